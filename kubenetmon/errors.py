@@ -1,0 +1,32 @@
+"""The errors that reach an operator.
+
+Contract: `str(error)` is one line that names the thing at fault and says what to do. `__main__` prints it
+and exits with `exit_code`; a traceback is never part of a message. Errors that stay inside one part of the
+program are defined in that part and derive from these.
+"""
+
+from __future__ import annotations
+
+
+class KubenetmonError(Exception):
+    """The program cannot go on; the message says why and what to do."""
+
+    exit_code: int = 1
+
+
+class ConfigurationError(KubenetmonError):
+    """What the operator wrote (file, environment, flag, secret, ranges file) cannot be used."""
+
+    exit_code = 2
+
+
+class MachineError(KubenetmonError):
+    """The machine lacks something: a kernel setting, a privilege, a package."""
+
+
+class ProtocolError(KubenetmonError):
+    """A peer sent something that cannot be read; the connection or batch is refused, nothing else happens."""
+
+
+class SchemaError(ConfigurationError):
+    """The table in ClickHouse lacks what the rows need."""
