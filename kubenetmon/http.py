@@ -1,0 +1,192 @@
+"""The HTTP side of a process: /metrics, /live, /ready, and pages that parts add.
+
+Contract: GET only, read-only. h11 parses; one request at a time per connection; requests, connections and
+time are bounded, so that a hostile peer costs at most `_MAX_CONNECTIONS` small buffers. aiohttp would serve
+as well and costs the agent 11 MB. At shutdown the port closes first and open connections are dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlsplit
+
+import h11
+
+from kubenetmon import __version__
+from kubenetmon.errors import ConfigurationError
+from kubenetmon.metrics import Metrics
+from kubenetmon.readiness import Readiness
+
+logger = logging.getLogger(__name__)
+
+_MAX_CONNECTIONS = 64
+_MAX_REQUEST_BYTES = 16 * 1024
+_IDLE_SECONDS = 30.0
+_ANSWER_SECONDS = 60.0
+
+TEXT = "text/plain; charset=utf-8"
+JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a page answers."""
+
+    body: bytes
+    content_type: str = TEXT
+    status: int = 200
+
+
+Page = Callable[[Mapping[str, str]], Response | Awaitable[Response]]
+"""Takes the query's parameters (the last value of each name)."""
+
+
+class HttpServer:
+    """Component that serves pages on one port; `run` raises `ConfigurationError` when the port is taken."""
+
+    name = "HTTP server"
+
+    def __init__(self, port: int, *, metrics: Metrics, readiness: Readiness, host: str | None = None) -> None:
+        self._host, self._port = host, port
+        self._metrics, self._readiness = metrics, readiness
+        self._connections: set[asyncio.Task[None]] = set()
+        self._pages: dict[str, Page] = {
+            "/metrics": self._show_metrics,
+            "/live": lambda _: Response(b"ok\n"),
+            "/ready": self._show_ready,
+        }
+        self.listening = asyncio.Event()
+
+    def add_page(self, path: str, page: Page) -> None:
+        """Serve `page` at exactly `path`."""
+        self._pages[path] = page
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        try:
+            server = await asyncio.start_server(
+                self._serve, self._host, self._port, limit=_MAX_REQUEST_BYTES, reuse_address=True
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"metrics port {self._port} cannot be served ({error.strerror}): free it or choose another"
+            ) from error
+        self._port = server.sockets[0].getsockname()[1]
+        self.listening.set()
+        logger.info("Beginning to serve metrics on port :%d/metrics", self._port)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            server.close()
+            for task in self._connections:
+                task.cancel()
+
+    async def stop(self) -> None:
+        """Nothing to finish: probes and scrapes are welcome until the end."""
+
+    @property
+    def port(self) -> int:
+        """The port served, once listening."""
+        return self._port
+
+    def _show_metrics(self, _: Mapping[str, str]) -> Response:
+        return Response(self._metrics.render(), "text/plain; version=0.0.4; charset=utf-8")
+
+    def _show_ready(self, _: Mapping[str, str]) -> Response:
+        body = json.dumps(self._readiness.report(), indent=1).encode() + b"\n"
+        return Response(body, JSON, 200 if self._readiness.ready else 503)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if len(self._connections) >= _MAX_CONNECTIONS:
+            writer.close()
+            return
+        self._connections.add(task)
+        try:
+            await self._converse(reader, writer)
+        except (OSError, TimeoutError, asyncio.CancelledError):
+            pass  # the peer went away or dawdled, or we are stopping
+        finally:
+            self._connections.discard(task)
+            writer.close()
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await writer.wait_closed()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_REQUEST_BYTES)
+        while True:
+            try:
+                async with asyncio.timeout(_IDLE_SECONDS):
+                    request = await _next_request(connection, reader)
+                if request is None:
+                    return
+                response = await self._answer(request)
+            except h11.RemoteProtocolError as error:
+                response = Response(f"{error}\n".encode(), status=error.error_status_hint)
+            if connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+                return
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await _send(connection, writer, response)
+            if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
+                return
+            connection.start_next_cycle()
+
+    async def _answer(self, request: h11.Request) -> Response:
+        if request.method not in (b"GET", b"HEAD"):
+            return Response(b"only GET is served here\n", status=405)
+        target = urlsplit(request.target.decode("latin-1"))
+        page = self._pages.get(target.path)
+        if page is None:
+            known = ", ".join(sorted(self._pages))
+            return Response(f"no such page; there are {known}\n".encode(), status=404)
+        try:
+            answer = page(dict(parse_qsl(target.query)))
+            return await answer if inspect.isawaitable(answer) else answer
+        except Exception:
+            logger.exception("The page %s failed", target.path)
+            return Response(b"this page failed; the log says why\n", status=500)
+
+
+async def _next_request(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
+    """The next request with its body read and forgotten, or None when the peer is done."""
+    request: h11.Request | None = None
+    body = 0
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await reader.read(_MAX_REQUEST_BYTES))
+        elif isinstance(event, h11.Request):
+            request = event
+        elif isinstance(event, h11.Data):
+            body += len(event.data)
+            if body > _MAX_REQUEST_BYTES:
+                raise h11.RemoteProtocolError("a request body is not read here", error_status_hint=413)
+        elif isinstance(event, h11.EndOfMessage):
+            return request
+        else:  # ConnectionClosed, PAUSED
+            return None
+
+
+async def _send(connection: h11.Connection, writer: asyncio.StreamWriter, response: Response) -> None:
+    head = h11.Response(
+        status_code=response.status,
+        headers=[
+            ("content-type", response.content_type),
+            ("content-length", str(len(response.body))),
+            ("server", f"kubenetmon/{__version__}"),
+            ("x-content-type-options", "nosniff"),
+        ],
+    )
+    is_head = connection.their_state is not h11.ERROR and connection._request_method == b"HEAD"
+    writer.write(connection.send(head) or b"")
+    if not is_head:
+        writer.write(connection.send(h11.Data(data=response.body)) or b"")
+    writer.write(connection.send(h11.EndOfMessage()) or b"")
+    await writer.drain()

@@ -1,0 +1,73 @@
+"""What decides whether a test can run here, in one place.
+
+A marker names what a test needs; where that is missing the test skips with the reason, and in CI (CI=true)
+it fails instead: a check that CI skips is no check. The one exception is `shared`, the development data
+beside the checkout, which a clone does without.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def _missing_root() -> str | None:
+    if os.geteuid() != 0:
+        return "needs root: network namespaces are made"
+    for program in ("ip", "nft"):
+        if shutil.which(program) is None:
+            return f"needs the program {program}"
+    return None
+
+
+def _missing_apiserver() -> str | None:
+    from tests.beds.kubernetes import find_binaries
+
+    try:
+        find_binaries()
+    except FileNotFoundError as error:
+        return str(error)
+    return None
+
+
+def _missing_chdb() -> str | None:
+    return None if importlib.util.find_spec("chdb") else "needs chdb: pip install 'kubenetmon[embedded]'"
+
+
+def _missing_shared() -> str | None:
+    return None if SHARED_DATA.is_dir() else "needs the development data beside the checkout"
+
+
+NEEDS: dict[str, Callable[[], str | None]] = {
+    "root": _missing_root,
+    "apiserver": _missing_apiserver,
+    "chdb": _missing_chdb,
+    "shared": _missing_shared,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, or in CI leave to fail, what lacks its needs."""
+    found: dict[str, str | None] = {}
+    for item in items:
+        for marker, probe in NEEDS.items():
+            if item.get_closest_marker(marker) is None:
+                continue
+            if marker not in found:
+                found[marker] = probe()
+            reason = found[marker]
+            if reason is not None and (marker == "shared" or os.environ.get("CI") != "true"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The development data; use with the marker `shared`."""
+    return SHARED_DATA
