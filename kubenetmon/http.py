@@ -122,18 +122,20 @@ class HttpServer:
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_REQUEST_BYTES)
         while True:
+            head_only = False
             try:
                 async with asyncio.timeout(_IDLE_SECONDS):
                     request = await _next_request(connection, reader)
                 if request is None:
                     return
+                head_only = request.method == b"HEAD"
                 response = await self._answer(request)
             except h11.RemoteProtocolError as error:
                 response = Response(f"{error}\n".encode(), status=error.error_status_hint)
             if connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
                 return
             async with asyncio.timeout(_ANSWER_SECONDS):
-                await _send(connection, writer, response)
+                await _send(connection, writer, response, head_only=head_only)
             if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
                 return
             connection.start_next_cycle()
@@ -174,7 +176,9 @@ async def _next_request(connection: h11.Connection, reader: asyncio.StreamReader
             return None
 
 
-async def _send(connection: h11.Connection, writer: asyncio.StreamWriter, response: Response) -> None:
+async def _send(
+    connection: h11.Connection, writer: asyncio.StreamWriter, response: Response, *, head_only: bool
+) -> None:
     head = h11.Response(
         status_code=response.status,
         headers=[
@@ -184,9 +188,8 @@ async def _send(connection: h11.Connection, writer: asyncio.StreamWriter, respon
             ("x-content-type-options", "nosniff"),
         ],
     )
-    is_head = connection.their_state is not h11.ERROR and connection._request_method == b"HEAD"
     writer.write(connection.send(head) or b"")
-    if not is_head:
+    if not head_only:
         writer.write(connection.send(h11.Data(data=response.body)) or b"")
     writer.write(connection.send(h11.EndOfMessage()) or b"")
     await writer.drain()
