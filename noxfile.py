@@ -1,0 +1,90 @@
+"""Every check and chore, by name; `nox -l` lists them.
+
+Sessions use the environment that nox itself runs in (`deploy/local` makes it), so that nothing is installed
+twice. `check` is what CI runs.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "native", "tests"]
+nox.options.error_on_external_run = False
+
+ROOT = Path(__file__).parent
+LOCKS = ROOT / "deploy" / "locks"
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, types and layers."""
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("lint-imports")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests; arguments go to pytest."""
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def proto(session: nox.Session) -> None:
+    """Make kubenetmon/proto/generated anew from the .proto files."""
+    session.run("python", "-m", "tests.beds.generate_proto", "--write")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Make the generated pages of docs/ anew (configuration, metrics)."""
+    session.run("python", "-m", "kubenetmon", "config", "--markdown", str(ROOT / "docs" / "configuration.md"))
+    session.run("python", "-m", "kubenetmon", "metrics", "--markdown", str(ROOT / "docs" / "metrics.md"))
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Pin every dependency with hashes, for all platforms: run-time, with the embedded engine, development."""
+    shared = ("uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes")
+    shared += ("--no-emit-index-url", "--no-header", *session.posargs, "pyproject.toml")
+    session.run(*shared, "--output-file", str(LOCKS / "runtime.lock"))
+    session.run(*shared, "--extra", "embedded", "--output-file", str(LOCKS / "embedded.lock"))
+    session.run(
+        *shared, "--extra", "embedded", "--group", "dev", "--output-file", str(LOCKS / "development.lock")
+    )
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The yardstick: work against floors measured in the same run, as ratios."""
+    session.run("python", "-m", "tests.bench", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Server and agents under demo traffic, an hour unless told (`-- --minutes 3`)."""
+    session.run("python", "-m", "tests.soak", *(session.posargs or ("--minutes", "60")))
+
+
+@nox.session
+def native(session: nox.Session) -> None:
+    """Our C: strict warnings, unit tests under ASan and UBSan, fuzzers for a bounded time."""
+    if shutil.which("clang") is None:
+        session.error("clang is missing: apt-get install clang libclang-rt-14-dev")
+    with tempfile.TemporaryDirectory() as scratch:
+        session.run("make", "-C", "csrc", f"BUILD={scratch}", "check", *session.posargs)
+
+
+@nox.session
+def check(session: nox.Session) -> None:
+    """What CI runs: everything above that judges, the tests last."""
+    for name in ("lint", "native"):
+        session.notify(name)
+    session.notify("soak", ["--minutes", "3"])
+    session.notify("tests")
