@@ -54,10 +54,9 @@ def lock(session: nox.Session) -> None:
     shared = ("uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes")
     shared += ("--no-emit-index-url", "--no-header", *session.posargs, "pyproject.toml")
     session.run(*shared, "--output-file", str(LOCKS / "runtime.lock"))
-    session.run(*shared, "--extra", "embedded", "--output-file", str(LOCKS / "embedded.lock"))
-    session.run(
-        *shared, "--extra", "embedded", "--group", "dev", "--output-file", str(LOCKS / "development.lock")
-    )
+    checkout = ("--extra", "embedded", "--group", "build")
+    session.run(*shared, *checkout, "--output-file", str(LOCKS / "embedded.lock"))
+    session.run(*shared, *checkout, "--group", "dev", "--output-file", str(LOCKS / "development.lock"))
 
 
 @nox.session
