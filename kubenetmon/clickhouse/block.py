@@ -13,7 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kubenetmon.clickhouse.native import (
+    LOW_CARDINALITY_VERSION,
+    ColumnType,
+    UnsupportedTypeError,
+    UsedEntries,
+    flag_maps,
+    integers,
+    low_cardinality,
+    parse_type,
+    strings,
+    text,
+    used_entries,
+)
 from kubenetmon.clickhouse.table import TableSchema
+from kubenetmon.errors import SchemaError
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,4 +88,99 @@ def encode(columns: Mapping[str, Column], schema: TableSchema, rows: int) -> Blo
     Raises `SchemaError` naming column and type where the table's type cannot take the column, `ValueError`
     where a column is not `rows` long.
     """
-    raise NotImplementedError
+    encoder = _Encoder(rows)
+    names: list[str] = []
+    parts: list[bytes] = []
+    for name, column in columns.items():
+        type_name = schema.columns.get(name)
+        if type_name is None:
+            continue
+        names.append(name)
+        parts.append(text(name) + text(type_name))
+        try:
+            column_type = parse_type(type_name)
+            if rows:
+                parts.append(encoder.data(column, column_type))
+        except UnsupportedTypeError as error:
+            raise SchemaError(
+                f"column {name} ({type_name}) of {schema} {error}; see `kubenetmon schema print`"
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"column {name}: {error}") from None
+    return Block(rows, tuple(names), b"".join(parts))
+
+
+class _Encoder:
+    """Encodes the columns of one block; knows which columns share an array of codes."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._used: dict[tuple[int, int], UsedEntries] = {}
+        self._nothing_coded = np.zeros(rows, np.uint8)
+
+    def data(self, column: Column, column_type: ColumnType) -> bytes:
+        """The column's data; raises `UnsupportedTypeError` where the type cannot take it."""
+        if isinstance(column, Values):
+            return self._values(column.array, column_type)
+        if isinstance(column, Constant):
+            return self._constant(column.value, column_type)
+        if isinstance(column, Coded):
+            return self._coded(column, column_type)
+        if column_type.kind != "map":
+            raise UnsupportedTypeError("cannot hold a map of flags")
+        used = self._entries(column.codes, len(column.dictionary))
+        maps = [column.dictionary[i] for i in used.ids]
+        return flag_maps(maps, used.inverse, column_type.low_cardinality_keys)
+
+    def _values(self, array: NDArray[np.integer[Any]], column_type: ColumnType) -> bytes:
+        if len(array) != self._rows:
+            raise ValueError(f"{len(array)} values for {self._rows} rows")
+        if column_type.kind == "ipv6":
+            if array.ndim != 2 or array.shape[1] != 16 or array.dtype != np.uint8:
+                raise UnsupportedTypeError("takes addresses of 16 bytes")
+            return array.tobytes()
+        if column_type.kind not in ("number", "enum") or array.ndim != 1:
+            raise UnsupportedTypeError("cannot hold a number")
+        return integers(array, column_type.dtype)
+
+    def _constant(self, value: str | int, column_type: ColumnType) -> bytes:
+        if isinstance(value, str):
+            if column_type.kind == "string":
+                return text(value) * self._rows
+            if column_type.kind == "low_cardinality":
+                return LOW_CARDINALITY_VERSION + low_cardinality([value], self._nothing_coded)
+            value = _member(value, column_type)
+        elif column_type.kind == "ipv6" and 0 <= value < 1 << 128:
+            return value.to_bytes(16, "big") * self._rows
+        elif column_type.kind not in ("number", "enum"):
+            raise UnsupportedTypeError("cannot hold a number")
+        limits = np.iinfo(column_type.dtype)
+        if not limits.min <= value <= limits.max:
+            raise UnsupportedTypeError(f"is too narrow for {value}")
+        return np.array([value], column_type.dtype).tobytes() * self._rows
+
+    def _coded(self, column: Coded, column_type: ColumnType) -> bytes:
+        used = self._entries(column.codes, len(column.dictionary))
+        values = [column.dictionary[i] for i in used.ids]
+        if column_type.kind == "low_cardinality":
+            return LOW_CARDINALITY_VERSION + low_cardinality(values, used.inverse)
+        if column_type.kind == "string":
+            return strings(values, used.inverse)
+        numbers = np.array([_member(value, column_type) for value in values], column_type.dtype)
+        return bytes(numbers[used.inverse].tobytes())
+
+    def _entries(self, codes: NDArray[np.integer[Any]], entries: int) -> UsedEntries:
+        if len(codes) != self._rows:
+            raise ValueError(f"{len(codes)} codes for {self._rows} rows")
+        key = (id(codes), entries)
+        if key not in self._used:
+            self._used[key] = used_entries(codes, entries)
+        return self._used[key]
+
+
+def _member(name: str, column_type: ColumnType) -> int:
+    if column_type.kind != "enum":
+        raise UnsupportedTypeError("cannot hold a string")
+    if name not in column_type.members:
+        raise UnsupportedTypeError(f"has no member {name!r}")
+    return column_type.members[name]

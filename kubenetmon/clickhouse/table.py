@@ -26,8 +26,8 @@ def literal(text: str) -> str:
 class TableSchema:
     """The columns of one table that an INSERT may name.
 
-    `columns` maps a column's name to its type as `system.columns` spells it, in the table's order; materialized
-    and alias columns are not in it.
+    `columns` maps a column's name to its type as `system.columns` spells it, in the table's order;
+    materialized and alias columns are not in it.
     """
 
     database: str

@@ -1,0 +1,199 @@
+"""ClickHouse's Native format: how the values of one column type lie in a block.
+
+Contract: pure functions over arrays; work in Python is per dictionary entry, never per row. Layouts are
+those of protocol revisions below 54454 (no custom serialization byte), which asynch's connection announces
+and which `FORMAT Native` uses, so that one encoding serves both sinks.
+
+Source for the layouts: ClickHouse's SerializationLowCardinality, SerializationMap, SerializationArray and
+SerializationString; every one is checked against the engine in tests/clickhouse.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LOW_CARDINALITY_VERSION = (1).to_bytes(8, "little")  # SharedDictionariesWithAdditionalKeys
+_HAS_ADDITIONAL_KEYS = 1 << 9
+_NEED_UPDATE_DICTIONARY = 1 << 10
+_INDEX_DTYPES = (np.dtype("<u1"), np.dtype("<u2"), np.dtype("<u4"))
+
+_INTEGERS: Mapping[str, np.dtype[Any]] = {
+    "UInt8": np.dtype("<u1"),
+    "UInt16": np.dtype("<u2"),
+    "UInt32": np.dtype("<u4"),
+    "UInt64": np.dtype("<u8"),
+    "Int8": np.dtype("<i1"),
+    "Int16": np.dtype("<i2"),
+    "Int32": np.dtype("<i4"),
+    "Int64": np.dtype("<i8"),
+    "Date": np.dtype("<u2"),
+    "Date32": np.dtype("<i4"),
+    "DateTime": np.dtype("<u4"),
+    "IPv4": np.dtype("<u4"),
+}
+_ENUM = re.compile(r"Enum(8|16)\((.*)\)", re.DOTALL)
+_ENUM_MEMBER = re.compile(r"'((?:[^'\\]|\\.)*)' = (-?\d+)")
+_MAP = re.compile(r"Map\((LowCardinality\(String\)|String), (Bool|UInt8)\)")
+_DATE_TIME = re.compile(r"DateTime\('[^']*'\)")
+
+
+class UnsupportedTypeError(Exception):
+    """The column's type cannot take what the column holds; the caller knows the names."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnType:
+    """A column type, taken apart.
+
+    `kind` is number, ipv6, enum, string, low_cardinality or map; `dtype` is set for numbers and enums.
+    """
+
+    kind: str
+    dtype: np.dtype[Any] = _INTEGERS["UInt8"]
+    members: Mapping[str, int] = field(default_factory=dict)
+    low_cardinality_keys: bool = False
+
+
+@lru_cache(maxsize=256)
+def parse_type(text: str) -> ColumnType:
+    """The type that `system.columns` spells `text`; raises `UnsupportedTypeError` for others than ours."""
+    if text == "String":
+        return ColumnType("string")
+    if text == "LowCardinality(String)":
+        return ColumnType("low_cardinality")
+    if text == "IPv6":
+        return ColumnType("ipv6")
+    if text in _INTEGERS:
+        return ColumnType("number", _INTEGERS[text])
+    if _DATE_TIME.fullmatch(text):
+        return ColumnType("number", _INTEGERS["DateTime"])
+    if enum := _ENUM.fullmatch(text):
+        members = {
+            re.sub(r"\\(.)", r"\1", name): int(number) for name, number in _ENUM_MEMBER.findall(enum[2])
+        }
+        return ColumnType("enum", np.dtype("<i1" if enum[1] == "8" else "<i2"), members)
+    if found := _MAP.fullmatch(text):
+        return ColumnType("map", low_cardinality_keys=found[1] != "String")
+    raise UnsupportedTypeError("is of a type that kubenetmon cannot write")
+
+
+def varint(number: int) -> bytes:
+    """Unsigned LEB128."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def text(value: str) -> bytes:
+    """One String value: its length in bytes as varint, then the bytes; lone surrogates become `?`."""
+    encoded = value.encode("utf-8", "replace")
+    length = len(encoded)
+    return (bytes((length,)) if length < 0x80 else varint(length)) + encoded
+
+
+@dataclass(frozen=True, slots=True)
+class UsedEntries:
+    """The entries of a dictionary that rows use: `dictionary[ids[inverse]]` equals `dictionary[codes]`."""
+
+    ids: list[int]
+    inverse: NDArray[np.unsignedinteger[Any]]
+
+
+def used_entries(codes: NDArray[np.integer[Any]], entries: int) -> UsedEntries:
+    """Which of a dictionary's `entries` entries `codes` of shape (n,) name.
+
+    Raises `ValueError` for a code outside the dictionary.
+    """
+    if len(codes) and (int(codes.min()) < 0 or int(codes.max()) >= entries):
+        raise ValueError(f"a code lies outside its dictionary of {entries} entries")
+    if entries > 16 * len(codes):  # a large dictionary and few rows: do not touch all of it
+        ids, inverse = np.unique(codes, return_inverse=True)
+        return UsedEntries(ids.tolist(), inverse.astype(index_dtype(len(ids))))
+    used = np.zeros(entries, np.bool_)
+    used[codes] = True
+    ids = np.flatnonzero(used)
+    position = np.empty(entries, index_dtype(len(ids)))
+    position[ids] = np.arange(len(ids))
+    return UsedEntries(ids.tolist(), position[codes])
+
+
+def index_dtype(entries: int) -> np.dtype[Any]:
+    """The narrowest unsigned type that numbers so many entries."""
+    return _INDEX_DTYPES[0 if entries <= 1 << 8 else 1 if entries <= 1 << 16 else 2]
+
+
+def integers(array: NDArray[np.integer[Any]], dtype: np.dtype[Any]) -> bytes:
+    """Numbers in the column's width; raises `UnsupportedTypeError` where one does not fit."""
+    if array.dtype != dtype:
+        narrowing = array.dtype.kind == "i" or dtype.kind == "i" or array.dtype.itemsize > dtype.itemsize
+        if narrowing and len(array):
+            limits = np.iinfo(dtype)
+            if int(array.min()) < limits.min or int(array.max()) > limits.max:
+                raise UnsupportedTypeError("is too narrow for a value that it should take")
+        array = array.astype(dtype)
+    return array.tobytes()
+
+
+def strings(values: Sequence[str], inverse: NDArray[np.unsignedinteger[Any]]) -> bytes:
+    """A String column: the row i holds `values[inverse[i]]`."""
+    encoded = np.empty(len(values), object)
+    encoded[:] = [text(value) for value in values]
+    return b"".join(encoded[inverse].tolist())
+
+
+def low_cardinality(values: Sequence[str], inverse: NDArray[np.unsignedinteger[Any]]) -> bytes:
+    """A LowCardinality(String) column without its version, one dictionary of its own; nothing for no rows."""
+    if not len(inverse):
+        return b""
+    number: dict[str, int] = {}
+    renumbered = [number.setdefault(value, len(number)) for value in values]
+    dtype = index_dtype(len(number))
+    indexes = np.array(renumbered, dtype)[inverse] if len(number) < len(values) else inverse.astype(dtype)
+    flags = _HAS_ADDITIONAL_KEYS | _NEED_UPDATE_DICTIONARY | _INDEX_DTYPES.index(dtype)
+    return b"".join(
+        (
+            flags.to_bytes(8, "little"),
+            len(number).to_bytes(8, "little"),
+            *map(text, number),
+            len(inverse).to_bytes(8, "little"),
+            indexes.tobytes(),
+        )
+    )
+
+
+def flag_maps(
+    maps: Sequence[Mapping[str, bool]], inverse: NDArray[np.unsignedinteger[Any]], low_cardinality_keys: bool
+) -> bytes:
+    """A Map column with its prefix: end offsets, then all keys, then all values."""
+    sizes = np.array([len(flags) for flags in maps], np.uint64)
+    names = [name for flags in maps for name in flags]
+    values = np.array([value for flags in maps for value in flags.values()], np.uint8)
+    ends = np.cumsum(sizes[inverse], dtype=np.uint64)
+    total = int(ends[-1])
+    # Entry j of row i is entry start[map of i] + j of all maps' entries laid end to end.
+    starts = np.cumsum(sizes, dtype=np.int64) - sizes.astype(np.int64)
+    row_sizes = sizes[inverse].astype(np.int64)
+    first_of_row = np.repeat(ends.astype(np.int64) - row_sizes, row_sizes)
+    entries = np.repeat(starts[inverse], row_sizes) + (np.arange(total) - first_of_row)
+    used = used_entries(entries, len(names)) if total else UsedEntries([], np.empty(0, np.uint8))
+    key_values = [names[i] for i in used.ids]
+    return b"".join(
+        (
+            LOW_CARDINALITY_VERSION if low_cardinality_keys else b"",
+            ends.astype("<u8").tobytes(),
+            low_cardinality(key_values, used.inverse)
+            if low_cardinality_keys
+            else strings(key_values, used.inverse),
+            values[entries].tobytes(),
+        )
+    )
