@@ -36,13 +36,9 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 class Flow(betterproto2.Message):
     proto: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
 
-    original: "FlowTuple | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    original: "FlowTuple | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
-    reply: "FlowTuple | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    reply: "FlowTuple | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("grpc", "Flow", Flow)
@@ -50,13 +46,9 @@ default_message_pool.register_message("grpc", "Flow", Flow)
 
 @dataclass(eq=False, repr=False)
 class FlowTuple(betterproto2.Message):
-    source: "L4Endpoint | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    source: "L4Endpoint | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
-    destination: "L4Endpoint | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    destination: "L4Endpoint | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
     packets: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
 
@@ -75,16 +67,12 @@ class L4Endpoint(betterproto2.Message):
         - ip_addr:
     """
 
-    v4: "int | None" = betterproto2.field(
-        1, betterproto2.TYPE_FIXED32, optional=True, group="ip_addr"
-    )
+    v4: "int | None" = betterproto2.field(1, betterproto2.TYPE_FIXED32, optional=True, group="ip_addr")
     """
     the 32-bit number that ipaddress.IPv4Address takes
     """
 
-    v6: "bytes | None" = betterproto2.field(
-        2, betterproto2.TYPE_BYTES, optional=True, group="ip_addr"
-    )
+    v6: "bytes | None" = betterproto2.field(2, betterproto2.TYPE_BYTES, optional=True, group="ip_addr")
     """
     16 bytes in network order
     """
@@ -97,9 +85,7 @@ default_message_pool.register_message("grpc", "L4Endpoint", L4Endpoint)
 
 @dataclass(eq=False, repr=False)
 class Observation(betterproto2.Message):
-    flow: "Flow | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    flow: "Flow | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
     node_name: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
@@ -142,15 +128,11 @@ class FlowHandlerStub(betterproto2_grpclib.ServiceStub):
 
 
 class FlowHandlerBase(betterproto2_grpclib.ServiceBase):
-    async def submit(
-        self, messages: "AsyncIterator[Observation]"
-    ) -> "ObservationSummary":
+    async def submit(self, messages: "AsyncIterator[Observation]") -> "ObservationSummary":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_submit(
-        self, stream: "grpclib.server.Stream[Observation, ObservationSummary]"
-    ) -> None:
+    async def __rpc_submit(self, stream: "grpclib.server.Stream[Observation, ObservationSummary]") -> None:
         request = stream.__aiter__()
         response = await self.submit(request)
         await stream.send_message(response)

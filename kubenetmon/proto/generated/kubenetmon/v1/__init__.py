@@ -3,14 +3,7 @@
 # plugin: python-betterproto2
 # This file has been @generated
 
-__all__ = (
-    "BatchAck",
-    "FlowArrays",
-    "FlowBatch",
-    "FlowCollectorBase",
-    "FlowCollectorStub",
-    "Outcome",
-)
+__all__ = ("BatchAck", "FlowArrays", "FlowBatch", "FlowCollectorBase", "FlowCollectorStub", "Outcome")
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass
@@ -74,9 +67,7 @@ class BatchAck(betterproto2.Message):
 
     sequence: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
 
-    outcome: "Outcome" = betterproto2.field(
-        3, betterproto2.TYPE_ENUM, default_factory=lambda: Outcome(0)
-    )
+    outcome: "Outcome" = betterproto2.field(3, betterproto2.TYPE_ENUM, default_factory=lambda: Outcome(0))
 
     reason: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
     """
@@ -112,9 +103,7 @@ class FlowArrays(betterproto2.Message):
     uint32, or 16 bytes
     """
 
-    original_destination_address: "bytes" = betterproto2.field(
-        4, betterproto2.TYPE_BYTES
-    )
+    original_destination_address: "bytes" = betterproto2.field(4, betterproto2.TYPE_BYTES)
     """
     uint32, or 16 bytes
     """
@@ -201,13 +190,9 @@ class FlowBatch(betterproto2.Message):
     Unix seconds, later than interval_start
     """
 
-    ipv4: "FlowArrays | None" = betterproto2.field(
-        6, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    ipv4: "FlowArrays | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
 
-    ipv6: "FlowArrays | None" = betterproto2.field(
-        7, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    ipv6: "FlowArrays | None" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("kubenetmon.v1", "FlowBatch", FlowBatch)
@@ -240,9 +225,7 @@ class FlowCollectorStub(betterproto2_grpclib.ServiceStub):
 
 
 class FlowCollectorBase(betterproto2_grpclib.ServiceBase):
-    async def push(
-        self, messages: "AsyncIterator[FlowBatch]"
-    ) -> "AsyncIterator[BatchAck]":
+    async def push(self, messages: "AsyncIterator[FlowBatch]") -> "AsyncIterator[BatchAck]":
         """
         The server sends its initial metadata at once, before it reads anything: a client that waits for it
         knows that Push exists here before it lets a batch go out this way.
@@ -251,9 +234,7 @@ class FlowCollectorBase(betterproto2_grpclib.ServiceBase):
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield BatchAck()
 
-    async def __rpc_push(
-        self, stream: "grpclib.server.Stream[FlowBatch, BatchAck]"
-    ) -> None:
+    async def __rpc_push(self, stream: "grpclib.server.Stream[FlowBatch, BatchAck]") -> None:
         request = stream.__aiter__()
         await self._call_rpc_handler_server_stream(
             self.push,

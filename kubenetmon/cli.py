@@ -1,0 +1,200 @@
+"""The command line. Every command imports what it needs when it runs: the agent stays small."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kubenetmon import __version__, logs
+from kubenetmon.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from kubenetmon.config.server import ServerConfig
+
+_DESCRIPTION = """\
+Exact data-transfer metering for Kubernetes: an agent on every node reads the kernel's conntrack counters, a
+server attributes them to workloads, zones, cloud regions and services, and ClickHouse keeps the rows.
+"""
+_EPILOG = """\
+to begin:
+  kubenetmon demo                  a small world on this machine, metered end to end (root)
+  kubenetmon --role all            meter this machine's own connections (root)
+  kubenetmon --role server --set cloud=aws --set region=us-west-2 --set cluster=c1 \\
+      --set environment=development --set clickhouse_endpoint=localhost:9000
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and run; returns the exit status. Raises `KubenetmonError` for what an operator can mend."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logs.configure(options.log_format, getattr(logging, options.log_level.upper()))
+    if options.command is not None:
+        handler: Callable[[argparse.Namespace], int] = options.handler
+        return handler(options)
+    if options.role is None:
+        parser.print_help(sys.stderr)
+        return 2
+    return _run_role(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kubenetmon",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=None)
+    parser.add_argument("--version", action="version", version=f"kubenetmon {__version__}")
+    parser.add_argument(
+        "--log-format",
+        choices=("auto", "json", "plain"),
+        default="auto",
+        help="json: an object a line; plain: for people; auto (default): plain on a terminal, else json",
+    )
+    parser.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default: info"
+    )
+    parser.add_argument(
+        "--role",
+        choices=("agent", "server", "all"),
+        help="agent: on every node, configured by environment variables; server: configured by a file; "
+        "all: both in one process, for one machine, needs no configuration",
+    )
+    _add_config_options(parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_demo(commands)
+    _add_schema(commands)
+    _add_ranges(commands)
+    for name, text, handler in (
+        ("config", "list the agent's variables and the server's keys (Markdown)", _print_config),
+        ("metrics", "list the metrics (Markdown)", _print_metrics),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(command=name, handler=handler)
+    return parser
+
+
+def _add_config_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the server's configuration (default: /etc/kubenetmon-server/config.yaml)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="set one key of the configuration; repeatable; `kubenetmon config` lists the keys",
+    )
+
+
+def _add_demo(commands: Any) -> None:
+    from kubenetmon.demo import arguments
+
+    text = "build a small world of network namespaces, meter it end to end, and compare the sums (root)"
+    command = commands.add_parser("demo", help=text, description=text)
+    arguments.add_arguments(command)
+
+    def handler(options: argparse.Namespace) -> int:
+        from kubenetmon.demo.run import main
+
+        return main(options)
+
+    command.set_defaults(command="demo", handler=handler)
+
+
+def _add_schema(commands: Any) -> None:
+    text = "print, check or create the table in ClickHouse"
+    command = commands.add_parser("schema", help=text, description=text)
+    actions = command.add_subparsers(title="actions", metavar="ACTION", required=True)
+    for action, meaning in (
+        ("print", "print the statements, run nothing"),
+        ("apply", "create the table, or add what an older one lacks; never destroys"),
+        ("check", "say what the table lacks; exit 2 when rows would not fit"),
+    ):
+        sub = actions.add_parser(action, help=meaning, description=meaning)
+        sub.set_defaults(command="schema", action=action, handler=_schema)
+        _add_config_options(sub)
+        sub.add_argument("--cluster", help="Replicated and Distributed tables on this ClickHouse cluster")
+        sub.add_argument("--ipv6", action="store_true", help="with the columns localIPv6 and remoteIPv6")
+        sub.add_argument("--ttl-days", type=int, default=90, metavar="N", help="keep rows so long (90)")
+
+
+def _add_ranges(commands: Any) -> None:
+    text = "download the providers' published address ranges"
+    command = commands.add_parser("ranges", help=text, description=text)
+    actions = command.add_subparsers(title="actions", metavar="ACTION", required=True)
+    sub = actions.add_parser("download", help=text, description=text)
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
+    sub.set_defaults(command="ranges", handler=_ranges)
+
+
+def _run_role(options: argparse.Namespace) -> int:
+    from kubenetmon import app
+
+    environ: Mapping[str, str] = os.environ
+    if options.role == "agent":
+        if options.config or options.overrides:
+            raise ConfigurationError("the agent is configured by environment variables, not --config or --set")
+        _run(app.run_agent(environ))
+    elif options.role == "server":
+        from kubenetmon import app_server
+
+        _run(app_server.run_server(_server_config(options)))
+    else:
+        from kubenetmon import app_all
+
+        _run(app_all.run_all(environ, options.config, options.overrides))
+    return 0
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    import uvloop
+
+    uvloop.run(work)
+
+
+def _server_config(options: argparse.Namespace) -> ServerConfig:
+    from kubenetmon.config import server
+
+    path = options.config
+    if path is None and (server.DEFAULT_PATH.exists() or not options.overrides):
+        path = server.DEFAULT_PATH
+    return server.load(path, options.overrides)
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from kubenetmon import schema_command
+
+    return asyncio.run(schema_command.run(options))
+
+
+def _ranges(options: argparse.Namespace) -> int:
+    from kubenetmon.server.ranges import download_command
+
+    return asyncio.run(download_command.run(options.out))
+
+
+def _print_config(_: argparse.Namespace) -> int:
+    from kubenetmon.config import markdown
+
+    print(markdown.configuration())
+    return 0
+
+
+def _print_metrics(_: argparse.Namespace) -> int:
+    from kubenetmon.metrics import markdown
+
+    print(markdown.metrics())
+    return 0
