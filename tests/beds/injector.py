@@ -2,8 +2,8 @@
 
 Three namespaces in a row, source, node and sink. Packets written on the wire of the source (or, for
 replies, of the sink) are forwarded by the node, whose connection tracking sees each as part of a flow:
-`tcp_loose` takes a TCP flow up in its middle, `tcp_be_liberal` asks no window of it. Nobody answers: the sink's
-hardware address is not the one that the node sends to, so what arrives there is dropped at once.
+`tcp_loose` takes a TCP flow up in its middle, `tcp_be_liberal` asks no window of it. Nobody answers: the
+hardware address that the node sends to is nobody's, so what leaves it is dropped at once.
 
 The node's own nft counters, not the number of packets written, are the truth: where the kernel's backlog
 overflows, a packet dies before the node and neither the counters nor connection tracking have seen it.
@@ -113,9 +113,10 @@ class InjectionBed:
             flows = np.arange(first + start, first + start + size, dtype=np.int64)
             lengths = np.broadcast_to(np.asarray(payload, np.int64), count)[start : start + size] + header
             frames = _frames(protocol, flows, lengths, direction)
-            ends = (lengths + _ETHERNET).tolist()
-            for row, end in enumerate(ends):
-                wire.send(frames[row, :end])
+            octets = memoryview(frames.reshape(-1).data)
+            begins = range(0, octets.nbytes, frames.shape[1])
+            for begin, size_on_wire in zip(begins, (lengths + _ETHERNET).tolist(), strict=True):
+                wire.send(octets[begin : begin + size_on_wire])
             written += int(lengths.sum())
         return Count(count, written)
 
@@ -178,7 +179,10 @@ def _frames(
     lengths: NDArray[np.int64],
     direction: Literal["original", "reply"],
 ) -> NDArray[np.uint8]:
-    """Ethernet frames, shape (n, longest), one row a packet; the IP checksum is right, the other is not asked."""
+    """Ethernet frames, shape (n, longest), one row a packet.
+
+    The IP header's checksum is right; the node is told not to check the transport's.
+    """
     frames = np.zeros((len(flows), _ETHERNET + int(lengths.max())), np.uint8)
     mac = bytes.fromhex(_NODE_MAC[direction].replace(":", ""))
     frames[:, :6] = np.frombuffer(mac, np.uint8)
