@@ -1,0 +1,216 @@
+"""The embedded engine: ClickHouse in this process, on a directory.
+
+Contract: one process at a time holds a path (a lock file says who), and one engine per process: opening the
+same path again shares it. Inserts run one at a time in a thread of their own; the event loop never waits for
+the engine. `close` waits for what is in flight, then lets the engine go.
+
+Killed in the middle of an insert nothing is lost or doubled: see `deduplication_log`, which is repaired at
+every open. That repair is exact because inserts run one after another: when a part is missing for a token,
+no later part can cover its block number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kubenetmon.clickhouse.block import Block
+from kubenetmon.clickhouse.deduplication_log import forget_tokens_without_part
+from kubenetmon.clickhouse.native import varint
+from kubenetmon.clickhouse.sinks import (
+    ClickHouseError,
+    ClickHouseUnreachableError,
+    Settings,
+    insert_statement,
+    one_line,
+)
+from kubenetmon.clickhouse.table import literal
+from kubenetmon.errors import ConfigurationError, MachineError
+
+LOCK_NAME = "kubenetmon.lock"
+_CODE = re.compile(r"Code: (\d+)\. ")
+_RESULT_FORMAT = "JSONCompactEachRow"
+_RESULT_SETTINGS: Settings = {"output_format_json_quote_64bit_integers": 0}
+
+Returned = TypeVar("Returned")
+
+
+class _Engine:
+    """One open path: its lock, its connections and its threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.users = 1
+        self._lock_file = _locked(path)
+        try:
+            forget_tokens_without_part(path)
+            self._connect = _chdb_connection()
+            self._insert_connection = self._connect(str(path))
+            self._query_connection = self._connect(str(path))
+        except RuntimeError as error:
+            os.close(self._lock_file)
+            raise MachineError(
+                f"cannot open the embedded ClickHouse at {path}: {one_line(str(error))}"
+            ) from None
+        except BaseException:
+            os.close(self._lock_file)
+            raise
+        self.insert_thread = ThreadPoolExecutor(1, "clickhouse-insert")
+        self.query_thread = ThreadPoolExecutor(1, "clickhouse-query")
+
+    def insert(self, statement: str, block: Block) -> None:
+        """Runs in the insert thread."""
+        inserter = self._insert_connection.send_insert(statement, "Native")
+        try:
+            inserter.append(varint(len(block.columns)) + varint(block.rows))
+            inserter.append(block.body)
+            inserter.finish()
+        except BaseException:
+            inserter.cancel()
+            raise
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        """Runs in the query thread."""
+        text: str = self._query_connection.query(statement, _RESULT_FORMAT).data()
+        return [tuple(json.loads(line)) for line in text.splitlines()]
+
+    def close(self) -> None:
+        """Blocks until both threads are done."""
+        self.insert_thread.shutdown()
+        self.query_thread.shutdown()
+        self._insert_connection.close()
+        self._query_connection.close()
+        os.close(self._lock_file)
+
+
+_engines: dict[Path, _Engine] = {}
+_engines_guard = threading.Lock()
+
+
+class EmbeddedSink:
+    """A `Sink` on the embedded engine at a directory, which is made when missing.
+
+    Construction opens the engine (half a second). Raises `MachineError` where chdb is not installed, the
+    path is held by another process or the engine cannot open it; `ConfigurationError` for a path it cannot
+    take.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        if not str(path) or "?" in str(path):
+            raise ConfigurationError(f"chdb:{path}: the path is empty or has a ? in it; name a directory")
+        resolved = Path(path).absolute()
+        with _engines_guard:
+            engine = _engines.get(resolved)
+            if engine is not None:
+                engine.users += 1
+            elif _engines:
+                other = next(iter(_engines))
+                raise MachineError(f"chdb:{path}: this process already holds {other}; use one path")
+            else:
+                engine = _engines[resolved] = _Engine(resolved)
+        self._engine: _Engine | None = engine
+        self._address = f"chdb:{path}"
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    async def query(self, sql: str, settings: Settings | None = None) -> list[tuple[Any, ...]]:
+        engine = self._open_engine()
+        statement = (
+            f"{sql} {_settings_clause({**_RESULT_SETTINGS, **(settings or {})})}" if _selects(sql) else sql
+        )
+        return await self._in_thread(engine.query_thread, lambda: engine.query(statement))
+
+    async def insert(self, database: str, table: str, block: Block, token: str, settings: Settings) -> None:
+        engine = self._open_engine()
+        if not block.rows:
+            return
+        all_settings = {
+            **settings,
+            "insert_deduplication_token": token,
+            # One block of data stays one block, whatever its size.
+            "max_insert_block_size": block.rows + 1,
+            "input_format_parallel_parsing": 0,
+        }
+        statement = f"{insert_statement(database, table, block)} {_settings_clause(all_settings)}"
+        await self._in_thread(engine.insert_thread, lambda: engine.insert(statement, block))
+
+    async def ping(self) -> None:
+        await self.query("SELECT 1")
+
+    async def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(_release, engine)
+
+    def _open_engine(self) -> _Engine:
+        if self._engine is None:
+            raise ClickHouseUnreachableError(f"{self._address} is closed")
+        return self._engine
+
+    async def _in_thread(self, thread: ThreadPoolExecutor, work: Callable[[], Returned]) -> Returned:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(thread, work)
+        except RuntimeError as error:  # chdb raises nothing more specific, from any of its calls
+            found = _CODE.search(str(error))
+            if found is None:
+                raise ClickHouseUnreachableError(f"{self._address}: {one_line(str(error))}") from None
+            raise ClickHouseError(int(found[1]), str(error)[found.end() :]) from None
+
+
+def _release(engine: _Engine) -> None:
+    with _engines_guard:
+        engine.users -= 1
+        if engine.users == 0:
+            engine.close()
+            del _engines[engine.path]
+
+
+def _chdb_connection() -> Callable[[str], Any]:
+    try:
+        from chdb.state.sqlitelike import Connection
+    except ImportError:
+        raise MachineError(
+            "the embedded ClickHouse is not installed: pip install 'kubenetmon[embedded]'"
+        ) from None
+    return Connection
+
+
+def _locked(path: Path) -> int:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise MachineError(f"chdb:{path} cannot be used: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        raise MachineError(f"chdb:{path} is in use by process {holder or 'unknown'}; stop it first") from None
+    with contextlib.suppress(OSError):  # the number is for people; the lock itself is held
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+def _selects(sql: str) -> bool:
+    return sql.lstrip(" \n(").upper().startswith(("SELECT", "WITH"))
+
+
+def _settings_clause(settings: Settings) -> str:
+    return "SETTINGS " + ", ".join(f"{name} = {_setting(value)}" for name, value in settings.items())
+
+
+def _setting(value: str | int) -> str:
+    return literal(value) if isinstance(value, str) else str(int(value))
