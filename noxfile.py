@@ -44,14 +44,24 @@ def proto(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Make the generated pages of docs/ anew (configuration, metrics)."""
-    session.run("python", "-m", "kubenetmon", "config", "--markdown", str(ROOT / "docs" / "configuration.md"))
-    session.run("python", "-m", "kubenetmon", "metrics", "--markdown", str(ROOT / "docs" / "metrics.md"))
+    for page, command in (("configuration.md", "config"), ("metrics.md", "metrics")):
+        with (ROOT / "docs" / page).open("w") as file:
+            session.run("kubenetmon", command, stdout=file)
 
 
 @nox.session
 def lock(session: nox.Session) -> None:
     """Pin every dependency with hashes, for all platforms: run-time, with the embedded engine, development."""
-    shared = ("uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes")
+    shared = (
+        "uv",
+        "pip",
+        "compile",
+        "--quiet",
+        "--universal",
+        "--python-version",
+        "3.11",
+        "--generate-hashes",
+    )
     shared += ("--no-emit-index-url", "--no-header", *session.posargs, "pyproject.toml")
     session.run(*shared, "--output-file", str(LOCKS / "runtime.lock"))
     checkout = ("--extra", "embedded", "--group", "build")

@@ -146,7 +146,9 @@ def _run_role(options: argparse.Namespace) -> int:
     environ: Mapping[str, str] = os.environ
     if options.role == "agent":
         if options.config or options.overrides:
-            raise ConfigurationError("the agent is configured by environment variables, not --config or --set")
+            raise ConfigurationError(
+                "the agent is configured by environment variables, not --config or --set"
+            )
         _run(app.run_agent(environ))
     elif options.role == "server":
         from kubenetmon import app_server

@@ -31,8 +31,6 @@ def _key(
     default: Any, parse: values.Parser, meaning: str, *, required: bool = False, unused: bool = False
 ) -> Any:
     metadata = {"parse": parse, "meaning": meaning, "required": required, "unused": unused}
-    if isinstance(default, (list, dict)):
-        raise TypeError("defaults are immutable")
     return field(default=default, metadata=metadata)
 
 
@@ -42,9 +40,14 @@ class ServerConfig:
 
     environment: str = _key("", values.text, "Goes into the column `environment`", required=True)
     cloud: str = _key(
-        "", values.one_of("aws", "gcp", "azure", "none"), "This cluster's provider; `none`: none", required=True
+        "",
+        values.one_of("aws", "gcp", "azure", "none"),
+        "This cluster's provider; `none`: none",
+        required=True,
     )
-    region: str = _key("", values.lower_text, "This cluster's region as the provider writes it", required=True)
+    region: str = _key(
+        "", values.lower_text, "This cluster's region as the provider writes it", required=True
+    )
     cluster: str = _key("", values.text, "This cluster's name", required=True)
     metrics_port: int = _key(8883, values.port, "Port of /metrics, /live and /ready")
     grpc_port: int = _key(8884, values.port, "Port that agents report to")
@@ -94,8 +97,8 @@ class ServerConfig:
         values.networks,
         "Further networks of one's own: INTRA_VPC, beside RFC 1918, link-local and the like",
     )
-    connection_flags: Mapping[str, tuple[Network, ...]] = _key(
-        values.EMPTY_FLAGS, values.flags, "Flag name to networks (NAT gateways, load balancers, …)"
+    connection_flags: tuple[tuple[str, tuple[Network, ...]], ...] = _key(
+        (), values.flags, "Flag name to networks (NAT gateways, load balancers, …)"
     )
     cloud_ranges_dir: Path | None = _key(
         None, values.path, "Read aws.json, gcp.json, google.json, azure.json here instead of downloading"
@@ -161,7 +164,8 @@ def _check_together(config: ServerConfig) -> None:
         raise ConfigurationError("metrics_port and grpc_port are the same: choose another for one of them")
     if config.environment not in ("development", "staging", "production"):
         logger.warning(
-            "environment %r is none of development, staging, production; it is used as it is", config.environment
+            "environment %r is none of development, staging, production; it is used as it is",
+            config.environment,
         )
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 from kubenetmon.config.duration import parse_duration
@@ -16,7 +15,6 @@ from kubenetmon.errors import ConfigurationError
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Parser = Callable[[str, Any], Any]
 
-EMPTY_FLAGS: Mapping[str, tuple[Network, ...]] = MappingProxyType({})
 _MAX_TEXT = 1024
 
 
@@ -152,8 +150,8 @@ def networks(name: str, value: Any) -> tuple[Network, ...]:
     return tuple(parsed)
 
 
-def flags(name: str, value: Any) -> Mapping[str, tuple[Network, ...]]:
-    """Flag names to networks."""
+def flags(name: str, value: Any) -> tuple[tuple[str, tuple[Network, ...]], ...]:
+    """Flag names to networks, as pairs."""
     if not isinstance(value, dict) or len(value) > 32:
         _refuse(name, value, "a map of at most 32 flag names to networks")
-    return MappingProxyType({text(name, flag): networks(f"{name}.{flag}", item) for flag, item in value.items()})
+    return tuple((text(name, flag), networks(f"{name}.{flag}", item)) for flag, item in value.items())

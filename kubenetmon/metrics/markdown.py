@@ -11,9 +11,9 @@ def metrics() -> str:
     """All metrics as Markdown tables."""
     parts = [
         "# Metrics",
-        "Made from `kubenetmon/metrics/catalogue.py` by `nox -s docs`. All on `metrics_port`, path `/metrics`.",
-        "The bytes and packets make up an identity that a dashboard can check. At the agent: observed = "
-        "reported + ignored + pending. At the server: received = committed + ignored + handed back + pending.",
+        "Printed by `kubenetmon metrics`. All are served on `metrics_port`, path `/metrics`.",
+        "Bytes and packets make up an identity that a dashboard can check. At the agent: observed = reported "
+        "+ ignored + pending. At the server: received = committed + ignored + handed back + pending.",
     ]
     for title, specs in (
         ("Agent", catalogue.AGENT_METRICS),

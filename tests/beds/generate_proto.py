@@ -23,6 +23,7 @@ def generate(out: Path) -> None:
         + [str(PROTO / "kubenetmon.proto"), str(PROTO / "grpc.proto")],
         check=True,
         env=environment,
+        cwd=PROTO.parents[1],  # the formatter that the plugin calls reads pyproject.toml from here
         stderr=subprocess.DEVNULL,
     )
 
