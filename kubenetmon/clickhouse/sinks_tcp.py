@@ -27,7 +27,6 @@ from typing import Any
 from asynch.errors import ServerException
 from asynch.proto import connection as asynch_connection
 from asynch.proto.protocol import ServerPacket
-from asynch.proto.result import QueryInfo
 
 from kubenetmon.clickhouse.block import Block
 from kubenetmon.clickhouse.frames import FRAME_BYTES, Compression, data_packet
@@ -258,7 +257,6 @@ class TcpSink:
 async def _begin(connection: _Connection, sql: str, settings: Settings) -> None:
     # The answer's compression is a setting of the server; asynch reads lz4 without further packages.
     connection.make_query_settings({"network_compression_method": "LZ4", **settings})
-    connection.last_query = QueryInfo(connection.reader)
     await connection.send_query(sql)
 
 

@@ -7,7 +7,7 @@ use.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 def quoted(identifier: str) -> str:
@@ -23,18 +23,42 @@ def literal(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Deduplication:
+    """How long a table remembers the tokens of blocks.
+
+    `blocks` is how many it remembers, 0 for none; `seconds` for how long, 0 for no limit in time. `remedy`
+    is the statement that makes it remember more, or says in words why none can.
+    """
+
+    blocks: int
+    seconds: int
+    remedy: str
+
+    def covers(self, blocks_per_second: float, span: float) -> bool:
+        """True when a token is still remembered `span` seconds after its insert at that insert rate."""
+        within_time = self.seconds == 0 or self.seconds >= span
+        return within_time and self.blocks > blocks_per_second * span
+
+
+@dataclass(frozen=True, slots=True)
 class TableSchema:
-    """The columns of one table that an INSERT may name.
+    """The columns of one table that an INSERT may name, and what else decides how to insert.
 
     `columns` maps a column's name to its type as `system.columns` spells it, in the table's order;
-    materialized and alias columns are not in it.
+    materialized and alias columns are not in it. `own_window` is the table's own deduplication (for a
+    Distributed table: that of the table behind it), `deduplication` the weakest among it and the targets of
+    its materialized views. `shards` is the number of shards behind a Distributed table, 0 for any other
+    engine.
     """
 
     database: str
     table: str
     columns: Mapping[str, str]
     engine: str = ""
-    settings: Mapping[str, str] = field(default_factory=dict)
+    sorting_key: str = ""
+    own_window: Deduplication = Deduplication(0, 0, "not read")
+    deduplication: Deduplication = Deduplication(0, 0, "not read")
+    shards: int = 0
 
     @property
     def has_ipv6(self) -> bool:

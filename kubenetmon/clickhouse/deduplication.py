@@ -1,0 +1,120 @@
+"""How long a table remembers deduplication tokens.
+
+Contract: reads system tables only. What may not be read counts as remembering nothing, so that exactly-once
+is never claimed on a guess.
+
+Facts: a plain MergeTree table remembers the tokens of its last `non_replicated_deduplication_window` blocks
+(default 0: none), without limit in time; a Replicated or Shared one `replicated_deduplication_window` blocks
+for `replicated_deduplication_window_seconds`. A block that reaches a materialized view's target is
+deduplicated there by the target's own window (`deduplicate_blocks_in_dependent_materialized_views`).
+"""
+
+from __future__ import annotations
+
+import re
+
+from kubenetmon.clickhouse.sinks import ClickHouseError, Sink
+from kubenetmon.clickhouse.table import Deduplication, literal, quoted
+
+WEEK = 7 * 86400
+SUGGESTED_BLOCKS = 100_000
+
+_SETTING = re.compile(r"\b(\w+) = (\d+)")
+_DISTRIBUTED = re.compile(r"Distributed\('((?:[^'\\]|\\.)*)', '((?:[^'\\]|\\.)*)', '((?:[^'\\]|\\.)*)'")
+_VIEW_TARGET = re.compile(r"^CREATE MATERIALIZED VIEW \S+ TO (\S+)")
+_MAX_VIEWS = 20
+
+
+def window_settings(engine: str, blocks: int) -> str:
+    """The table settings that make an engine remember so many blocks, for CREATE and MODIFY SETTING."""
+    if _keeper(engine):
+        return f"replicated_deduplication_window = {blocks}, replicated_deduplication_window_seconds = {WEEK}"
+    return f"non_replicated_deduplication_window = {blocks}"
+
+
+async def read_deduplication(
+    sink: Sink, database: str, table: str, engine: str, engine_full: str
+) -> tuple[Deduplication, Deduplication, int]:
+    """The table's own window, the weakest of it and its views' targets, and the number of shards."""
+    shards = 0
+    storage = (database, table)
+    if found := _DISTRIBUTED.match(engine_full):
+        cluster, *behind = (re.sub(r"\\(.)", r"\1", one) for one in found.groups())
+        storage = (behind[0], behind[1])
+        counted = await sink.query(
+            f"SELECT uniqExact(shard_num) FROM system.clusters WHERE cluster = {literal(cluster)}"  # noqa: S608
+        )
+        shards = int(counted[0][0])
+        rows = await sink.query(_table_query(*storage))
+        engine, engine_full = rows[0][:2] if rows else ("", "")
+    own = await _window(sink, *storage, engine, engine_full)
+    weakest = own
+    for target in dict.fromkeys(
+        [*await _view_targets(sink, *storage), *await _view_targets(sink, database, table)]
+    ):
+        rows = await sink.query(_table_query(*target))
+        engine, engine_full = rows[0][:2] if rows else ("", "")
+        window = await _window(sink, *target, engine, engine_full)
+        if window.blocks < weakest.blocks:
+            weakest = window
+    return own, weakest, shards
+
+
+def _table_query(database: str, table: str) -> str:
+    return (
+        "SELECT engine, engine_full FROM system.tables "  # noqa: S608 - quoted
+        f"WHERE database = {literal(database)} AND name = {literal(table)}"
+    )
+
+
+async def _window(sink: Sink, database: str, table: str, engine: str, engine_full: str) -> Deduplication:
+    name = f"{quoted(database)}.{quoted(table)}"
+    if not engine.endswith("MergeTree"):
+        what = f"has the engine {engine}" if engine else "cannot be seen"
+        return Deduplication(0, 0, f"{database}.{table} {what}, which keeps no tokens that could be read")
+    remedy = f"ALTER TABLE {name} MODIFY SETTING {window_settings(engine, SUGGESTED_BLOCKS)}"
+    settings = {key: int(value) for key, value in _SETTING.findall(engine_full.rpartition(" SETTINGS ")[2])}
+    keeper = _keeper(engine)
+    blocks_setting = "replicated_deduplication_window" if keeper else "non_replicated_deduplication_window"
+    seconds_setting = "replicated_deduplication_window_seconds"
+    defaults_table = "replicated_merge_tree_settings" if keeper else "merge_tree_settings"
+    if not {blocks_setting, seconds_setting} <= settings.keys():
+        try:
+            rows = await sink.query(
+                f"SELECT name, toInt64OrZero(value) FROM system.{defaults_table} "  # noqa: S608 - constants
+                f"WHERE name IN ('{blocks_setting}', '{seconds_setting}')"
+            )
+        except ClickHouseError:
+            rows = []
+        settings = {**{name: int(value) for name, value in rows}, **settings}
+    seconds = settings.get(seconds_setting, 0) if keeper else 0
+    return Deduplication(settings.get(blocks_setting, 0), seconds, remedy)
+
+
+async def _view_targets(sink: Sink, database: str, table: str) -> list[tuple[str, str]]:
+    rows = await sink.query(
+        "SELECT arrayZip(dependencies_database, dependencies_table) FROM system.tables "  # noqa: S608 - quoted
+        f"WHERE database = {literal(database)} AND name = {literal(table)}"
+    )
+    targets = []
+    for view_database, view in (rows[0][0] if rows else [])[:_MAX_VIEWS]:
+        found = await sink.query(
+            "SELECT create_table_query, toString(uuid) FROM system.tables "  # noqa: S608 - quoted
+            f"WHERE database = {literal(view_database)} AND name = {literal(view)}"
+        )
+        if not found:
+            targets.append((view_database, view))
+            continue
+        statement, uuid = found[0]
+        if to := _VIEW_TARGET.match(statement):
+            target_database, _, target = to[1].replace("`", "").rpartition(".")
+            targets.append((target_database or view_database, target))
+        elif uuid.strip("0-"):
+            targets.append((view_database, f".inner_id.{uuid}"))
+        else:
+            targets.append((view_database, f".inner.{view}"))
+    return targets
+
+
+def _keeper(engine: str) -> bool:
+    return engine.startswith(("Replicated", "Shared"))

@@ -1,0 +1,255 @@
+"""The table: its DDL, how it is made or extended, and what it is now.
+
+Contract: `ddl` is pure. `apply` may be run at any time on any table, also one that is being inserted into: it
+creates what is missing and lengthens the deduplication window, and never drops, renames or retypes anything.
+`read_table` says what the server will insert into, or raises `SchemaError` with one line that names the
+command that mends it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kubenetmon.clickhouse.block import encode
+from kubenetmon.clickhouse.columns import (
+    COLUMNS,
+    IPV6_COLUMNS,
+    PRIMARY_KEY,
+    SORTING_KEY,
+    SUMMED,
+    ColumnSpec,
+)
+from kubenetmon.clickhouse.deduplication import read_deduplication, window_settings
+from kubenetmon.clickhouse.sinks import Sink
+from kubenetmon.clickhouse.table import TableSchema, literal, quoted
+from kubenetmon.errors import ConfigurationError, SchemaError
+
+logger = logging.getLogger(__name__)
+
+LOCAL_SUFFIX = "_local"
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaOptions:
+    """What the table should be.
+
+    With `cluster` the rows lie in a Replicated table named `table` + `_local` on every shard, behind a
+    Distributed table named `table`. `deduplication_window` is in blocks, one a batch: one agent that reports
+    each minute sends 10,080 a week. `ttl_days` 0 keeps rows for ever.
+    """
+
+    database: str = "default"
+    table: str = "network_flows_0"
+    cluster: str = ""
+    ipv6: bool = False
+    ttl_days: int = 90
+    deduplication_window: int = 100_000
+
+    def __post_init__(self) -> None:
+        for key, value in (("database", self.database), ("table", self.table)):
+            if not value or any(ord(character) < 32 for character in value):
+                raise ConfigurationError(f"clickhouse_{key} {value!r} is not a name")
+        if self.ttl_days < 0 or self.deduplication_window < 1:
+            raise ConfigurationError(
+                "the days of the TTL and the deduplication window cannot be negative or none"
+            )
+
+    @property
+    def columns(self) -> tuple[ColumnSpec, ...]:
+        """The columns wanted, in order."""
+        return COLUMNS + IPV6_COLUMNS if self.ipv6 else COLUMNS
+
+    @property
+    def sorting_key(self) -> tuple[str, ...]:
+        """The sorting key wanted, in order."""
+        return SORTING_KEY + tuple(column.name for column in IPV6_COLUMNS) if self.ipv6 else SORTING_KEY
+
+    @property
+    def storage_table(self) -> str:
+        """The table that holds the rows."""
+        return self.table + LOCAL_SUFFIX if self.cluster else self.table
+
+
+def ddl(options: SchemaOptions) -> str:
+    """The statements that make the table, each ended by a semicolon and a line break."""
+    return "".join(f"{statement};\n" for statement in _create_statements(options))
+
+
+async def apply(sink: Sink, options: SchemaOptions) -> list[str]:
+    """Create or extend the table; returns the statements that were run, [] when nothing was to do.
+
+    Raises `SchemaError` where the table is of a kind that cannot be extended, and what the sink raises.
+    """
+    done: list[str] = []
+
+    async def run(statement: str) -> None:
+        await sink.query(statement)
+        done.append(statement)
+
+    databases = "SELECT 1 FROM system.databases WHERE name = "
+    if not await sink.query(databases + literal(options.database)):
+        await run(f"CREATE DATABASE IF NOT EXISTS {quoted(options.database)}{_on_cluster(options)}")
+    storage = await _describe(sink, options.database, options.storage_table)
+    front = await _describe(sink, options.database, options.table)
+    if front is not None and front.engine == "Distributed" and not options.cluster:
+        raise SchemaError(
+            f"{front} is a Distributed table: name its cluster (kubenetmon schema apply --cluster NAME)"
+        )
+    creates = _create_statements(options)
+    if storage is None:
+        await run(creates[0])
+    else:
+        for statement in _extensions(storage, options):
+            await run(statement)
+    if options.cluster:
+        if front is None:
+            await run(creates[1])
+        elif front.engine != "Distributed":
+            raise SchemaError(f"{front} exists and is no Distributed table: choose another clickhouse_table")
+        else:
+            added = [column for column in options.columns if column.name not in front.columns]
+            if added:
+                await run(f"{_alter(options, options.table)} {_add_columns(added, codecs=False)}")
+    return done
+
+
+async def read_table(sink: Sink, database: str, table: str) -> TableSchema:
+    """The table as it is now.
+
+    Raises `SchemaError` when it is not there, lacks a column or has one of a type that cannot be written.
+    """
+    found = await _describe(sink, database, table)
+    if found is None:
+        raise SchemaError(
+            f"the table {database}.{table} does not exist on {sink.address} or may not be seen: "
+            "run `kubenetmon schema apply`, or grant INSERT and SELECT on it"
+        )
+    missing = [column.name for column in COLUMNS if column.name not in found.columns]
+    if missing:
+        raise SchemaError(
+            f"the table {found} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}: "
+            "run `kubenetmon schema apply`"
+        )
+    known = {column.name: column.sample() for column in COLUMNS + IPV6_COLUMNS}
+    encode(known, found, 1)
+    return found
+
+
+async def check(sink: Sink, options: SchemaOptions) -> list[str]:
+    """What `apply` with these options would mend, a line each; [] when all is well."""
+    try:
+        found = await read_table(sink, options.database, options.table)
+    except SchemaError as error:
+        return [str(error)]
+    problems = []
+    if options.ipv6 and not found.has_ipv6:
+        problems.append(f"the table {found} does not keep IPv6: run `kubenetmon schema apply --ipv6`")
+    weakest, wanted = found.deduplication, options.deduplication_window
+    if weakest.blocks < wanted:
+        own = found.own_window == weakest and found.engine.endswith("MergeTree")
+        remedy = "run `kubenetmon schema apply`" if own else weakest.remedy
+        problems.append(
+            f"the table {found} remembers the tokens of {weakest.blocks} blocks, not of {wanted}, beyond which "
+            f"a batch sent again would count twice: {remedy}"
+        )
+    return problems
+
+
+def _create_statements(options: SchemaOptions) -> list[str]:
+    columns = ",\n".join(f"    {_definition(column)}" for column in options.columns)
+    name = f"{quoted(options.database)}.{quoted(options.storage_table)}{_on_cluster(options)}"
+    summed = f"({', '.join(SUMMED)})"
+    if options.cluster:
+        engine = (
+            "ReplicatedSummingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}', "
+            f"{summed})"
+        )
+    else:
+        engine = f"SummingMergeTree({summed})"
+    statement = (
+        f"CREATE TABLE IF NOT EXISTS {name}\n(\n{columns}\n)\nENGINE = {engine}\nPARTITION BY date\n"
+        f"PRIMARY KEY ({', '.join(PRIMARY_KEY)})\nORDER BY ({', '.join(options.sorting_key)})\n"
+    )
+    if options.ttl_days:
+        statement += f"TTL intervalStartTime + toIntervalDay({options.ttl_days})\n"
+    window = window_settings(engine.partition("(")[0], options.deduplication_window)
+    statement += f"SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, {window}"
+    if not options.cluster:
+        return [statement]
+    return [statement, _create_distributed(options)]
+
+
+def _create_distributed(options: SchemaOptions) -> str:
+    columns = ",\n".join(f"    {quoted(column.name)} {column.type}" for column in options.columns)
+    arguments = ", ".join(literal(one) for one in (options.cluster, options.database, options.storage_table))
+    name = f"{quoted(options.database)}.{quoted(options.table)}{_on_cluster(options)}"
+    return (
+        f"CREATE TABLE IF NOT EXISTS {name}\n"
+        f"(\n{columns}\n)\nENGINE = Distributed({arguments}, cityHash64(localNode))"
+    )
+
+
+def _extensions(found: TableSchema, options: SchemaOptions) -> list[str]:
+    alter = _alter(options, options.storage_table)
+    statements = []
+    missing = [column for column in options.columns if column.name not in found.columns]
+    if missing:
+        new_keys = [column.name for column in missing if column.name in options.sorting_key]
+        change = _add_columns(missing, codecs=True)
+        if new_keys and found.sorting_key:
+            key = ", ".join((found.sorting_key, *map(quoted, new_keys)))
+            change += f", MODIFY ORDER BY ({key})"
+        statements.append(f"{alter} {change}")
+    too_short = found.own_window.blocks < options.deduplication_window
+    if found.engine.endswith("MergeTree") and too_short:
+        settings = window_settings(found.engine, options.deduplication_window)
+        statements.append(f"{alter} MODIFY SETTING {settings}")
+    return statements
+
+
+def _definition(column: ColumnSpec) -> str:
+    return f"{quoted(column.name)} {column.type} {column.codec}"
+
+
+def _add_columns(columns: Sequence[ColumnSpec], *, codecs: bool) -> str:
+    definitions = (_definition(one) if codecs else f"{quoted(one.name)} {one.type}" for one in columns)
+    return ", ".join(f"ADD COLUMN IF NOT EXISTS {definition}" for definition in definitions)
+
+
+def _alter(options: SchemaOptions, table: str) -> str:
+    return f"ALTER TABLE {quoted(options.database)}.{quoted(table)}{_on_cluster(options)}"
+
+
+def _on_cluster(options: SchemaOptions) -> str:
+    return f" ON CLUSTER {quoted(options.cluster)}" if options.cluster else ""
+
+
+async def _describe(sink: Sink, database: str, table: str) -> TableSchema | None:
+    where = f"database = {literal(database)} AND {{}} = {literal(table)}"
+    tables = await sink.query(
+        f"SELECT engine, engine_full, sorting_key FROM system.tables WHERE {where.format('name')}"  # noqa: S608 - quoted
+    )
+    if not tables:
+        return None
+    engine, engine_full, sorting_key = tables[0]
+    rows = await sink.query(
+        "SELECT name, type, is_in_sorting_key FROM system.columns "  # noqa: S608 - quoted
+        f"WHERE {where.format('table')} AND default_kind NOT IN ('MATERIALIZED', 'ALIAS', 'EPHEMERAL') "
+        "ORDER BY position"
+    )
+    columns = {name: type_name for name, type_name, _ in rows}
+    in_key = {name for name, _, flag in rows if flag}
+    if engine.endswith("SummingMergeTree"):
+        for column in IPV6_COLUMNS:
+            if column.name in columns and column.name not in in_key:
+                del columns[column.name]
+                logger.warning(
+                    "%s.%s has %s outside its sorting key, where summing would merge addresses; not used",
+                    database,
+                    table,
+                    column.name,
+                )
+    windows = await read_deduplication(sink, database, table, engine, engine_full)
+    return TableSchema(database, table, columns, engine, sorting_key, *windows)
