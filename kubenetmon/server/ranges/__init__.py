@@ -1,0 +1,10 @@
+"""Cloud ranges: which provider, region and service a public address belongs to.
+
+`parse` reads the providers' own files, `table` is the immutable longest-prefix match made of them, `fetch`
+downloads, `cache` keeps last good copies on disk, `keeper` is the component that owns the table in use.
+"""
+
+from kubenetmon.server.ranges.parse import PROVIDERS, Label
+from kubenetmon.server.ranges.table import RangeTable
+
+__all__ = ["PROVIDERS", "Label", "RangeTable"]

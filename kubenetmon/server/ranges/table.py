@@ -1,0 +1,151 @@
+"""Longest-prefix match over arrays.
+
+Contract: `PrefixMap` and `RangeTable` never change once built and are safe to read from any thread. Prefixes
+are flattened into disjoint intervals when built, so that a look-up is one binary search whatever the nesting.
+Addresses are as in `kubenetmon.model`: uint32 of shape (n,), or uint64 of shape (n, 2), high half first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kubenetmon.errors import ConfigurationError
+from kubenetmon.server.ranges.parse import NO_LABEL, Label, ProviderRanges, normalised, resolve
+from kubenetmon.server.snapshot import Addresses, Family
+
+_LOW_HALF = (1 << 64) - 1
+
+
+def packed_network(network: IPv4Network | IPv6Network) -> bytes:
+    """A network as the key of a `PrefixMap`: address in network order and length."""
+    return network.network_address.packed + bytes((network.prefixlen,))
+
+
+class PrefixMap:
+    """The value of the longest prefix that holds an address; 0 where none does."""
+
+    def __init__(self, values: Mapping[bytes, int]) -> None:
+        """`values`: prefix (address in network order, 4 or 16 bytes, and length, 1 byte) → int32 above 0."""
+        starts, found = _flatten(sorted(key for key in values if len(key) == 5), values, 32)
+        self._starts4 = np.array(starts, np.uint32)
+        self._values4 = np.array(found, np.int32)
+        starts, found = _flatten(sorted(key for key in values if len(key) == 17), values, 128)
+        self._values6 = np.array(found, np.int32)
+        # A 128-bit boundary becomes one 64-bit number that keeps the order: the rank of its high half among
+        # all high halves, then the rank of its low half among all low halves.
+        high = np.array([start >> 64 for start in starts], np.uint64)
+        low = np.array([start & _LOW_HALF for start in starts], np.uint64)
+        self._high6, high_rank = np.unique(high, return_inverse=True)
+        self._low6, low_rank = np.unique(low, return_inverse=True)
+        self._starts6 = (high_rank + 1) * (len(self._low6) + 1) + (low_rank + 1)
+
+    @classmethod
+    def of_networks(cls, networks: Iterable[IPv4Network | IPv6Network]) -> PrefixMap:
+        """Membership: 1 inside any of the networks, 0 outside."""
+        return cls({packed_network(network): 1 for network in networks})
+
+    def lookup(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
+        """The value for each address, shape (n,)."""
+        if family == 4:
+            interval = np.searchsorted(self._starts4, addresses, side="right")
+            return self._values4[interval - 1]
+        high, low = addresses[:, 0], addresses[:, 1]
+        high_rank = np.searchsorted(self._high6, high, side="right")
+        low_rank = np.searchsorted(self._low6, low, side="right")
+        # Beyond the last boundary of a lower high half, whatever the low half.
+        low_rank[self._high6[high_rank - 1] != high] = len(self._low6)
+        place = high_rank * (len(self._low6) + 1) + low_rank
+        return self._values6[np.searchsorted(self._starts6, place, side="right") - 1]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        arrays = (
+            *(self._starts4, self._values4),
+            *(self._starts6, self._values6, self._high6, self._low6),
+        )
+        return sum(one.nbytes for one in arrays)
+
+
+def _flatten(keys: list[bytes], values: Mapping[bytes, int], bits: int) -> tuple[list[int], list[int]]:
+    """Disjoint intervals, as their starts (the first is 0, ascending) and the value from there on.
+
+    `keys` are sorted: by address, and of equal addresses the wider prefix first.
+    """
+    starts, found = [0], [0]
+    open_ends: list[int] = []
+    open_values = [0]
+
+    def boundary(start: int, value: int) -> None:
+        if start == starts[-1]:
+            found[-1] = value
+        elif value != found[-1]:
+            starts.append(start)
+            found.append(value)
+
+    for key in keys:
+        start = int.from_bytes(key[:-1])
+        while open_ends and open_ends[-1] <= start:
+            open_values.pop()
+            boundary(open_ends.pop(), open_values[-1])
+        value = values[key]
+        boundary(start, value)
+        open_ends.append(start + (1 << (bits - key[-1])))
+        open_values.append(value)
+    while open_ends:
+        open_values.pop()
+        end = open_ends.pop()
+        if end < 1 << bits:
+            boundary(end, open_values[-1])
+    return starts, found
+
+
+class RangeTable:
+    """All providers' prefixes with their labels."""
+
+    def __init__(self, providers: Iterable[ProviderRanges] = ()) -> None:
+        winners = resolve(providers)
+        ids: dict[Label, int] = {NO_LABEL: 0}
+        values: dict[bytes, int] = {}
+        for prefix, label in winners.items():
+            values[prefix] = ids.setdefault(label, len(ids))
+        self._map = PrefixMap(values)
+        self.labels: Sequence[Label] = tuple(ids)
+        self.prefixes = len(winners)
+        self._regions: dict[str, set[str]] = {}
+        for label in self.labels[1:]:
+            regions = self._regions.setdefault(label.cloud, set())
+            if label.region not in ("", "global"):
+                regions.add(label.region)
+
+    def __len__(self) -> int:
+        return self.prefixes
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        return self._map.nbytes
+
+    def lookup(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
+        """The id of each address' label, shape (n,); 0 = in nobody's ranges."""
+        return self._map.lookup(family, addresses)
+
+    def covers(self, cloud: str) -> bool:
+        """True when the ranges of that cloud's own regions are here, so that a miss means "not theirs"."""
+        return bool(self._regions.get(cloud))
+
+    def has_region(self, cloud: str, region: str) -> bool:
+        """True when that cloud has prefixes in that region."""
+        return normalised(region) in self._regions.get(cloud, ())
+
+    def check_region(self, cloud: str, region: str) -> None:
+        """Raise `ConfigurationError` when this cloud's ranges are here and none is in the region."""
+        if self.covers(cloud) and not self.has_region(cloud, region):
+            known = ", ".join(sorted(self._regions[cloud]))
+            raise ConfigurationError(
+                f"region: {region!r} is none of the regions of {cloud}; they are: {known}"
+            )
