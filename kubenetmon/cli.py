@@ -141,23 +141,23 @@ def _add_ranges(commands: Any) -> None:
 
 
 def _run_role(options: argparse.Namespace) -> int:
-    from kubenetmon import app
-
     environ: Mapping[str, str] = os.environ
     if options.role == "agent":
         if options.config or options.overrides:
             raise ConfigurationError(
                 "the agent is configured by environment variables, not --config or --set"
             )
-        _run(app.run_agent(environ))
+        from kubenetmon.app.agent import run_agent
+
+        _run(run_agent(environ))
     elif options.role == "server":
-        from kubenetmon import app_server
+        from kubenetmon.app.server import run_server
 
-        _run(app_server.run_server(_server_config(options)))
+        _run(run_server(_server_config(options)))
     else:
-        from kubenetmon import app_all
+        from kubenetmon.app.single import run_single
 
-        _run(app_all.run_all(environ, options.config, options.overrides))
+        _run(run_single(environ, options.config, options.overrides))
     return 0
 
 
@@ -176,10 +176,30 @@ def _server_config(options: argparse.Namespace) -> ServerConfig:
     return server.load(path, options.overrides)
 
 
-def _schema(options: argparse.Namespace) -> int:
-    from kubenetmon import schema_command
+def _clickhouse_config(options: argparse.Namespace) -> ServerConfig:
+    """The configuration for commands that only talk to ClickHouse: the cluster's own keys may be missing."""
+    from kubenetmon.config import server
 
-    return asyncio.run(schema_command.run(options))
+    path = options.config or (server.DEFAULT_PATH if server.DEFAULT_PATH.exists() else None)
+    placeholders = {"environment": "development", "cloud": "none", "region": "none", "cluster": "none"}
+    if options.action == "print":
+        placeholders["clickhouse_endpoint"] = "localhost:9000"
+    return server.load(path, options.overrides, placeholders)
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from kubenetmon.app.schema import run_schema
+    from kubenetmon.clickhouse.schema import SchemaOptions
+
+    config = _clickhouse_config(options)
+    wanted = SchemaOptions(
+        database=config.clickhouse_database,
+        table=config.clickhouse_table,
+        cluster=options.cluster or "",
+        ipv6=options.ipv6,
+        ttl_days=options.ttl_days,
+    )
+    return asyncio.run(run_schema(options.action, config, wanted))
 
 
 def _ranges(options: argparse.Namespace) -> int:

@@ -73,6 +73,8 @@ class ServerConfig:
         False, values.boolean, "TLS without checking the certificate"
     )
     clickhouse_ca: Path | None = _key(None, values.path, "CA bundle (PEM) to check ClickHouse with")
+    clickhouse_cert: Path | None = _key(None, values.path, "Client certificate (PEM) to show to ClickHouse")
+    clickhouse_key: Path | None = _key(None, values.path, "Key of clickhouse_cert (PEM)")
     clickhouse_compression: str = _key(
         "lz4", values.one_of("lz4", "zstd", "none"), "Compression towards ClickHouse"
     )
@@ -156,8 +158,9 @@ def _check_together(config: ServerConfig) -> None:
         raise ConfigurationError(
             "clickhouse_endpoint is missing: give host:port or chdb:PATH, or set clickhouse_enabled: false"
         )
-    if (config.tls_cert is None) != (config.tls_key is None):
-        raise ConfigurationError("tls_cert and tls_key go together: set both or neither")
+    for prefix in ("tls", "clickhouse"):
+        if (getattr(config, f"{prefix}_cert") is None) != (getattr(config, f"{prefix}_key") is None):
+            raise ConfigurationError(f"{prefix}_cert and {prefix}_key go together: set both or neither")
     if config.tls_client_ca is not None and config.tls_cert is None:
         raise ConfigurationError("tls_client_ca needs tls_cert and tls_key: set them or remove it")
     if config.metrics_port == config.grpc_port and config.metrics_port != 0:
