@@ -1,0 +1,353 @@
+"""The Kubernetes API as this program uses it: which cluster, with which credentials, list a page, watch.
+
+Contract: `choose_source` says where objects come from, or why nowhere. `KubernetesClient` owns the HTTP
+session and the credentials, opened at the first request and again when the API no longer accepts them;
+`close` ends both. Loading of configurations, credentials and the transport are kubernetes-asyncio's; its
+models are left aside, see `_library`. Every wait has a limit, every answer a greatest size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import importlib.util
+import logging
+import os
+import socket
+import ssl
+import sys
+import types
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+from kubenetmon.errors import ConfigurationError, KubenetmonError
+from kubenetmon.server.inventory import Kind
+
+logger = logging.getLogger(__name__)
+
+LARGEST_PAGE = 256 << 20
+LARGEST_LINE = 16 << 20
+"""Bytes. etcd keeps no object above 1.5 MiB; JSON is a few times larger than what etcd keeps."""
+
+_THREE_WAYS = (
+    "no cluster to watch: run inside Kubernetes, or have a kubeconfig (KUBECONFIG or ~/.kube/config), "
+    "or set kubernetes_source: file:PATH"
+)
+
+
+class ApiError(KubenetmonError):
+    """The Kubernetes API did not give what was asked for; asking again later may help."""
+
+
+class ExpiredError(ApiError):
+    """The resource version or the page is too old (410 Gone): list anew."""
+
+
+class UnauthorizedError(ApiError):
+    """The API does not accept our credentials (401)."""
+
+
+@dataclass(frozen=True, slots=True)
+class InCluster:
+    """The cluster that this process runs in, with its service account."""
+
+    def __str__(self) -> str:
+        return "in-cluster"
+
+
+@dataclass(frozen=True, slots=True)
+class Kubeconfig:
+    """The current context of a kubeconfig; `path` may be several, separated by colons."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"kubeconfig {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class DumpFile:
+    """A file with the JSON of `kubectl get pods,nodes,services -A -o json`."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"file {self.path}"
+
+
+Source = InCluster | Kubeconfig | DumpFile
+
+
+def choose_source(setting: str, environment: Mapping[str, str]) -> Source:
+    """Where to read the cluster from: "" (find out), "in-cluster", "kubeconfig[:PATH]" or "file:PATH".
+
+    Raises `ConfigurationError` when the setting is none of these or names nothing that exists.
+    """
+    word, _, path = setting.partition(":")
+    if word == "file" and path:
+        return DumpFile(Path(path))
+    if word == "kubeconfig":
+        path = path or environment.get("KUBECONFIG", "") or _home_kubeconfig(environment)
+        if not any(Path(part).expanduser().is_file() for part in path.split(os.pathsep) if part):
+            raise ConfigurationError(f"kubernetes_source: there is no kubeconfig at {path}")
+        return Kubeconfig(path)
+    if setting == "in-cluster":
+        return InCluster()
+    if setting:
+        raise ConfigurationError(
+            f"kubernetes_source: {setting!r} is none of in-cluster, kubeconfig, kubeconfig:PATH, file:PATH"
+        )
+    if environment.get("KUBERNETES_SERVICE_HOST"):
+        return InCluster()
+    path = environment.get("KUBECONFIG", "") or _home_kubeconfig(environment)
+    if any(Path(part).expanduser().is_file() for part in path.split(os.pathsep) if part):
+        return Kubeconfig(path)
+    raise ConfigurationError(_THREE_WAYS)
+
+
+def _home_kubeconfig(environment: Mapping[str, str]) -> str:
+    return str(Path(environment.get("HOME") or Path.home()) / ".kube" / "config")
+
+
+@cache
+def _library() -> Any:
+    """kubernetes-asyncio's `config`, `client.configuration` and `client.rest`, without its models.
+
+    Its packages import all 700 typed models when they are imported: 2 s and 72 MB, measured, for classes
+    that we never use. So the two packages that do so are put in place empty, and the modules we use are
+    imported from them as they are. Where someone imported the library in full, that is used.
+    """
+    if "kubernetes_asyncio" not in sys.modules:
+        specification = importlib.util.find_spec("kubernetes_asyncio")
+        assert specification is not None, "kubernetes-asyncio is a dependency of kubenetmon"
+        places = list(specification.submodule_search_locations or ())
+        package = types.ModuleType("kubernetes_asyncio")
+        package.__path__ = places
+        client = types.ModuleType("kubernetes_asyncio.client")
+        client.__path__ = [os.path.join(place, "client") for place in places]
+        sys.modules[package.__name__] = package
+        sys.modules[client.__name__] = client
+        configuration = importlib.import_module("kubernetes_asyncio.client.configuration")
+        client.Configuration = configuration.Configuration  # type: ignore[attr-defined]
+        client.ApiClient = object  # type: ignore[attr-defined]  # named by the loader, not used on our way
+    return types.SimpleNamespace(
+        Configuration=importlib.import_module("kubernetes_asyncio.client.configuration").Configuration,
+        Transport=importlib.import_module("kubernetes_asyncio.client.rest").RESTClientObject,
+        config=importlib.import_module("kubernetes_asyncio.config"),
+    )
+
+
+class KubernetesClient:
+    """Lists and watches over one session."""
+
+    def __init__(
+        self, source: InCluster | Kubeconfig, *, connect_timeout: float, read_timeout: float
+    ) -> None:
+        self._source = source
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._configuration: Any = None
+        self._transport: Any = None
+        self._opening = asyncio.Lock()
+        self._generation = 0
+
+    async def open(self) -> None:
+        """Load configuration and credentials unless that is done. Raises `ConfigurationError`."""
+        async with self._opening:
+            if self._transport is None:
+                await self._load()
+
+    async def list_page(self, kind: Kind, limit: int, continue_token: str) -> bytearray:
+        """The body of one page. Raises `ApiError` and its kinds."""
+        query: dict[str, str] = {"limit": str(limit)}
+        if continue_token:
+            query["continue"] = continue_token
+        body = bytearray()
+        async with self._get(kind, "list", query, self._read_timeout) as response:
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > LARGEST_PAGE:
+                    raise ApiError(f"a page of {kind} is larger than {LARGEST_PAGE >> 20} MiB")
+        return body
+
+    async def watch(self, kind: Kind, resource_version: str, timeout: int) -> AsyncIterator[list[bytes]]:
+        """Lines of a watch as they come, several at a time, none at first; ends when the server ends it.
+
+        `timeout` in seconds is the server's; our own is a little longer. A line above `LARGEST_LINE` is
+        passed on as an empty one. Raises `ApiError` and its kinds.
+        """
+        query = {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(timeout),
+        }
+        async with self._get(kind, "watch", query, timeout + self._read_timeout) as response:
+            _keep_alive(response)
+            splitter = LineSplitter(LARGEST_LINE)
+            yield []
+            async for chunk in response.content.iter_any():
+                lines = splitter.feed(chunk)
+                if lines:
+                    yield lines
+
+    async def close(self) -> None:
+        """End the session."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.close()
+
+    @contextlib.asynccontextmanager
+    async def _get(
+        self, kind: Kind, verb: str, query: dict[str, str], read_timeout: float
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        await self.open()
+        generation = self._generation
+        try:
+            response = await self._request(kind, query, read_timeout)
+            if response.status == 401:
+                response.close()
+                # A rotated token or certificate: load what there is now and try once more.
+                await self._reopen(generation)
+                response = await self._request(kind, query, read_timeout)
+            try:
+                if response.status != 200:
+                    raise await self._refusal(response, kind, verb)
+                yield response
+            finally:
+                response.close()
+        # RuntimeError: the session was closed under this request, because another one renewed it.
+        except (aiohttp.ClientError, TimeoutError, OSError, RuntimeError) as error:
+            reason = str(error) or type(error).__name__
+            raise ApiError(
+                f"cannot reach the Kubernetes API at {self._configuration.host}: {reason}"
+            ) from error
+
+    async def _request(
+        self, kind: Kind, query: dict[str, str], read_timeout: float
+    ) -> aiohttp.ClientResponse:
+        # Compressing a list costs the API server more than it saves on a cluster's own network.
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "kubenetmon"}
+        try:
+            authorization = await self._configuration.get_api_key_with_prefix("BearerToken")
+        except _library().config.ConfigException as error:
+            raise UnauthorizedError(f"cannot use the Kubernetes source {self._source}: {error}") from error
+        if authorization:
+            headers["Authorization"] = authorization
+        timeout = aiohttp.ClientTimeout(
+            total=None,
+            connect=self._connect_timeout,
+            sock_connect=self._connect_timeout,
+            sock_read=read_timeout,
+        )
+        response: aiohttp.ClientResponse = await self._transport.GET(
+            f"{self._configuration.host}/api/v1/{kind}",
+            headers=headers,
+            query_params=query,
+            _preload_content=False,
+            _request_timeout=timeout,
+        )
+        return response
+
+    async def _refusal(self, response: aiohttp.ClientResponse, kind: Kind, verb: str) -> ApiError:
+        host = self._configuration.host
+        if response.status == 401:
+            return UnauthorizedError(
+                f"the Kubernetes API at {host} does not accept our credentials ({self._source}): "
+                "renew the token or certificate"
+            )
+        if response.status == 403:
+            return ApiError(
+                f"not allowed to {verb} {kind}: bind the ClusterRole kubenetmon-server "
+                "(get, list, watch on pods, nodes, services) to this account"
+            )
+        if response.status == 410 or (verb == "watch" and response.status in (400, 404, 422)):
+            return ExpiredError(f"the API cannot go on from the {kind} known ({response.status})")
+        text = (await response.content.read(300)).decode(errors="replace")
+        return ApiError(f"the Kubernetes API at {host} answers {response.status}: {' '.join(text.split())}")
+
+    async def _reopen(self, generation: int) -> None:
+        async with self._opening:
+            if generation == self._generation:
+                previous = self._transport
+                await self._load()
+                if previous is not None:
+                    # Requests of the other kinds end with it and are made again with the new credentials.
+                    await previous.close()
+
+    async def _load(self) -> None:
+        library = _library()
+        configuration = library.Configuration()
+        try:
+            if isinstance(self._source, InCluster):
+                library.config.load_incluster_config(client_configuration=configuration)
+            else:
+                await library.config.load_kube_config(
+                    config_file=self._source.path, client_configuration=configuration, persist_config=False
+                )
+            self._transport = library.Transport(configuration)
+        except (
+            library.config.ConfigException,
+            yaml.YAMLError,
+            ssl.SSLError,
+            OSError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            AssertionError,
+        ) as error:
+            reason = " ".join(str(error).split()) or "it is not a kubeconfig"
+            raise ConfigurationError(f"cannot use the Kubernetes source {self._source}: {reason}") from error
+        self._configuration = configuration
+        self._generation += 1
+
+
+class LineSplitter:
+    """Cuts a stream of bytes into lines and holds at most one unfinished line of `largest` bytes."""
+
+    def __init__(self, largest: int) -> None:
+        self._largest = largest
+        self._pending = bytearray()
+        self._skipping = False
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The lines that are complete now, without their ends; a line too long comes as an empty one."""
+        *complete, rest = chunk.split(b"\n")
+        lines: list[bytes] = []
+        for part in complete:
+            if self._skipping or len(self._pending) + len(part) > self._largest:
+                lines.append(b"")
+            elif self._pending:
+                lines.append(bytes(self._pending) + part)
+            else:
+                lines.append(part)
+            self._pending.clear()
+            self._skipping = False
+        if self._skipping or len(self._pending) + len(rest) > self._largest:
+            self._pending.clear()
+            self._skipping = True
+        else:
+            self._pending += rest
+        return lines
+
+
+def _keep_alive(response: aiohttp.ClientResponse) -> None:
+    """Let the kernel find out within half a minute that the other side of an idle watch is gone."""
+    connection = response.connection
+    transport = connection.transport if connection is not None else None
+    known = transport.get_extra_info("socket") if transport is not None else None
+    if known is None:
+        return
+    # asyncio and uvloop hand out a stand-in for the socket; the options belong to the descriptor.
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(known.fileno())) as duplicate:
+        duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        duplicate.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15)
+        duplicate.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        duplicate.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
