@@ -179,7 +179,16 @@ AGENT_OFFLOADED = MetricSpec(
 )
 
 # Ours, server: conservation and health.
-SERVER_IGNORED_REASONS = ("udp", "node", "direction", "ipv6", "disabled", "duplicate")
+SERVER_IGNORED_REASONS = (
+    "udp",
+    "node",
+    "direction",
+    "ipv6",
+    "disabled",
+    "duplicate",
+    "address",
+    "protocol",
+)
 SERVER_RECEIVED = MetricSpec(
     "kubenetmon_server_received_total",
     Kind.COUNTER,
@@ -234,6 +243,12 @@ WATCH_RELISTS = MetricSpec(
     Kind.COUNTER,
     "Full lists read from the Kubernetes API, by what made them necessary.",
     {"kind": ("pods", "nodes", "services"), "reason": ("start", "expired", "error")},
+)
+WATCH_SKIPPED = MetricSpec(
+    "kubenetmon_server_watch_skipped_objects_total",
+    Kind.COUNTER,
+    "Kubernetes objects left out because they cannot be understood.",
+    {"kind": ("pods", "nodes", "services")},
 )
 RANGE_PREFIXES = MetricSpec(
     "kubenetmon_server_range_prefixes",
@@ -313,6 +328,7 @@ SERVER_METRICS = (
     INVENTORY_OBJECTS,
     WATCH_EVENTS,
     WATCH_RELISTS,
+    WATCH_SKIPPED,
     RANGE_PREFIXES,
     RANGE_AGE,
     CLICKHOUSE_ERRORS,
