@@ -1,0 +1,230 @@
+"""From a batch to rows in ClickHouse, once.
+
+Contract: `process` answers when the batch is settled: committed, or to be sent again. It may be called any
+number of times with one identity, at once or one after another: the batch is inserted once, all callers get
+the one answer, and a caller that is cancelled changes nothing. Every batch's bytes and packets end up as
+committed, ignored with a reason, handed back or pending, and nowhere else.
+
+Attribution and encoding run in one worker thread, one batch at a time, over a snapshot taken on the event
+loop; at most `inserters` batches are held in encoded form, the others wait as the arrays they came in.
+At shutdown the inserter hands back what it cannot commit; then every `process` returns and `close` ends the
+thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from kubenetmon.clickhouse.block import Block, encode
+from kubenetmon.clickhouse.inserter import CommitOutcome
+from kubenetmon.clickhouse.table import TableSchema
+from kubenetmon.clock import Clock
+from kubenetmon.errors import KubenetmonError
+from kubenetmon.metrics import Metrics, MetricSpec, catalogue
+from kubenetmon.model import FlowBatch, empty_records
+from kubenetmon.proto import Outcome
+from kubenetmon.server import rows
+from kubenetmon.server.attribution import Attributed, Attributor, Ignored
+from kubenetmon.server.ranges.table import RangeTable
+from kubenetmon.server.snapshot import ClusterView, Snapshot
+from kubenetmon.server.verdict import Verdict
+
+logger = logging.getLogger(__name__)
+
+_REMEMBERED = 16384
+"""How many committed identities are remembered, so that a repeated one costs no insert."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    """`inserters`: batches encoded and inserted at once. `store`: False attributes and counts only."""
+
+    rows: rows.RowsConfig
+    inserters: int = 20
+    store: bool = True
+
+
+class RangesHolder(Protocol):
+    """Whoever keeps the cloud ranges current."""
+
+    @property
+    def table(self) -> RangeTable:
+        """The ranges in use now."""
+        ...
+
+
+class BlockInserter(Protocol):
+    """Whoever commits blocks to ClickHouse."""
+
+    async def wait_schema(self) -> TableSchema:
+        """The table's columns, as soon as they are known."""
+        ...
+
+    async def commit(self, block: Block, token: str) -> CommitOutcome:
+        """Insert the block once; return when ClickHouse holds it, or when it was handed back."""
+        ...
+
+
+class Pipeline:
+    """Attributes, encodes and inserts batches."""
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        *,
+        cluster: ClusterView,
+        ranges: RangesHolder,
+        attributor: Attributor,
+        inserter: BlockInserter,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._cluster = cluster
+        self._ranges = ranges
+        self._attributor = attributor
+        self._inserter = inserter
+        self._metrics = metrics
+        self._clock = clock
+        self._in_flight: dict[str, asyncio.Task[Verdict]] = {}
+        self._committed: OrderedDict[str, None] = OrderedDict()
+        self._slots = asyncio.Semaphore(config.inserters)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="attribution")
+        self._pending_bytes = 0
+        self._pending_packets = 0
+
+    async def process(self, batch: FlowBatch, received_at: float) -> Verdict:
+        """Settle the batch; `received_at` is when it came, in the clock's Unix seconds."""
+        token = batch.identity.token
+        if token in self._committed:
+            self._count_duplicate(batch)
+            return Verdict(Outcome.COMMITTED)
+        first = self._in_flight.get(token)
+        if first is not None:
+            verdict = await asyncio.shield(first)
+            if verdict.outcome is Outcome.COMMITTED:
+                self._count_duplicate(batch)
+            return verdict
+        task = asyncio.create_task(self._settle(batch, received_at), name=f"batch {token}")
+        self._in_flight[token] = task
+        task.add_done_callback(lambda _: self._in_flight.pop(token, None))
+        return await asyncio.shield(task)
+
+    def close(self) -> None:
+        """End the worker thread once it has finished what it is at."""
+        self._worker.shutdown(wait=False)
+
+    async def _settle(self, batch: FlowBatch, received_at: float) -> Verdict:
+        self._count(catalogue.SERVER_RECEIVED, batch)
+        self._pend(batch, 1)
+        ignored: dict[str, Ignored] = {}
+        verdict = Verdict(Outcome.RETRY_LATER, "the server is stopping")
+        try:
+            waiting_since = self._clock.monotonic()
+            async with self._slots:
+                waited = (self._clock.monotonic() - waiting_since) * 1e6
+                self._metrics.observe(catalogue.ENQUEUE_WAIT, waited, type="succeeded")
+                verdict = await self._store(batch, received_at, ignored)
+        except KubenetmonError as error:
+            logger.error("Batch %s waits at the agent: %s", batch.identity.token, error)
+            self._metrics.add(catalogue.SERVER_ERRORS, type="enqueuing_failed")
+            verdict = Verdict(Outcome.RETRY_LATER, str(error))
+        except Exception:
+            logger.exception("Batch %s waits at the agent: it could not be processed", batch.identity.token)
+            self._metrics.add(catalogue.SERVER_ERRORS, type="labeling_failed")
+            verdict = Verdict(Outcome.RETRY_LATER, "the server failed to process it; its log says why")
+        finally:
+            self._pend(batch, -1)
+            if verdict.outcome is Outcome.COMMITTED:
+                self._remember(batch.identity.token)
+                self._count_settled(batch, ignored)
+            else:
+                self._count(catalogue.SERVER_HANDED_BACK, batch)
+        return verdict
+
+    async def _store(self, batch: FlowBatch, received_at: float, ignored: dict[str, Ignored]) -> Verdict:
+        """Attribute, encode, commit; fills `ignored` with what makes no rows."""
+        schema = await self._inserter.wait_schema() if self._config.store else None
+        if schema is not None and not schema.has_ipv6 and len(batch.ipv6):
+            # Only the table says whether IPv6 can be kept; without the columns such rows would merge.
+            ipv6 = batch.ipv6
+            ignored["ipv6"] = Ignored(len(ipv6), ipv6.total_bytes(), ipv6.total_packets())
+            batch = replace(batch, ipv6=empty_records(6))
+        attributed, block = await asyncio.get_running_loop().run_in_executor(
+            self._worker, self._encode, batch, self._cluster.snapshot(), self._ranges.table, schema
+        )
+        for reason, part in attributed.ignored.items():
+            before = ignored.get(reason, Ignored(0, 0, 0))
+            ignored[reason] = Ignored(
+                before.records + part.records, before.bytes + part.bytes, before.packets + part.packets
+            )
+        records = len(attributed)
+        self._observed("labeled", records)
+        self._observed("ignored", sum(part.records for part in ignored.values()))
+        if attributed.empty_region:
+            self._metrics.add(
+                catalogue.REMOTE_LABELER_ERRORS, attributed.empty_region, type="intra_cloud_empty_region"
+            )
+        if block is None:
+            if schema is None:
+                ignored["disabled"] = Ignored(records, attributed.total_bytes(), attributed.total_packets())
+            return Verdict(Outcome.COMMITTED)
+        self._observed("enqueued", records)
+        outcome = await self._inserter.commit(block, batch.identity.token)
+        if outcome is not CommitOutcome.COMMITTED:
+            self._observed("dropped", records)
+            return Verdict(Outcome.RETRY_LATER, "the server is stopping")
+        age = max(0.0, self._clock.time() - received_at)
+        self._metrics.observe(catalogue.INSERT_BATCH_AGE, age * 1000)
+        return Verdict(Outcome.COMMITTED)
+
+    def _encode(
+        self, batch: FlowBatch, cluster: Snapshot, ranges: RangeTable, schema: TableSchema | None
+    ) -> tuple[Attributed, Block | None]:
+        """In the worker thread: no block when there is nothing to insert."""
+        attributed = self._attributor.attribute(batch, cluster, ranges)
+        if schema is None or not len(attributed):
+            return attributed, None
+        count, columns = rows.columns(attributed, batch, self._config.rows)
+        return attributed, encode(columns, schema, count) if count else None
+
+    def _remember(self, token: str) -> None:
+        self._committed[token] = None
+        if len(self._committed) > _REMEMBERED:
+            self._committed.popitem(last=False)
+
+    def _count_settled(self, batch: FlowBatch, ignored: dict[str, Ignored]) -> None:
+        """What became of a committed batch's bytes and packets: committed = all - ignored."""
+        committed = {"bytes": batch.total_bytes(), "packets": batch.total_packets()}
+        for reason, part in ignored.items():
+            for unit, amount in (("bytes", part.bytes), ("packets", part.packets)):
+                self._metrics.add(catalogue.SERVER_IGNORED, amount, reason=reason, unit=unit)
+                committed[unit] -= amount
+        for unit, amount in committed.items():
+            self._metrics.add(catalogue.SERVER_COMMITTED, amount, unit=unit)
+
+    def _count_duplicate(self, batch: FlowBatch) -> None:
+        self._count(catalogue.SERVER_RECEIVED, batch)
+        add: Callable[..., None] = self._metrics.add
+        add(catalogue.SERVER_IGNORED, batch.total_bytes(), reason="duplicate", unit="bytes")
+        add(catalogue.SERVER_IGNORED, batch.total_packets(), reason="duplicate", unit="packets")
+
+    def _count(self, spec: MetricSpec, batch: FlowBatch) -> None:
+        self._metrics.add(spec, batch.total_bytes(), unit="bytes")
+        self._metrics.add(spec, batch.total_packets(), unit="packets")
+
+    def _pend(self, batch: FlowBatch, sign: int) -> None:
+        self._pending_bytes += sign * batch.total_bytes()
+        self._pending_packets += sign * batch.total_packets()
+        self._metrics.set(catalogue.SERVER_PENDING, self._pending_bytes, unit="bytes")
+        self._metrics.set(catalogue.SERVER_PENDING, self._pending_packets, unit="packets")
+
+    def _observed(self, what: str, records: int) -> None:
+        if records:
+            self._metrics.add(catalogue.SERVER_OBSERVATIONS, records, type=what)

@@ -1,0 +1,178 @@
+"""One Push stream: batches in, acknowledgements out.
+
+Contract: `run` reads until the agent ends the stream or reading is stopped, keeps at most `in_flight` batches
+unsettled, and answers each as it settles. A batch whose agent has gone is settled all the same (it will be
+sent again, and its identity makes that harmless). The stream's own errors are gRPC statuses; a batch that can
+never be accepted is REJECTED by name, and the stream goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpclib.server
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.exceptions import ProtocolError as GrpclibProtocolError
+from h2.exceptions import H2Error
+
+from kubenetmon.errors import ProtocolError
+from kubenetmon.model import BatchIdentity, FlowBatch
+from kubenetmon.proto import MAX_MESSAGE_BYTES, BatchAck, Outcome
+from kubenetmon.proto import FlowBatch as FlowBatchMessage
+from kubenetmon.server.decode import InconsistentBatch, decode_batch
+from kubenetmon.server.flood import MemoryBudget
+from kubenetmon.server.transport import ReceiveBuffer, StreamCut, StreamStopped
+from kubenetmon.server.verdict import Verdict
+
+logger = logging.getLogger(__name__)
+
+PREFIX = struct.Struct(">BI")
+"""Before each gRPC message: compressed flag, length (gRPC over HTTP/2, "Length-Prefixed-Message")."""
+
+PushRpc = grpclib.server.Stream[FlowBatchMessage, BatchAck]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """Seconds a message, an answer or a place in memory may take, and batches unsettled in one stream."""
+
+    message_timeout: float
+    memory_timeout: float
+    in_flight: int
+
+
+class PushStream:
+    """Serves one stream; made for it and dropped with it."""
+
+    def __init__(
+        self,
+        rpc: PushRpc,
+        buffer: ReceiveBuffer,
+        limits: StreamLimits,
+        *,
+        memory: MemoryBudget,
+        settle: Callable[[FlowBatch], Awaitable[Verdict]],
+        spawn: Callable[[Any], asyncio.Task[None]],
+        now: Callable[[], float],
+        rejected: Callable[[], None],
+    ) -> None:
+        self._rpc = rpc
+        self._buffer = buffer
+        self._limits = limits
+        self._memory = memory
+        self._settle = settle
+        self._spawn = spawn
+        self._now = now
+        self._rejected = rejected
+        self._slots = asyncio.Semaphore(limits.in_flight)
+        self._sending = asyncio.Lock()
+        self._settling: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve the stream to its end; raises `GRPCError` for what it must be refused for."""
+        await self._rpc.send_initial_metadata()
+        try:
+            while await self._receive_one():
+                pass
+        except StreamStopped:
+            pass
+        except (StreamCut, ProtocolError) as error:
+            text = "the stream ends within a message" if isinstance(error, StreamCut) else str(error)
+            logger.warning("Refused a Push stream from %s: %s", self._buffer.connection.peer, text)
+            raise GRPCError(Status.INVALID_ARGUMENT, text) from None
+        # Answers still to come go out before the stream ends.
+        if self._settling:
+            await asyncio.wait(self._settling)
+
+    async def _receive_one(self) -> bool:
+        """Read one batch and begin to settle it; False at the end of the stream."""
+        await self._slots.acquire()
+        prefix = await self._buffer.exactly(PREFIX.size)
+        if not prefix:
+            return False
+        compressed, length = PREFIX.unpack(prefix)
+        if compressed:
+            raise GRPCError(Status.UNIMPLEMENTED, "compressed messages are not supported")
+        if length > MAX_MESSAGE_BYTES:
+            raise GRPCError(
+                Status.RESOURCE_EXHAUSTED, f"a message of {length} bytes is longer than {MAX_MESSAGE_BYTES}"
+            )
+        await reserve(self._memory, length, self._limits.memory_timeout)
+        task: asyncio.Task[None] | None = None
+        try:
+            message = await self._read_message(length)
+            try:
+                batch = decode_batch(message, self._now())
+            except InconsistentBatch as error:
+                logger.warning("Rejected batch %s: %s", error.identity.token, error)
+                self._rejected()
+                answer = self._answer(error.identity, Verdict(Outcome.REJECTED, str(error)))
+            else:
+                answer = self._settle_and_answer(batch)
+            task = self._spawn(answer)
+        finally:
+            if task is None:
+                self._memory.release(length)
+        self._settling.add(task)
+        task.add_done_callback(lambda done: self._settled(done, length))
+        return True
+
+    def _settled(self, task: asyncio.Task[None], length: int) -> None:
+        self._settling.discard(task)
+        self._memory.release(length)
+        self._slots.release()
+
+    async def _read_message(self, length: int) -> bytes:
+        if not length:
+            return b""
+        try:
+            async with asyncio.timeout(self._limits.message_timeout):
+                message = await self._buffer.exactly(length)
+        except TimeoutError:
+            raise GRPCError(
+                Status.DEADLINE_EXCEEDED,
+                f"a message took longer than {self._limits.message_timeout:g}s to arrive",
+            ) from None
+        if not message:
+            raise StreamCut
+        return message
+
+    async def _settle_and_answer(self, batch: FlowBatch) -> None:
+        identity = batch.identity
+        verdict = await self._settle(batch)
+        del batch
+        await self._answer(identity, verdict)
+
+    async def _answer(self, identity: BatchIdentity, verdict: Verdict) -> None:
+        """Send the ack if the agent is still there; if not, it will ask again."""
+        ack = BatchAck(
+            epoch=identity.epoch, sequence=identity.sequence, outcome=verdict.outcome, reason=verdict.reason
+        )
+        http_stream = self._rpc._stream
+        gone = (H2Error, GrpclibProtocolError, StreamTerminatedError, ConnectionError, AttributeError)
+        with contextlib.suppress(*gone):
+            async with self._sending:
+                try:
+                    async with asyncio.timeout(self._limits.message_timeout):
+                        if http_stream.closable:
+                            await self._rpc.send_message(ack)
+                except TimeoutError:
+                    self._buffer.connection.cut("does not read its answers")
+
+
+async def reserve(memory: MemoryBudget, size: int, timeout: float) -> None:
+    """Memory for what a client is about to send; raises `GRPCError` when there is none for too long."""
+    try:
+        async with asyncio.timeout(timeout):
+            await memory.reserve(size)
+    except TimeoutError:
+        raise GRPCError(
+            Status.RESOURCE_EXHAUSTED, "the server holds all the batches it has memory for; send again later"
+        ) from None

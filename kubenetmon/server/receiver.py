@@ -1,0 +1,301 @@
+"""The server's receiving side: the gRPC port, and what may come in through it.
+
+Contract: `Receiver` owns the listening socket, the connections and every task that settles a batch. Batches
+go to the pipeline, which answers when each is settled; nothing is acknowledged before. Batches that come
+before the server is ready are answered RETRY_LATER, and a Submit stream is not read until it is.
+
+At shutdown (`stop`): no new connections and streams; Push streams end after the answers to what has been
+read; Submit streams may go on to their own end for half of the grace period, then what they brought is
+committed and they are told so; what cannot be settled in time is handed back (RETRY_LATER; the pipeline may
+still commit it, and the identity keeps that harmless). `run` cuts whatever is left when it is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpclib.server
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.exceptions import GRPCError
+
+from kubenetmon.clock import Clock
+from kubenetmon.errors import MachineError
+from kubenetmon.metrics import Metrics, catalogue
+from kubenetmon.model import FlowBatch
+from kubenetmon.proto import (
+    PUSH_METHOD,
+    SUBMIT_METHOD,
+    BatchAck,
+    Observation,
+    ObservationSummary,
+    Outcome,
+)
+from kubenetmon.proto import FlowBatch as FlowBatchMessage
+from kubenetmon.readiness import Readiness
+from kubenetmon.server.flood import MemoryBudget
+from kubenetmon.server.push import PushRpc, PushStream, StreamLimits
+from kubenetmon.server.submit import SubmitLimits, SubmitStream
+from kubenetmon.server.transport import GrpcServer, ReceiveBuffer, TransportLimits
+from kubenetmon.server.verdict import Verdict
+
+logger = logging.getLogger(__name__)
+
+SubmitRpc = grpclib.server.Stream[Observation, ObservationSummary]
+
+SWEEP_INTERVAL = 1.0
+STOPPING = Verdict(Outcome.RETRY_LATER, "the server is stopping")
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverConfig:
+    """Seconds and bytes.
+
+    `host` empty: all addresses. `memory_limit`: messages read and not settled, over all connections.
+    `window_bytes`: what one connection may send unread. `ready_timeout`: how long a Submit stream waits for a
+    server that has just started.
+    """
+
+    host: str = ""
+    port: int = 8884
+    max_connection_age: float = 300.0
+    max_connections: int = 4096
+    max_streams_per_connection: int = 16
+    in_flight_per_stream: int = 4
+    memory_limit: int = 32 << 20
+    window_bytes: int = 1 << 18
+    message_timeout: float = 30.0
+    memory_timeout: float = 20.0
+    slice_age: float = 5.0
+    ready_timeout: float = 30.0
+    stop_grace: float = 15.0
+
+
+class BatchPipeline(Protocol):
+    """Whoever settles batches."""
+
+    async def process(self, batch: FlowBatch, received_at: float) -> Verdict:
+        """Return when the batch is committed or has to be sent again."""
+        ...
+
+
+class Receiver:
+    """The component that serves Push and Submit."""
+
+    name = "receiver"
+
+    def __init__(
+        self,
+        config: ReceiverConfig,
+        *,
+        pipeline: BatchPipeline,
+        metrics: Metrics,
+        readiness: Readiness,
+        clock: Clock,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`tls`: a server's context, with the certificates it shows and demands; told to speak HTTP/2."""
+        self._config = config
+        self._pipeline = pipeline
+        self._metrics = metrics
+        self._readiness = readiness
+        self._clock = clock
+        self._tls = tls
+        self._memory = MemoryBudget(config.memory_limit)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: GrpcServer | None = None
+        self._stopping = False
+        self._give_up = asyncio.Event()
+        self.listening = asyncio.Event()
+        readiness.expect("grpc", f"port {config.port} is not open yet")
+
+    @property
+    def port(self) -> int:
+        """The port listened on, once `listening` is set."""
+        assert self._server is not None
+        return self._server.port
+
+    @property
+    def memory_reserved(self) -> int:
+        """Bytes of messages held or promised now."""
+        return self._memory.reserved
+
+    async def run(self) -> None:
+        """Serve until cancelled; raises `MachineError` when the port cannot be opened."""
+        config = self._config
+        limits = TransportLimits(
+            config.max_connections,
+            config.max_streams_per_connection,
+            config.max_connection_age,
+            config.window_bytes,
+        )
+        server = GrpcServer(
+            self._mapping(), limits, clock=self._clock, connections_changed=self._count_agents
+        )
+        if self._tls is not None:
+            self._tls.set_alpn_protocols(["h2"])
+        try:
+            await server.start(config.host or None, config.port, ssl=self._tls, backlog=1024)
+        except OSError as error:
+            raise MachineError(
+                f"cannot listen on gRPC port {config.port}: {error.strerror or error}; "
+                "set grpc_port to a free one"
+            ) from None
+        self._server = server
+        self.listening.set()
+        self._readiness.passed("grpc", f"port {server.port}")
+        logger.info("Agents can report to port %d", server.port)
+        try:
+            while True:
+                await self._clock.sleep(SWEEP_INTERVAL)
+                server.sweep()
+        finally:
+            self._give_up.set()
+            await server.close_all()
+
+    async def stop(self) -> None:
+        """Refuse what is new, settle what was read, close; takes at most the grace period."""
+        self._stopping = True
+        server = self._server
+        if server is None:
+            return
+        server.stop_listening()
+        for connection in list(server.connections):
+            connection.drain()
+        grace = self._config.stop_grace
+        if not await self._quiet(grace / 2):
+            for connection in list(server.connections):
+                connection.drain(everything=True)
+            if not await self._quiet(grace / 4):
+                self._give_up.set()
+                await self._quiet(grace / 4)
+        self._readiness.failed("grpc", "the server is stopping")
+
+    async def _quiet(self, timeout: float) -> bool:
+        """Wait until nothing is connected and nothing unsettled; whether that came about in time."""
+        assert self._server is not None
+        deadline = self._clock.monotonic() + timeout
+        while self._server.connections or self._tasks:
+            if self._clock.monotonic() >= deadline:
+                return False
+            await self._clock.sleep(0.05)
+        return True
+
+    def _mapping(self) -> dict[str, Handler]:
+        return {
+            PUSH_METHOD: Handler(self._push, Cardinality.STREAM_STREAM, FlowBatchMessage, BatchAck),
+            SUBMIT_METHOD: Handler(self._submit, Cardinality.STREAM_UNARY, Observation, ObservationSummary),
+        }
+
+    async def _push(self, rpc: PushRpc) -> None:
+        self._refuse_when_stopping()
+        buffer = self._buffer_of(rpc)
+        assert self._server is not None
+        self._server.stop_when_draining(buffer)
+        limits = StreamLimits(
+            self._config.message_timeout, self._config.memory_timeout, self._config.in_flight_per_stream
+        )
+        stream = PushStream(
+            rpc,
+            buffer,
+            limits,
+            memory=self._memory,
+            settle=self._settle_pushed,
+            spawn=self._spawn,
+            now=self._clock.time,
+            rejected=lambda: self._metrics.add(catalogue.SERVER_BATCHES, wire="push", outcome="rejected"),
+        )
+        try:
+            await stream.run()
+        except GRPCError:
+            self._metrics.add(catalogue.SERVER_ERRORS, type="receive_failed")
+            raise
+
+    async def _submit(self, rpc: SubmitRpc) -> None:
+        self._refuse_when_stopping()
+        buffer = self._buffer_of(rpc)
+        await self._wait_until_ready()
+        limits = SubmitLimits(
+            self._config.slice_age, self._config.memory_timeout, self._config.in_flight_per_stream
+        )
+        stream = SubmitStream(
+            buffer,
+            limits,
+            memory=self._memory,
+            settle=self._settle_submitted,
+            spawn=self._spawn,
+            metrics=self._metrics,
+            now=self._clock.time,
+        )
+        try:
+            count = await stream.run()
+        except GRPCError:
+            self._metrics.add(catalogue.SERVER_ERRORS, type="receive_failed")
+            raise
+        await rpc.send_message(ObservationSummary(observation_count=min(count, 0xFFFF_FFFF)))
+
+    async def _settle_pushed(self, batch: FlowBatch) -> Verdict:
+        if not self._readiness.ready:
+            verdict = Verdict(Outcome.RETRY_LATER, "the server is starting")
+        else:
+            verdict = await self._process(batch)
+        self._metrics.add(catalogue.SERVER_BATCHES, wire="push", outcome=verdict.outcome.name.lower())
+        return verdict
+
+    async def _settle_submitted(self, batch: FlowBatch) -> Verdict:
+        verdict = await self._process(batch)
+        self._metrics.add(catalogue.SERVER_BATCHES, wire="submit", outcome=verdict.outcome.name.lower())
+        return verdict
+
+    async def _process(self, batch: FlowBatch) -> Verdict:
+        """What the pipeline says, or that we stop, whichever comes first."""
+        processing = asyncio.ensure_future(self._pipeline.process(batch, self._clock.time()))
+        giving_up = asyncio.ensure_future(self._give_up.wait())
+        try:
+            await asyncio.wait({processing, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            giving_up.cancel()
+        if processing.done():
+            return processing.result()
+        processing.cancel()
+        return STOPPING
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that outlives the stream it came from."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("A batch could not be answered; it will be sent again", exc_info=error)
+
+    async def _wait_until_ready(self) -> None:
+        deadline = self._clock.monotonic() + self._config.ready_timeout
+        while not self._readiness.ready:
+            if self._clock.monotonic() >= deadline or self._stopping:
+                raise GRPCError(Status.UNAVAILABLE, "the server is starting; see its /ready")
+            await self._clock.sleep(0.1)
+
+    def _refuse_when_stopping(self) -> None:
+        if self._stopping:
+            raise GRPCError(Status.UNAVAILABLE, "the server is stopping; connect to another")
+
+    def _buffer_of(self, rpc: grpclib.server.Stream[Any, Any]) -> ReceiveBuffer:
+        buffer = rpc._stream.buffer
+        assert isinstance(buffer, ReceiveBuffer)
+        if not buffer.connection.carried_rpc:
+            buffer.connection.carried_rpc = True
+            self._count_agents()
+        return buffer
+
+    def _count_agents(self) -> None:
+        if self._server is not None:
+            agents = sum(connection.carried_rpc for connection in self._server.connections)
+            self._metrics.set(catalogue.SERVER_AGENTS, agents)

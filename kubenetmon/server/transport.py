@@ -1,0 +1,439 @@
+"""HTTP/2 connections of agents: grpclib with bounds.
+
+Contract: `GrpcServer` owns the listening socket and the connections; the receiver owns the server, calls
+`sweep` about once a second, and `close_all` at the end. Whatever a peer sends, an exception never leaves this
+module: the connection is closed and one line is logged.
+
+What is added to grpclib, and why:
+- a receive buffer that hands out bytes in bulk and can be stopped between messages (grpclib's reads message
+  by message, and takes an empty DATA frame for the end of the stream);
+- neighbouring small DATA frames are joined before the HTTP/2 stack, which pays per frame, sees them (a Go
+  client sends one per message);
+- unknown frame types are ignored as RFC 9113 section 4.1 demands (grpclib raises);
+- limits on connections, streams, frames that carry nothing, and unread replies;
+- a maximum age, after which a connection ends in order: streams finish, then GOAWAY, then it closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import h2.config
+from grpclib.config import Configuration
+from grpclib.const import Handler as RpcHandler
+from grpclib.encoding.proto import ProtoCodec
+from grpclib.protocol import Buffer, EventsProcessor, H2Protocol
+from grpclib.protocol import Stream as HttpStream
+from grpclib.server import Handler, Server
+from h2.connection import H2Connection
+from h2.events import Event, UnknownFrameReceived
+from h2.settings import SettingCodes
+from hyperframe.frame import GoAwayFrame
+
+from kubenetmon._observations import ffi, lib
+from kubenetmon.clock import Clock
+from kubenetmon.server.flood import FrameAllowance
+
+logger = logging.getLogger(__name__)
+
+PREFACE_BYTES = 24
+"""Length of what an HTTP/2 client sends first (RFC 9113 section 3.4)."""
+
+MAX_FRAME_BYTES = 16384
+"""The largest frame a peer may send: HTTP/2's default, which we do not raise."""
+
+MAX_UNREAD_REPLIES = 1 << 20
+"""Bytes a peer may leave unread before it is dropped."""
+
+GOAWAY_AFTER = 10.0
+"""Seconds an aged connection may go on opening streams before it is told not to."""
+
+ABORT_AFTER = 60.0
+"""Seconds after which a connection that was asked to end is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportLimits:
+    """What the server allows its peers; seconds and bytes."""
+
+    max_connections: int
+    max_streams_per_connection: int
+    max_connection_age: float
+    window_bytes: int
+
+
+class StreamStopped(Exception):
+    """Reading was ended from our side (age or shutdown)."""
+
+
+class StreamCut(Exception):
+    """The stream ended within a message."""
+
+
+class ReceiveBuffer(Buffer):
+    """Bytes of one stream, in bulk. Flow control is acknowledged as bytes are taken, never before."""
+
+    def __init__(self, connection: AgentConnection, acknowledge: Callable[[int], None]) -> None:
+        super().__init__(acknowledge)
+        self.connection = connection
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+        self._padding = 0
+        self._ended = False
+        self._stopped = False
+        self._arrived = asyncio.Event()
+
+    def add(self, data: bytes, ack_size: int) -> None:
+        """Called by the HTTP/2 side for every DATA frame; `ack_size` includes padding."""
+        if data:
+            self._chunks.append(data)
+            self._size += len(data)
+            self._arrived.set()
+        self._padding += ack_size - len(data)
+
+    def eof(self) -> None:
+        """Called by the HTTP/2 side when the peer has ended the stream."""
+        self._ended = True
+        self._arrived.set()
+
+    def unacked_size(self) -> int:
+        """Called when the stream is released: what of its bytes was never acknowledged."""
+        unread = self._size + self._padding
+        self._chunks.clear()
+        self._size = self._padding = 0
+        return unread
+
+    def stop(self) -> None:
+        """End reading: whoever waits for bytes, now or later, gets `StreamStopped`."""
+        self._stopped = True
+        self._arrived.set()
+
+    async def take(self, limit: int) -> bytes:
+        """Between 1 and `limit` bytes as soon as there are any; b"" when the peer has ended the stream."""
+        await self.arrival()
+        if not self._size:
+            return b""
+        taken: list[bytes] = []
+        size = 0
+        while self._chunks and size < limit:
+            chunk = self._chunks.popleft()
+            if size + len(chunk) > limit:
+                self._chunks.appendleft(chunk[limit - size :])
+                chunk = chunk[: limit - size]
+            taken.append(chunk)
+            size += len(chunk)
+        self._size -= size
+        self._acknowledge(size)
+        return taken[0] if len(taken) == 1 else b"".join(taken)
+
+    def rest(self) -> bytes:
+        """What has arrived and was not taken: for who must not lose it when reading ended early."""
+        arrived = b"".join(self._chunks)
+        self._padding += self._size
+        self._size = 0
+        self._chunks.clear()
+        return arrived
+
+    async def exactly(self, size: int) -> bytes:
+        """That many bytes; b"" if the stream ended before the first, else `StreamCut`."""
+        parts: list[bytes] = []
+        missing = size
+        while missing:
+            part = await self.take(missing)
+            if not part:
+                if missing == size:
+                    return b""
+                raise StreamCut
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+    async def arrival(self) -> None:
+        """Return when there are bytes or the peer has ended the stream."""
+        while not (self._size or self._ended or self._stopped):
+            self._arrived.clear()
+            await self._arrived.wait()
+        if self._stopped:
+            raise StreamStopped
+
+    def _acknowledge(self, size: int) -> None:
+        size += self._padding
+        self._padding = 0
+        if size and not self.connection.connection.is_closing():
+            self._ack_callback(size)
+
+
+class StreamHandler(Handler):
+    """Turns HTTP/2 requests of one connection into calls of our RPCs."""
+
+    connection: AgentConnection
+
+    def accept(
+        self, stream: HttpStream, headers: list[tuple[str, str]], release_stream: Callable[[], Any]
+    ) -> None:
+        """Begin a request. One without method or path is reset; binary metadata, of which we use none, is
+        dropped, because grpclib answers what it cannot decode with a traceback."""
+        names = {name for name, _ in headers}
+        if not names >= {":method", ":path"}:
+            release_stream()
+            stream.reset_nowait()
+            return
+        buffer = ReceiveBuffer(self.connection, stream.buffer._ack_callback)
+        stream.buffer = buffer
+        self.connection.streams.add(buffer)
+
+        def release() -> None:
+            release_stream()
+            self.connection.stream_ended(buffer)
+
+        super().accept(stream, [item for item in headers if not item[0].endswith("-bin")], release)
+
+    def cancel(self, stream: HttpStream) -> None:
+        """The peer reset the stream."""
+        if stream in self._tasks:
+            super().cancel(stream)
+
+
+class _Processor(EventsProcessor):
+    def process(self, event: Event) -> None:
+        if not isinstance(event, UnknownFrameReceived):
+            super().process(event)
+
+
+class AgentConnection(H2Protocol):
+    """One peer's connection."""
+
+    def __init__(self, handler: StreamHandler, server: GrpcServer) -> None:
+        super().__init__(handler, server.grpclib_config, server.h2_config)
+        self.streams: set[ReceiveBuffer] = set()
+        self.peer = "?"
+        self.carried_rpc = False
+        self._server = server
+        self._clock = server.clock
+        self._transport: asyncio.Transport | None = None
+        self._preface_left = PREFACE_BYTES
+        self._rest = b""
+        now = self._clock.monotonic()
+        self._allowance = FrameAllowance(now, burst=500, per_second=100.0, bytes_per_frame=2048)
+        # Spread over ±10 %, as gRPC servers do, so that agents do not all move at once.
+        self._expires_at = now + server.limits.max_connection_age * random.uniform(0.9, 1.1)  # noqa: S311
+        self._drain_since: float | None = None
+        self._told_to_go = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether the connection was asked to end."""
+        return self._drain_since is not None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Set up HTTP/2, or refuse where there are too many connections."""
+        assert isinstance(transport, asyncio.Transport)
+        address = transport.get_extra_info("peername")
+        self.peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "local socket"
+        if not self._server.admit(self):
+            transport.abort()
+            return
+        self._transport = transport
+        super().connection_made(transport)
+        self.processor = _Processor(self.handler, self.connection)
+        self._h2.update_settings(
+            {SettingCodes.MAX_CONCURRENT_STREAMS: self._server.limits.max_streams_per_connection}
+        )
+        self.connection.flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the peer: joined, counted, then given to the HTTP/2 stack."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        try:
+            data, frames = self._join(data)
+            if not self._allowance.spend(frames, len(data), self._clock.monotonic()):
+                self.cut("sent a flood of small HTTP/2 frames")
+                return
+            if data:
+                super().data_received(data)
+        except Exception as error:  # noqa: BLE001 - whatever hostile bytes bring about ends here
+            self.cut(f"sent HTTP/2 that cannot be processed ({type(error).__name__})")
+            return
+        if not transport.is_closing() and transport.get_write_buffer_size() > MAX_UNREAD_REPLIES:
+            self.cut("does not read its replies")
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection is gone: its requests are cancelled."""
+        self._server.forget(self)
+        if self._transport is not None:
+            super().connection_lost(exc)
+        self._transport = None
+
+    def drain(self, *, everything: bool = False) -> None:
+        """Ask streams that can to end in order, all of them when `everything`, then close."""
+        if self._drain_since is None:
+            self._drain_since = self._clock.monotonic()
+        for buffer in list(self.streams):
+            if everything or buffer in self._server.stoppable:
+                buffer.stop()
+        if not self.streams:
+            self.say_goodbye()
+
+    def stream_ended(self, buffer: ReceiveBuffer) -> None:
+        """A request has been answered; the last one of an ending connection closes it."""
+        self.streams.discard(buffer)
+        self._server.stoppable.discard(buffer)
+        if self.draining and not self.streams:
+            self.say_goodbye()
+
+    def say_goodbye(self) -> None:
+        """GOAWAY without error, then close once it is sent."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._h2.close_connection()
+        transport.write(self._h2.data_to_send())
+        transport.close()
+
+    def cut(self, reason: str) -> None:
+        """Close at once, because of what the peer did."""
+        if self._transport is not None:
+            logger.warning("Closed the connection from %s: it %s", self.peer, reason)
+            self._transport.abort()
+
+    def sweep(self, now: float) -> None:
+        """What time demands of this connection at monotonic second `now`."""
+        if self._drain_since is None:
+            if now >= self._expires_at:
+                self.drain()
+            return
+        waited = now - self._drain_since
+        if self._transport is None:
+            return
+        if waited >= ABORT_AFTER:
+            self._transport.abort()
+        elif waited >= GOAWAY_AFTER and not self._told_to_go and not self._transport.is_closing():
+            # Streams that run may finish, new ones go elsewhere (RFC 9113 section 6.8). h2 itself can only
+            # send the GOAWAY that ends everything.
+            self._told_to_go = True
+            self._transport.write(GoAwayFrame(0, last_stream_id=2**31 - 1, error_code=0).serialize())
+
+    @property
+    def _h2(self) -> H2Connection:
+        return self.connection._connection
+
+    def _join(self, data: bytes) -> tuple[bytes, int]:
+        """Whole frames of what has arrived, small DATA frames joined, and how many they are."""
+        head = b""
+        if self._preface_left:
+            head, data = data[: self._preface_left], data[self._preface_left :]
+            self._preface_left -= len(head)
+        if not data:
+            return head, 0
+        data = self._rest + data if self._rest else data
+        output = bytearray(len(data))
+        consumed, frames = ffi.new("size_t *"), ffi.new("uint32_t *")
+        written = lib.http2_join_data(
+            ffi.from_buffer(data), len(data), ffi.from_buffer(output), MAX_FRAME_BYTES, consumed, frames
+        )
+        self._rest = data[consumed[0] :]
+        del output[written:]
+        return head + output if head else bytes(output), int(frames[0])
+
+
+class GrpcServer(Server):
+    """The listening socket and its connections."""
+
+    def __init__(
+        self,
+        mapping: Mapping[str, RpcHandler],
+        limits: TransportLimits,
+        *,
+        clock: Clock,
+        connections_changed: Callable[[], None],
+    ) -> None:
+        config = Configuration(
+            http2_connection_window_size=limits.window_bytes, http2_stream_window_size=limits.window_bytes
+        )
+        super().__init__([], codec=ProtoCodec(), config=config)
+        self._mapping = dict(mapping)
+        self.limits = limits
+        self.clock = clock
+        self.connections: set[AgentConnection] = set()
+        self.stoppable: set[ReceiveBuffer] = set()
+        self._connections_changed = connections_changed
+        self._refused = 0
+
+    @property
+    def grpclib_config(self) -> Configuration:
+        """With grpclib's defaults for servers."""
+        return self._config
+
+    @property
+    def h2_config(self) -> h2.config.H2Configuration:
+        """What the HTTP/2 stack is told."""
+        return self._h2_config
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        assert isinstance(self._server, asyncio.Server)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def stop_listening(self) -> None:
+        """No new connections; those that exist go on."""
+        if self._server is not None:
+            self._server.close()
+
+    def admit(self, connection: AgentConnection) -> bool:
+        """Whether there is room for one more connection."""
+        if len(self.connections) >= self.limits.max_connections:
+            self._refused += 1
+            if self._refused & (self._refused - 1) == 0:
+                logger.warning(
+                    "Refused %d connections so far: %d are open, which is the limit",
+                    self._refused,
+                    len(self.connections),
+                )
+            return False
+        self.connections.add(connection)
+        return True
+
+    def forget(self, connection: AgentConnection) -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+        self.stoppable.difference_update(connection.streams)
+        self._connections_changed()
+
+    def stop_when_draining(self, buffer: ReceiveBuffer) -> None:
+        """Mark a stream as one that loses nothing when reading is stopped between its messages."""
+        buffer.connection.carried_rpc = True
+        self._connections_changed()
+        self.stoppable.add(buffer)
+        if buffer.connection.draining:
+            buffer.stop()
+
+    def sweep(self) -> None:
+        """Close what is too old or too slow to close by itself."""
+        now = self.clock.monotonic()
+        for connection in list(self.connections):
+            connection.sweep(now)
+
+    async def close_all(self) -> None:
+        """Cut every connection, wait for the requests' tasks to end."""
+        for connection in list(self.connections):
+            connection.say_goodbye()
+        await asyncio.sleep(0)
+        self.close()
+        await self.wait_closed()
+
+    def _protocol_factory(self) -> H2Protocol:
+        self.__gc_step__()
+        handler = StreamHandler(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
+        self._handlers.add(handler)
+        connection = AgentConnection(handler, self)
+        handler.connection = connection
+        return connection
