@@ -151,8 +151,8 @@ async def check(sink: Sink, options: SchemaOptions) -> list[str]:
         own = found.own_window == weakest and found.engine.endswith("MergeTree")
         remedy = "run `kubenetmon schema apply`" if own else weakest.remedy
         problems.append(
-            f"the table {found} remembers the tokens of {weakest.blocks} blocks, not of {wanted}, beyond which "
-            f"a batch sent again would count twice: {remedy}"
+            f"the table {found} remembers the tokens of {weakest.blocks} blocks, not of {wanted}, beyond "
+            f"which a batch sent again would count twice: {remedy}"
         )
     return problems
 
