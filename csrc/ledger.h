@@ -1,0 +1,101 @@
+/* The ledger: what the kernel counted per flow, and what of that has been reported.
+ *
+ * One contiguous region, a header page and entries of fixed size that refer to each other by number, grown by
+ * mremap; nothing in it is a pointer. The hash index is derived and lives outside. Entries are freed when a
+ * flow has ended, its tombstone has outlived two full dumps and nothing of it is pending, so that the region
+ * is bounded by the flows that lived at once. Not locked: the meter serialises.
+ *
+ * Per flow `last` holds the counters read last and is written by reading alone, `reported` what went into
+ * sealed batches and is written by sealing alone; their difference is pending. */
+#ifndef KUBENETMON_LEDGER_H
+#define KUBENETMON_LEDGER_H
+
+#include "flow.h"
+#include "index.h"
+
+#include "meter.h"
+
+/* flow_key.flags */
+enum {
+	FLAG_DEAD = 1,       /* booked: a DESTROY event, or gone from the kernel; a tombstone */
+	FLAG_SUPERSEDED = 2, /* a later life has the same identity: sightings are the later one's */
+	FLAG_PENDING = 4,    /* in the pending list */
+	FLAG_EXPIRED = 8,    /* the tombstone has done its service; freed once nothing is pending */
+	FLAG_VANISHED = 16,  /* dead without a DESTROY event so far */
+	FLAG_PROTOCOL = 32,  /* not metered: neither TCP nor UDP */
+	FLAG_LOOPBACK = 64,  /* not metered: a loopback address in it */
+};
+
+struct entry {
+	/* First cache line: what finding a flow takes. */
+	struct flow_key key;
+	uint32_t seen;     /* number of the dump that showed it last */
+	uint32_t followed; /* the entry that came after it in a dump: the guess for the next message */
+	/* Second: what comparing takes. */
+	uint64_t last[COUNTERS];
+	uint64_t reported[COUNTERS];
+	/* Third: what creating, sealing and ending take. */
+	struct reply_tuple reply;
+	uint32_t next_pending;
+	uint32_t next_dead; /* also the list of free entries */
+	uint32_t died;      /* full dumps that had been read when it was booked dead */
+	uint32_t hash;
+} __attribute__((aligned(64)));
+
+struct ledger_header {
+	uint64_t seed;
+	uint32_t capacity, used; /* entries; [used, capacity) were never touched */
+	uint32_t free_head;
+	uint32_t pending_head, pending_tail;
+	uint32_t dead_head, dead_tail;
+	uint32_t full_dumps;
+	uint32_t dump; /* number of the dump that runs, or of the last one */
+	uint32_t first_seen; /* the entry that came first in a dump */
+	uint32_t count_existing;
+	int64_t born_after; /* boot time in nanoseconds when the first listener was in place */
+	int64_t least_offset; /* the least difference of wall clock and boot time seen since */
+	uint64_t seen_flows, seen_live; /* distinct flows in this dump, and those of them that live */
+	uint64_t changes;
+	struct meter_totals totals;
+};
+
+struct ledger {
+	struct ledger_header *header;
+	struct entry *entries;
+	size_t region_bytes;
+	struct index index;
+	uint32_t previous; /* the entry of the message before, while a dump runs */
+	bool dumping;
+};
+
+/* Makes an empty ledger; flows that began before now are the baseline unless count_existing. 0 or -ENOMEM. */
+int ledger_open(struct ledger *ledger, bool count_existing);
+void ledger_close(struct ledger *ledger);
+
+/* Books one flow that a dump shows. 0 or -ENOMEM: nothing was booked, a later sighting can be. */
+int ledger_sight(struct ledger *ledger, const struct sighting *sighting);
+
+/* Books a DESTROY event, which carries final counters. 0 or -ENOMEM: nothing was booked, hand it in again. */
+int ledger_destroy(struct ledger *ledger, const struct sighting *sighting);
+
+/* A dump is sightings between these two; `complete`: it reached its end. */
+void ledger_begin_dump(struct ledger *ledger);
+void ledger_end_dump(struct ledger *ledger, bool complete);
+
+/* The next live entry from `*number` on that two full dumps in a row did not show; NO_ENTRY when none is left.
+ * The caller asks the kernel, and books what it says as a sighting or by ledger_vanish(). */
+uint32_t ledger_next_absent(struct ledger *ledger, uint32_t *number);
+void ledger_vanish(struct ledger *ledger, uint32_t number);
+
+/* Writes the oldest pending records as columns into the buffer; see meter_seal(). */
+int ledger_seal(struct ledger *ledger, uint8_t *buffer, uint64_t capacity, struct meter_sealed *sealed);
+
+/* Frees an entry that is not pending; for sealing. */
+void ledger_free(struct ledger *ledger, uint32_t number);
+
+static inline struct entry *entry_at(const struct ledger *ledger, uint32_t number)
+{
+	return &ledger->entries[number];
+}
+
+#endif

@@ -1,0 +1,239 @@
+#define _GNU_SOURCE
+#include "meter.h"
+
+#include <errno.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netfilter/nfnetlink_conntrack.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "events.h"
+#include "ledger.h"
+#include "message.h"
+#include "netlink.h"
+
+struct meter {
+	pthread_mutex_t lock; /* guards ledger, requests and events.draining; held while a dump runs */
+	struct ledger ledger;
+	struct requests requests;
+	struct events events;
+	atomic_bool stop;
+	pthread_mutex_t published_lock; /* guards `published`, for a copy's time */
+	struct meter_totals published;
+};
+
+/* Called with the lock, after every change: the identity holds in what others see at any time. */
+static void publish(struct meter *meter)
+{
+	pthread_mutex_lock(&meter->published_lock);
+	meter->published = meter->ledger.header->totals;
+	pthread_mutex_unlock(&meter->published_lock);
+}
+
+static bool is_destroy(const struct nlmsghdr *message)
+{
+	return message->nlmsg_type == ((NFNL_SUBSYS_CTNETLINK << 8) | IPCTNL_MSG_CT_DELETE);
+}
+
+/* Books all events that wait; never during a dump, because the kernel sends a DESTROY event before it unlinks
+ * the flow. -ENOMEM leaves the rest for the next time. */
+static int book_events(struct meter *meter)
+{
+	struct meter_totals *totals = &meter->ledger.header->totals;
+	struct spool *spool = events_take(&meter->events);
+	while (spool->taken < spool->used) {
+		const void *position = spool->messages + spool->taken;
+		const struct nlmsghdr *message = position;
+		unsigned int left = (unsigned int)(spool->used - spool->taken);
+		if (!NLMSG_OK(message, left)) {
+			totals->malformed++;
+			spool->taken = spool->used;
+			break;
+		}
+		struct sighting sighting;
+		if (is_destroy(message)) {
+			if (message_read(message, &sighting)) {
+				int error = ledger_destroy(&meter->ledger, &sighting);
+				totals = &meter->ledger.header->totals; /* the ledger may have moved */
+				if (error)
+					return error;
+			} else {
+				totals->malformed++;
+			}
+		}
+		size_t step = NLMSG_ALIGN((size_t)message->nlmsg_len);
+		spool->taken = spool->used - spool->taken > step ? spool->taken + step : spool->used;
+	}
+	totals->truncated_events = events_truncated(&meter->events);
+	return 0;
+}
+
+static void book_full_spool(void *owner)
+{
+	struct meter *meter = owner;
+	pthread_mutex_lock(&meter->lock);
+	(void)book_events(meter);
+	publish(meter);
+	pthread_mutex_unlock(&meter->lock);
+}
+
+struct meter *meter_open(const struct meter_config *config, int *error, const char **step)
+{
+	*step = "allocate memory";
+	struct meter *meter = calloc(1, sizeof *meter);
+	if (!meter) {
+		*error = -ENOMEM;
+		return NULL;
+	}
+	pthread_mutex_init(&meter->lock, NULL);
+	pthread_mutex_init(&meter->published_lock, NULL);
+	atomic_init(&meter->stop, false);
+	/* Listening comes first: what ends from now on is told to us, what lives shows in the first dump. */
+	*error = events_open(&meter->events, config->event_buffer_bytes, book_full_spool, meter, step);
+	if (!*error) {
+		*step = "make the ledger";
+		*error = ledger_open(&meter->ledger, config->count_existing != 0);
+	}
+	if (!*error) {
+		*step = "open the request socket";
+		*error = requests_open(&meter->requests);
+	}
+	if (!*error) {
+		*step = "start the thread that reads events";
+		publish(meter);
+		*error = events_start(&meter->events);
+	}
+	if (*error) {
+		meter_close(meter);
+		return NULL;
+	}
+	return meter;
+}
+
+void meter_close(struct meter *meter)
+{
+	meter_abort(meter);
+	events_close(&meter->events);
+	requests_close(&meter->requests);
+	ledger_close(&meter->ledger);
+	pthread_mutex_destroy(&meter->lock);
+	pthread_mutex_destroy(&meter->published_lock);
+	free(meter);
+}
+
+void meter_abort(struct meter *meter)
+{
+	atomic_store(&meter->stop, true);
+}
+
+static int book_flow(void *context, const struct nlmsghdr *message)
+{
+	struct ledger *ledger = context;
+	struct sighting sighting;
+	if (message_read(message, &sighting))
+		return ledger_sight(ledger, &sighting);
+	ledger->header->totals.malformed++;
+	return 0;
+}
+
+/* Flows that two dumps did not show and whose end no event told: the kernel is asked for each. */
+static int settle_absent(struct meter *meter)
+{
+	struct ledger *ledger = &meter->ledger;
+	uint32_t position = 0, number;
+	while ((number = ledger_next_absent(ledger, &position)) != NO_ENTRY) {
+		if (atomic_load(&meter->stop))
+			return -ECANCELED;
+		struct flow_key key = entry_at(ledger, number)->key;
+		int error = requests_get(&meter->requests, &key, book_flow, ledger);
+		if (error && error != -ENOENT && error != -EINVAL)
+			return error;
+		if (entry_at(ledger, number)->seen != ledger->header->dump)
+			ledger_vanish(ledger, number);
+	}
+	return 0;
+}
+
+static uint64_t clock_nanoseconds(clockid_t clock)
+{
+	struct timespec time;
+	clock_gettime(clock, &time);
+	return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+
+static void start_clocks(struct meter_read_result *result)
+{
+	*result = (struct meter_read_result){
+		.cpu_nanoseconds = clock_nanoseconds(CLOCK_THREAD_CPUTIME_ID),
+		.wall_nanoseconds = clock_nanoseconds(CLOCK_MONOTONIC),
+	};
+}
+
+static void stop_clocks(struct meter_read_result *result)
+{
+	result->cpu_nanoseconds = clock_nanoseconds(CLOCK_THREAD_CPUTIME_ID) - result->cpu_nanoseconds;
+	result->wall_nanoseconds = clock_nanoseconds(CLOCK_MONOTONIC) - result->wall_nanoseconds;
+}
+
+int meter_read(struct meter *meter, struct meter_read_result *result)
+{
+	start_clocks(result);
+	pthread_mutex_lock(&meter->lock);
+	struct ledger *ledger = &meter->ledger;
+	uint64_t changes = ledger->header->changes;
+	uint64_t events = ledger->header->totals.destroy_events;
+	int error = book_events(meter);
+	if (!error) {
+		struct dump_size size;
+		ledger_begin_dump(ledger);
+		error = requests_dump(&meter->requests, &meter->stop, book_flow, ledger, &size);
+		ledger_end_dump(ledger, error == 0);
+		result->messages = size.messages;
+		result->bytes = size.bytes;
+		result->flows = ledger->header->seen_flows + ledger->header->totals.without_counters;
+		if (!error)
+			error = settle_absent(meter);
+		else if (error == -EINTR)
+			error = 0; /* every flow it showed is booked; it just proves no absence */
+	}
+	result->changed = ledger->header->changes - changes;
+	result->events = ledger->header->totals.destroy_events - events;
+	publish(meter);
+	pthread_mutex_unlock(&meter->lock);
+	stop_clocks(result);
+	return error;
+}
+
+int meter_seal(struct meter *meter, uint8_t *buffer, uint64_t capacity, struct meter_sealed *sealed)
+{
+	pthread_mutex_lock(&meter->lock);
+	*sealed = (struct meter_sealed){0};
+	int error = book_events(meter);
+	if (!error)
+		error = ledger_seal(&meter->ledger, buffer, capacity, sealed);
+	publish(meter);
+	pthread_mutex_unlock(&meter->lock);
+	return error;
+}
+
+void meter_totals_get(struct meter *meter, struct meter_totals *totals)
+{
+	pthread_mutex_lock(&meter->published_lock);
+	*totals = meter->published;
+	pthread_mutex_unlock(&meter->published_lock);
+}
+
+int meter_receive_floor(struct meter *meter, struct meter_read_result *result)
+{
+	struct dump_size size;
+	start_clocks(result);
+	pthread_mutex_lock(&meter->lock);
+	int error = requests_dump(&meter->requests, &meter->stop, NULL, NULL, &size);
+	pthread_mutex_unlock(&meter->lock);
+	stop_clocks(result);
+	result->messages = result->flows = size.messages;
+	result->bytes = size.bytes;
+	return error;
+}

@@ -1,0 +1,156 @@
+#include <endian.h>
+#include <errno.h>
+#include <string.h>
+
+#include "ledger.h"
+
+/* The columns of kubenetmon.proto's FlowArrays, in the order of its fields. */
+enum column {
+	PROTOCOL,
+	ORIGINAL_SOURCE_ADDRESS,
+	ORIGINAL_DESTINATION_ADDRESS,
+	REPLY_SOURCE_ADDRESS,
+	REPLY_DESTINATION_ADDRESS,
+	ORIGINAL_SOURCE_PORT,
+	ORIGINAL_DESTINATION_PORT,
+	REPLY_SOURCE_PORT,
+	REPLY_DESTINATION_PORT,
+	FIRST_COUNTER,
+	COLUMNS = FIRST_COUNTER + COUNTERS,
+};
+
+enum { PORT_WIDTH = 2, COUNTER_WIDTH = 8 };
+
+/* Where the next item of each column goes. */
+struct columns {
+	uint8_t *next[COLUMNS];
+	size_t address_width;
+};
+
+static size_t address_width(uint8_t family)
+{
+	return family == FAMILY_IPV4 ? 4 : 16;
+}
+
+static size_t record_width(uint8_t family)
+{
+	return 1 + 4 * address_width(family) + 4 * PORT_WIDTH + COUNTERS * COUNTER_WIDTH;
+}
+
+static struct columns columns_at(uint8_t *start, uint8_t family, size_t records)
+{
+	struct columns columns = {.address_width = address_width(family)};
+	for (int column = 0; column < COLUMNS; column++) {
+		columns.next[column] = start;
+		size_t width = column == PROTOCOL		 ? 1
+			       : column < ORIGINAL_SOURCE_PORT	 ? columns.address_width
+			       : column < FIRST_COUNTER		 ? PORT_WIDTH
+								 : COUNTER_WIDTH;
+		start += records * width;
+	}
+	return columns;
+}
+
+/* IPv4 as a little-endian number, IPv6 in network order. */
+static void put_address(struct columns *columns, enum column column, const uint8_t *address)
+{
+	if (columns->address_width == 4) {
+		uint32_t number;
+		memcpy(&number, address, sizeof number);
+		number = htole32(be32toh(number));
+		memcpy(columns->next[column], &number, sizeof number);
+	} else {
+		memcpy(columns->next[column], address, 16);
+	}
+	columns->next[column] += columns->address_width;
+}
+
+static void put_port(struct columns *columns, enum column column, uint16_t port)
+{
+	port = htole16(port);
+	memcpy(columns->next[column], &port, PORT_WIDTH);
+	columns->next[column] += PORT_WIDTH;
+}
+
+static void put_record(struct columns *columns, const struct entry *entry)
+{
+	*columns->next[PROTOCOL]++ = entry->key.protocol;
+	put_address(columns, ORIGINAL_SOURCE_ADDRESS, entry->key.source);
+	put_address(columns, ORIGINAL_DESTINATION_ADDRESS, entry->key.destination);
+	put_address(columns, REPLY_SOURCE_ADDRESS, entry->reply.source);
+	put_address(columns, REPLY_DESTINATION_ADDRESS, entry->reply.destination);
+	put_port(columns, ORIGINAL_SOURCE_PORT, entry->key.source_port);
+	put_port(columns, ORIGINAL_DESTINATION_PORT, entry->key.destination_port);
+	put_port(columns, REPLY_SOURCE_PORT, entry->reply.source_port);
+	put_port(columns, REPLY_DESTINATION_PORT, entry->reply.destination_port);
+	for (int i = 0; i < COUNTERS; i++) {
+		uint64_t difference = htole64(entry->last[i] - entry->reported[i]);
+		memcpy(columns->next[FIRST_COUNTER + i], &difference, COUNTER_WIDTH);
+		columns->next[FIRST_COUNTER + i] += COUNTER_WIDTH;
+	}
+}
+
+/* What the entry has pending is reported now. */
+static void settle(struct ledger *ledger, struct entry *entry, struct meter_sealed *sealed)
+{
+	struct meter_totals *totals = &ledger->header->totals;
+	uint64_t packets = entry->last[ORIGINAL_PACKETS] - entry->reported[ORIGINAL_PACKETS] +
+			   entry->last[REPLY_PACKETS] - entry->reported[REPLY_PACKETS];
+	uint64_t bytes = entry->last[ORIGINAL_BYTES] - entry->reported[ORIGINAL_BYTES] +
+			 entry->last[REPLY_BYTES] - entry->reported[REPLY_BYTES];
+	memcpy(entry->reported, entry->last, sizeof entry->reported);
+	entry->key.flags &= (uint8_t)~FLAG_PENDING;
+	sealed->metered_packets += packets;
+	sealed->metered_bytes += bytes;
+	totals->pending_packets -= packets;
+	totals->pending_bytes -= bytes;
+	totals->reported_packets += packets;
+	totals->reported_bytes += bytes;
+	totals->pending_flows--;
+	totals->reported_flows++;
+}
+
+/* How many of the oldest pending records fit. */
+static void choose(const struct ledger *ledger, uint64_t capacity, struct meter_sealed *sealed)
+{
+	for (uint32_t number = ledger->header->pending_head; number != NO_ENTRY;) {
+		const struct entry *entry = entry_at(ledger, number);
+		size_t width = record_width(entry->key.family);
+		if (sealed->buffer_bytes + width > capacity)
+			return;
+		sealed->buffer_bytes += width;
+		if (entry->key.family == FAMILY_IPV4)
+			sealed->ipv4_records++;
+		else
+			sealed->ipv6_records++;
+		number = entry->next_pending;
+		if (number != NO_ENTRY)
+			__builtin_prefetch(entry_at(ledger, number));
+	}
+}
+
+int ledger_seal(struct ledger *ledger, uint8_t *buffer, uint64_t capacity, struct meter_sealed *sealed)
+{
+	struct ledger_header *header = ledger->header;
+	*sealed = (struct meter_sealed){0};
+	choose(ledger, capacity, sealed);
+	if (header->pending_head != NO_ENTRY && sealed->buffer_bytes == 0)
+		return -ENOBUFS;
+	struct columns ipv4 = columns_at(buffer, FAMILY_IPV4, sealed->ipv4_records);
+	struct columns ipv6 = columns_at(buffer + sealed->ipv4_records * record_width(FAMILY_IPV4),
+					 FAMILY_IPV6, sealed->ipv6_records);
+	for (uint32_t left = sealed->ipv4_records + sealed->ipv6_records; left > 0; left--) {
+		uint32_t number = header->pending_head;
+		struct entry *entry = entry_at(ledger, number);
+		header->pending_head = entry->next_pending;
+		if (header->pending_head != NO_ENTRY)
+			__builtin_prefetch(entry_at(ledger, header->pending_head));
+		put_record(entry->key.family == FAMILY_IPV4 ? &ipv4 : &ipv6, entry);
+		settle(ledger, entry, sealed);
+		if (entry->key.flags & FLAG_EXPIRED)
+			ledger_free(ledger, number);
+	}
+	if (header->pending_head == NO_ENTRY)
+		header->pending_tail = NO_ENTRY;
+	return 0;
+}

@@ -1,0 +1,339 @@
+"""The asyncio face of the C shim: what the kernel's connection tracking counted, and what of it is reported.
+
+Contract: a `Conntrack` meters the network namespace in which `open` is called, and is inert before. It owns
+the shim's sockets, its event thread, its ledger and one worker thread of its own, in which every dump runs:
+never two at once, and the event loop waits for none. `read` brings the ledger up to date, `seal` turns what
+is pending into batches and counts it as reported from that moment on; what `seal` returned is the caller's to
+keep. At shutdown `close` breaks a running dump off (nothing of it is lost to a later reader: the kernel's
+counters are never reset), ends both threads and drops the ledger.
+
+Identity: `Totals` says in bytes and packets, exactly and at any time, observed = reported +
+ignored{protocol, loopback, baseline} + pending. docs/conntrack.md says what is counted when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import errno
+import functools
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kubenetmon._conntrack import ffi, lib
+from kubenetmon.errors import KubenetmonError, MachineError
+from kubenetmon.proto import MAX_BATCH_BYTES, FlowArrays
+
+logger = logging.getLogger(__name__)
+
+_SYSCTLS = Path("/proc/sys/net/netfilter")
+_COUNTER_WIDTHS = (8, 8, 8, 8)
+_PORT_WIDTHS = (2, 2, 2, 2)
+_IPV4_WIDTHS = (1, 4, 4, 4, 4, *_PORT_WIDTHS, *_COUNTER_WIDTHS)
+_IPV6_WIDTHS = (1, 16, 16, 16, 16, *_PORT_WIDTHS, *_COUNTER_WIDTHS)
+_COLUMNS = tuple(field.name for field in dataclasses.fields(FlowArrays) if field.name != "count")
+
+T = TypeVar("T")
+
+
+class ConntrackError(KubenetmonError):
+    """One read of conntrack failed; the next one may work, and finds everything that this one did not."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConntrackConfig:
+    """`count_existing`: meter also what flows had counted before `open` (the original's behaviour).
+
+    `event_buffer_bytes`: the kernel's queue for ended flows that we have yet to read. When it is full the
+    kernel keeps ended flows in memory and tries again.
+    """
+
+    count_existing: bool = False
+    event_buffer_bytes: int = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """What one read found."""
+
+    flows: int
+    """Distinct flows that the kernel's table held."""
+    changed: int
+    """Changes of counters found, of living and of ended flows."""
+    ended: int
+    """DESTROY events booked."""
+    duration: float
+    """Seconds that the read took."""
+    cpu: float
+    """Seconds of processor time that it took, the kernel's part included."""
+    received_messages: int
+    """Messages that the dump consisted of."""
+    received_bytes: int
+    """Bytes of those."""
+
+
+@dataclass(frozen=True, slots=True)
+class SealedRecords:
+    """The records of one batch, as arrays; together they fit one message of the wire."""
+
+    ipv4: FlowArrays
+    ipv6: FlowArrays
+    records: int
+    bytes: int
+    """What they carry, both directions."""
+    packets: int
+    """What they carry, both directions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Since `open`, both directions; the fields from `flows` on are what there is now where they say so."""
+
+    observed_bytes: int
+    observed_packets: int
+    reported_bytes: int
+    reported_packets: int
+    ignored_protocol_bytes: int
+    ignored_protocol_packets: int
+    ignored_loopback_bytes: int
+    ignored_loopback_packets: int
+    ignored_baseline_bytes: int
+    ignored_baseline_packets: int
+    pending_bytes: int
+    pending_packets: int
+    flows: int
+    """Now: live flows in the ledger."""
+    entries: int
+    """Now: those, and ended flows that are remembered or wait to be sealed."""
+    pending_flows: int
+    """Now: flows that the next `seal` reports."""
+    ignored_flows: int
+    """Flows that are not metered, being neither TCP nor UDP or having a loopback address."""
+    reported_flows: int
+    """Records sealed."""
+    dumps: int
+    """Dumps read to their end."""
+    destroy_events: int
+    """Ends of flows that the kernel told."""
+    destroy_without_counters: int
+    """Those of flows that the kernel did not count."""
+    vanished: int
+    """Flows gone from the kernel without an event: what they moved after their last dump is not metered."""
+    ambiguous_identity: int
+    """Lives of flows that only counters could tell apart, for want of `nf_conntrack_timestamp`."""
+    foreign_resets: int
+    """Counters that fell within one life: another process resets them."""
+    malformed: int
+    """Messages that could not be read."""
+    truncated_events: int
+    """Events larger than any that the kernel is known to send."""
+    without_counters: int
+    """In the last dump: flows that carry no counters and cannot be metered."""
+    with_counters: int
+    """In the last dump: flows that carry counters."""
+    offloaded: int
+    """In the last dump: flows in a flowtable, which may have stopped counting."""
+    memory_bytes: int
+    """Address space of the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountingState:
+    """What the kernel is set to count; None where it has no such setting (conntrack is not loaded)."""
+
+    accounting: int | None
+    """`nf_conntrack_acct`: 1 when flows that begin from now on are counted."""
+    events: int | None
+    """`nf_conntrack_events`: 1 tells every end; 2 not that of flows from before a listener; 0 none."""
+    timestamps: int | None
+    """`nf_conntrack_timestamp`: 1 when flows that begin from now on carry their start time."""
+    tracked: int | None
+    """Flows that the kernel holds now."""
+    limit: int | None
+    """Flows that it can hold (`nf_conntrack_max`)."""
+    with_counters: int
+    """Flows of the last read that carry counters; 0 before the first read."""
+    without_counters: int
+    """Flows of the last read that carry none; 0 before the first read."""
+
+
+class Conntrack:
+    """The kernel's connection tracking of one network namespace, metered."""
+
+    name = "conntrack"
+
+    def __init__(self, config: ConntrackConfig) -> None:
+        self._config = config
+        self._meter: Any = None
+        self._worker: ThreadPoolExecutor | None = None
+        self._buffer: Any = None
+
+    def open(self) -> None:
+        """Listen for flows that end, in the network namespace of the calling thread.
+
+        Raises `MachineError` when the kernel lacks connection tracking or does not let us read it.
+        """
+        assert self._meter is None, "open is called once"
+        settings = ffi.new("struct meter_config *")
+        settings.count_existing = self._config.count_existing
+        settings.event_buffer_bytes = self._config.event_buffer_bytes
+        error, step = ffi.new("int *"), ffi.new("const char **")
+        meter = lib.meter_open(settings, error, step)
+        if meter == ffi.NULL:
+            raise _open_error(error[0], ffi.string(step[0]).decode())
+        self._meter = meter
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="conntrack")
+        self._buffer = ffi.new("uint8_t[]", MAX_BATCH_BYTES)
+
+    async def read(self) -> ReadResult:
+        """Book the ends of flows told so far, then one full dump of the table.
+
+        Cancelling leaves the dump running in its thread; the next read begins after it. Raises
+        `ConntrackError` when the kernel refuses, and `MachineError` when it does so for want of privilege.
+        """
+        return await self._in_worker(functools.partial(self._dump, lib.meter_read))
+
+    async def receive_floor(self) -> ReadResult:
+        """Receive one full dump and throw it away: what reading costs at least, for `nox -s bench`."""
+        return await self._in_worker(functools.partial(self._dump, lib.meter_receive_floor))
+
+    def seal(self) -> list[SealedRecords]:
+        """All that is pending, as batches of at most `MAX_BATCH_BYTES` of arrays; it counts as reported now.
+
+        Not to be called while a read runs, whose lock it would wait for. Raises `ConntrackError` when there
+        is no memory to book the ends of flows in; nothing is lost then.
+        """
+        meter = self._opened()
+        sealed = ffi.new("struct meter_sealed *")
+        batches: list[SealedRecords] = []
+        while True:
+            error = lib.meter_seal(meter, self._buffer, MAX_BATCH_BYTES, sealed)
+            if sealed.buffer_bytes == 0:
+                if error and not batches:
+                    raise _read_error(error)
+                return batches
+            batches.append(self._records(sealed))
+
+    def totals(self) -> Totals:
+        """What the last read or seal left, in which the identity holds; never waits for one that runs."""
+        totals = ffi.new("struct meter_totals *")
+        lib.meter_totals_get(self._opened(), totals)
+        return Totals(*(getattr(totals, name) for name in _TOTALS))
+
+    def accounting_state(self) -> AccountingState:
+        """What the network namespace of the calling thread is set to count, and what the last read showed."""
+        totals = self.totals()
+        return AccountingState(
+            accounting=_sysctl("nf_conntrack_acct"),
+            events=_sysctl("nf_conntrack_events"),
+            timestamps=_sysctl("nf_conntrack_timestamp"),
+            tracked=_sysctl("nf_conntrack_count"),
+            limit=_sysctl("nf_conntrack_max"),
+            with_counters=totals.with_counters,
+            without_counters=totals.without_counters,
+        )
+
+    def close(self) -> None:
+        """Break off a running read, end the threads and drop the ledger; what is pending goes with it."""
+        if self._meter is None:
+            return
+        meter, self._meter = self._meter, None
+        assert self._worker is not None
+        lib.meter_abort(meter)
+        self._worker.shutdown(wait=True)
+        lib.meter_close(meter)
+
+    def _opened(self) -> Any:
+        if self._meter is None:
+            raise RuntimeError("conntrack is not open")
+        return self._meter
+
+    async def _in_worker(self, call: Callable[[Any], T]) -> T:
+        meter = self._opened()
+        assert self._worker is not None
+        future: Future[T] = self._worker.submit(call, meter)
+        # The thread goes on when the caller is cancelled: the pool of one thread is what keeps dumps apart.
+        return await asyncio.shield(asyncio.wrap_future(future))
+
+    @staticmethod
+    def _dump(function: Callable[[Any, Any], int], meter: Any) -> ReadResult:
+        result = ffi.new("struct meter_read_result *")
+        error = function(meter, result)
+        if error:
+            raise _read_error(error)
+        return ReadResult(
+            flows=result.flows,
+            changed=result.changed,
+            ended=result.events,
+            duration=result.wall_nanoseconds / 1e9,
+            cpu=result.cpu_nanoseconds / 1e9,
+            received_messages=result.messages,
+            received_bytes=result.bytes,
+        )
+
+    def _records(self, sealed: Any) -> SealedRecords:
+        arrays = ffi.buffer(self._buffer, sealed.buffer_bytes)
+        ipv4, end = _columns(arrays, 0, sealed.ipv4_records, _IPV4_WIDTHS)
+        ipv6, end = _columns(arrays, end, sealed.ipv6_records, _IPV6_WIDTHS)
+        assert end == sealed.buffer_bytes
+        return SealedRecords(
+            ipv4=ipv4,
+            ipv6=ipv6,
+            records=sealed.ipv4_records + sealed.ipv6_records,
+            bytes=sealed.metered_bytes,
+            packets=sealed.metered_packets,
+        )
+
+
+_TOTALS = tuple(field.name for field in dataclasses.fields(Totals))
+
+
+def _columns(arrays: Any, start: int, count: int, widths: tuple[int, ...]) -> tuple[FlowArrays, int]:
+    """`count` records' columns from the buffer, and where they end."""
+    columns: dict[str, bytes] = {}
+    for name, width in zip(_COLUMNS, widths, strict=True):
+        end = start + width * count
+        columns[name] = arrays[start:end]
+        start = end
+    return FlowArrays(count=count, **columns), start
+
+
+def _sysctl(name: str) -> int | None:
+    try:
+        return int((_SYSCTLS / name).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+_NOT_PERMITTED = (
+    "reading connection tracking is not permitted: run as root, or grant the capability CAP_NET_ADMIN"
+)
+
+
+def _open_error(error: int, step: str) -> MachineError:
+    if -error in (errno.EPERM, errno.EACCES):
+        return MachineError(_NOT_PERMITTED)
+    if -error in (errno.EPROTONOSUPPORT, errno.ENOENT, errno.EAFNOSUPPORT):
+        return MachineError(
+            "this kernel offers no connection tracking over netlink: load the module nf_conntrack_netlink "
+            "(modprobe nf_conntrack_netlink)"
+        )
+    return MachineError(f"connection tracking cannot be read: failed to {step}: {os.strerror(-error)}")
+
+
+def _read_error(error: int) -> KubenetmonError:
+    if -error in (errno.EPERM, errno.EACCES):
+        return MachineError(_NOT_PERMITTED)
+    if -error in (errno.EINVAL, errno.EOPNOTSUPP):
+        return MachineError(
+            "this kernel does not answer requests for connection tracking: load the module "
+            "nf_conntrack_netlink (modprobe nf_conntrack_netlink)"
+        )
+    if -error == errno.ENOMEM:
+        return ConntrackError("there is no memory to keep another flow in: raise the memory limit")
+    return ConntrackError(f"conntrack could not be read: {os.strerror(-error)}; the next read finds it all")
