@@ -1,0 +1,222 @@
+"""One connection to one server address: grpclib, seen as bytes, with one kind of error.
+
+Contract: a `Connection` belongs to the sender, lives for one session and is closed by it. Messages come and
+go serialised. Whatever fails (network, TLS, HTTP/2, gRPC status, a peer that breaks the protocol) is a
+`ConnectionFailedError` whose text a log can show; `status` is the server's gRPC status where it gave one.
+Every wait but that for acknowledgements has a limit.
+
+grpclib has no compression, its keepalive is experimental and a GOAWAY ends its streams at once: hence own
+time limits, and the sender reconnects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from grpclib.client import Channel, Stream
+from grpclib.config import Configuration
+from grpclib.const import Cardinality, Status
+from grpclib.encoding.base import CodecBase
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from kubenetmon.agent.waiting import within
+from kubenetmon.clock import Clock
+from kubenetmon.proto import PUSH_METHOD, SUBMIT_METHOD, BatchAck, ObservationSummary
+
+_Result = TypeVar("_Result")
+
+
+class ConnectionFailedError(Exception):
+    """The session is over. `status`: what the server said; None when it said nothing."""
+
+    def __init__(self, message: str, status: Status | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds that each step may take."""
+
+    connect: float = 5.0
+    """TCP and TLS, and again for the server's answer to the request."""
+    send: float = 30.0
+    """Handing one message to the network."""
+    close: float = 5.0
+    """An orderly end of the stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitResult:
+    """`accepted`: observations that the server confirms, or None: it may have taken any number of them."""
+
+    accepted: int | None
+    problem: str
+
+
+class _PassThrough(CodecBase):
+    """Bytes as they are: messages are serialised once, where they are sealed."""
+
+    __content_subtype__ = "proto"
+
+    def encode(self, message: Any, message_type: Any) -> bytes:
+        assert isinstance(message, bytes)
+        return message
+
+    def decode(self, data: bytes, message_type: Any) -> bytes:
+        return data
+
+
+class Connection:
+    """A channel to one address and one stream at a time on it."""
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        *,
+        server_name: str,
+        tls: ssl.SSLContext | None,
+        metadata: dict[str, str],
+        timeouts: Timeouts,
+        clock: Clock,
+    ) -> None:
+        self.address = address
+        self._timeouts, self._clock = timeouts, clock
+        self._metadata = metadata
+        self._channel = Channel(
+            address,
+            port,
+            codec=_PassThrough(),
+            ssl=tls,
+            config=Configuration(ssl_target_name_override=server_name if tls is not None else None),
+        )
+
+    async def open(self) -> None:
+        """Connect. Raises `ConnectionFailedError`."""
+        await self._guard(self._channel.__connect__(), self._timeouts.connect, "connecting")
+
+    async def push(self) -> PushStream:
+        """Open Push and wait for the server's initial metadata: a server without Push has seen nothing then.
+
+        Raises `ConnectionFailedError`, with status UNIMPLEMENTED where the server has no Push.
+        """
+        stream = self._request(PUSH_METHOD, Cardinality.STREAM_STREAM)
+        await self._guard(_open(stream), self._timeouts.connect, "opening Push")
+        return PushStream(stream, self)
+
+    async def submit(self, frames: Iterable[bytes], *, timeout: float) -> SubmitResult:
+        """Stream observations, already framed as gRPC messages and joined at will, by the original's Submit.
+
+        Raises `ConnectionFailedError` only where the server has processed none of them for sure.
+        """
+        stream = self._request(SUBMIT_METHOD, Cardinality.STREAM_UNARY)
+        begun = asyncio.Event()
+        try:
+            count = await self._guard(_submit(stream, frames, begun), timeout, "submitting")
+        except ConnectionFailedError as error:
+            if not begun.is_set() or error.status in _BEFORE_ANY_HANDLER:
+                raise
+            return SubmitResult(None, str(error))
+        return SubmitResult(count, "")
+
+    def close(self) -> None:
+        """Drop the connection; whatever waits on it fails."""
+        self._channel.close()
+
+    def _request(self, method: str, cardinality: Cardinality) -> Stream[bytes, bytes]:
+        return self._channel.request(method, cardinality, bytes, bytes, metadata=self._metadata)
+
+    async def _guard(self, work: Coroutine[Any, Any, _Result], seconds: float, doing: str) -> _Result:
+        try:
+            return await within(self._clock, seconds, work)
+        except TimeoutError:
+            raise ConnectionFailedError(f"{doing} took longer than {seconds:g}s") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise ConnectionFailedError(f"{doing}: the connection ended") from None
+        except Exception as error:  # grpclib lets h2's, ssl's and its own assertions through
+            raise _failure(doing, error) from error
+
+
+class PushStream:
+    """An open Push. `send` and `receive` may run at the same time, in different tasks."""
+
+    def __init__(self, stream: Stream[bytes, bytes], connection: Connection) -> None:
+        self._stream, self._connection = stream, connection
+
+    async def send(self, batch: bytes) -> None:
+        """Hand one serialised `FlowBatch` to the network. Raises `ConnectionFailedError`."""
+        connection = self._connection
+        await connection._guard(self._stream.send_message(batch), connection._timeouts.send, "sending")
+
+    async def receive(self) -> BatchAck | None:
+        """The next acknowledgement, however long it takes; None when the server ended the stream in order.
+
+        Runs in a task that does nothing else: grpclib cancels it when the stream dies. Raises
+        `ConnectionFailedError`.
+        """
+        try:
+            message = await self._stream.recv_message()
+            if message is None:
+                await _raise_status(self._stream)
+                return None
+            return BatchAck().parse(message)
+        except Exception as error:  # as in Connection._guard, and what a hostile peer sends
+            raise _failure("waiting for acknowledgements", error) from error
+
+    async def finish(self) -> None:
+        """Say that nothing more comes; the server ends the stream. Raises `ConnectionFailedError`."""
+        connection = self._connection
+        await connection._guard(self._stream.end(), connection._timeouts.close, "ending the stream")
+
+
+# Statuses that a gRPC server gives before a handler of the method has run.
+_BEFORE_ANY_HANDLER = frozenset({Status.UNIMPLEMENTED, Status.UNAUTHENTICATED, Status.PERMISSION_DENIED})
+
+
+async def _open(stream: Stream[bytes, bytes]) -> None:
+    await stream.__aenter__()
+    await stream.send_request()
+    try:
+        await stream.recv_initial_metadata()
+    except StreamTerminatedError:
+        await _raise_status(stream)
+        raise
+
+
+async def _submit(stream: Stream[bytes, bytes], frames: Iterable[bytes], begun: asyncio.Event) -> int:
+    async with stream:
+        await stream.send_request()
+        # Below grpclib's public face: its send_message costs one HTTP/2 frame and one system call a message,
+        # and an observation is some 80 bytes.
+        with stream._wrapper:
+            for joined in frames:
+                begun.set()
+                await stream._stream.send_data(joined)
+        await stream.end()
+        summary = await stream.recv_message()
+    if summary is None:
+        raise ConnectionError("the server ended the stream without a summary")
+    return ObservationSummary().parse(summary).observation_count
+
+
+async def _raise_status(stream: Stream[bytes, bytes]) -> None:
+    """Raise `GRPCError` where the server's trailers give a status other than OK, and let go of the stream."""
+    ended = StreamTerminatedError("the server ended the stream")
+    await stream.__aexit__(StreamTerminatedError, ended, None)
+
+
+def _failure(doing: str, error: Exception) -> ConnectionFailedError:
+    if isinstance(error, GRPCError):
+        said = f" ({error.message})" if error.message else ""
+        return ConnectionFailedError(f"{doing}: the server said {error.status.name}{said}", error.status)
+    if isinstance(error, OSError) and error.strerror:
+        return ConnectionFailedError(f"{doing}: {error.strerror}")
+    return ConnectionFailedError(f"{doing}: {str(error) or type(error).__name__}")

@@ -1,0 +1,197 @@
+"""Sealed batches that wait for their acknowledgement.
+
+Contract: `put` fixes the bytes and the identity of one report for ever; a batch stays here until the server
+answered for it (`settle`) and is otherwise never dropped, changed or renumbered. At most `max_reports`
+reports wait; then `full` is true and the collector leaves the kernel and the ledger to count on. A report is
+one batch or, beyond the records that one message takes, several. Plain data, no task; `changed` is set
+whenever a batch comes or goes, for the one sender to wait on. What is left here when the process ends is
+lost with it (`unsettled_bytes` says how much).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kubenetmon.clock import Clock
+from kubenetmon.metrics import Metrics
+from kubenetmon.metrics.catalogue import (
+    AGENT_BATCH_BYTES,
+    AGENT_BATCHES,
+    AGENT_UNACKNOWLEDGED,
+    COLLECTOR_FLOWS,
+)
+from kubenetmon.proto import EPOCH_BYTES, FlowArrays, FlowBatch, Outcome
+
+logger = logging.getLogger(__name__)
+
+MAX_REPORTS = 3
+"""Reports that wait unacknowledged before sealing pauses."""
+
+
+class SealedRecords(Protocol):
+    """What the ledger gives for one batch; `kubenetmon.agent.conntrack` makes them."""
+
+    @property
+    def ipv4(self) -> FlowArrays:
+        """Records of IPv4 flows."""
+        ...
+
+    @property
+    def ipv6(self) -> FlowArrays:
+        """Records of IPv6 flows."""
+        ...
+
+    @property
+    def records(self) -> int:
+        """Records of both families."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Metered bytes, both directions."""
+        ...
+
+    @property
+    def packets(self) -> int:
+        """Metered packets, both directions."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class SealedBatch:
+    """One batch; all but `went_by_push` never changes."""
+
+    sequence: int
+    report: int
+    """Number of the report that it is part of."""
+    message: bytes
+    """The serialised `FlowBatch`."""
+    records: int
+    metered_bytes: int
+    sealed_at: float
+    """Monotonic seconds."""
+    went_by_push: bool = False
+    """From the first moment that any of it may have left by Push: it can never go by Submit any more."""
+
+
+class Outbox:
+    """The batches of one ledger, in the order of their sequence."""
+
+    def __init__(
+        self,
+        node_name: str,
+        *,
+        metrics: Metrics,
+        clock: Clock,
+        epoch: bytes | None = None,
+        max_reports: int = MAX_REPORTS,
+    ) -> None:
+        self.node_name = node_name
+        self.epoch = epoch if epoch is not None else os.urandom(EPOCH_BYTES)
+        """Made together with the ledger whose deltas the batches carry."""
+        self.changed = asyncio.Event()
+        self._metrics, self._clock = metrics, clock
+        self._max_reports = max_reports
+        self._waiting: dict[int, SealedBatch] = {}
+        self._next_sequence = 1
+        self._next_report = 1
+        metrics.before_render(self._publish)
+
+    @property
+    def full(self) -> bool:
+        """Nothing more should be sealed now."""
+        return len({batch.report for batch in self._waiting.values()}) >= self._max_reports
+
+    @property
+    def empty(self) -> bool:
+        """Every batch has been answered for."""
+        return not self._waiting
+
+    @property
+    def unsettled_bytes(self) -> int:
+        """Metered bytes of the batches that wait."""
+        return sum(batch.metered_bytes for batch in self._waiting.values())
+
+    def waiting(self) -> list[SealedBatch]:
+        """All unanswered batches, oldest first."""
+        return list(self._waiting.values())
+
+    def put(self, records: Sequence[SealedRecords], interval_start: int, interval_end: int) -> None:
+        """Seal one report over [interval_start, interval_end), Unix seconds; no records, no report."""
+        if interval_end <= interval_start:
+            raise ValueError(f"the interval from {interval_start} to {interval_end} has no length")
+        for part in records:
+            batch = SealedBatch(
+                sequence=self._next_sequence,
+                report=self._next_report,
+                message=self._serialise(part, interval_start, interval_end),
+                records=part.records,
+                metered_bytes=part.bytes,
+                sealed_at=self._clock.monotonic(),
+            )
+            self._next_sequence += 1
+            self._waiting[batch.sequence] = batch
+            self._count(batch, "sealed")
+            self._metrics.add(COLLECTOR_FLOWS, batch.records, type="sent")
+        if records:
+            self._next_report += 1
+            self.changed.set()
+
+    def settle(self, epoch: bytes, sequence: int, outcome: Outcome, reason: str) -> SealedBatch | None:
+        """Take the server's answer for one batch; None when no such batch waits (an ack that came twice).
+
+        COMMITTED forgets it, REJECTED sets it aside for good, anything else leaves it waiting.
+        """
+        batch = self._waiting.get(sequence) if epoch == self.epoch else None
+        if batch is None:
+            return None
+        if outcome is Outcome.COMMITTED:
+            self._forget(batch, "committed")
+        elif outcome is Outcome.REJECTED:
+            self._forget(batch, "rejected")
+            logger.error(
+                "The server rejected batch %d with %d bytes in %d records, which no report holds now: %s",
+                batch.sequence,
+                batch.metered_bytes,
+                batch.records,
+                reason or "no reason given",
+            )
+        return batch
+
+    def submitted(self, batch: SealedBatch) -> None:
+        """The original's server confirmed all of the batch."""
+        self._forget(batch, "submitted")
+
+    def submit_unknown(self, batch: SealedBatch) -> None:
+        """The original's server may or may not have taken the batch: it is not repeated."""
+        self._forget(batch, "submit_unknown")
+
+    def _serialise(self, records: SealedRecords, interval_start: int, interval_end: int) -> bytes:
+        return bytes(
+            FlowBatch(
+                node_name=self.node_name,
+                epoch=self.epoch,
+                sequence=self._next_sequence,
+                interval_start=interval_start,
+                interval_end=interval_end,
+                ipv4=records.ipv4,
+                ipv6=records.ipv6,
+            )
+        )
+
+    def _forget(self, batch: SealedBatch, outcome: str) -> None:
+        if self._waiting.pop(batch.sequence, None) is not None:
+            self._count(batch, outcome)
+            self.changed.set()
+
+    def _count(self, batch: SealedBatch, outcome: str) -> None:
+        self._metrics.add(AGENT_BATCHES, outcome=outcome)
+        self._metrics.add(AGENT_BATCH_BYTES, batch.metered_bytes, outcome=outcome)
+
+    def _publish(self) -> None:
+        self._metrics.set(AGENT_UNACKNOWLEDGED, len(self._waiting))
