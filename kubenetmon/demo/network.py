@@ -78,6 +78,17 @@ def owner_of(name: str) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[1])
 
 
+def own_prefix() -> str:
+    """How the names of what this process makes begin."""
+    return f"{PREFIX}{os.getpid()}-{_start_time(os.getpid())}-"
+
+
+def is_leftover(name: str) -> bool:
+    """Whether the name is that of something whose owner is gone."""
+    owner = owner_of(name)
+    return owner is not None and _start_time(owner[0]) != owner[1]
+
+
 def list_namespaces() -> list[str]:
     """The names of all namespaces made here, by living and by dead owners."""
     with contextlib.suppress(FileNotFoundError):
@@ -89,11 +100,17 @@ def remove_leftovers() -> list[str]:
     """Remove the namespaces whose owner is gone, and what still runs in them; their names."""
     removed = []
     for name in list_namespaces():
-        owner = owner_of(name)
-        if owner is not None and _start_time(owner[0]) != owner[1]:
+        if is_leftover(name):
             Namespace(name).delete()
             removed.append(name)
     return removed
+
+
+def remove_own() -> None:
+    """Remove every namespace that this process has made, whoever holds it."""
+    for name in list_namespaces():
+        if name.startswith(own_prefix()):
+            Namespace(name).delete()
 
 
 def create_namespace(label: str) -> Namespace:
@@ -103,7 +120,7 @@ def create_namespace(label: str) -> Namespace:
     do not allow it.
     """
     require_machine()
-    namespace = Namespace(f"{PREFIX}{os.getpid()}-{_start_time(os.getpid())}-{label}")
+    namespace = Namespace(own_prefix() + label)
     _run(["ip", "netns", "add", namespace.name])
     try:
         for scope in ("all", "default"):

@@ -21,7 +21,7 @@ import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 _HEADER = struct.Struct("!QQ")  # bytes that follow, bytes to answer with
 _CHUNK = bytes(64 * 1024)
@@ -53,10 +53,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What one process does: ports to serve and jobs to run, drawing sizes from `seed`."""
+    """What one process does: ports to serve and jobs to run, drawing sizes from `seed`.
+
+    UDP is answered from `udp_address`: a machine of several addresses must name the one that it is asked at.
+    """
 
     tcp_ports: tuple[int, ...] = ()
     udp_ports: tuple[int, ...] = ()
+    udp_address: str = "0.0.0.0"  # noqa: S104 - every address of a namespace of its own
     jobs: tuple[Job, ...] = ()
     seed: int = 0
 
@@ -102,8 +106,7 @@ class Traffic:
             stack.callback(server.close)
         for port in self._script.udp_ports:
             transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-                _Responder,
-                ("0.0.0.0", port),  # noqa: S104 - every address of a namespace of its own
+                _Responder, (self._script.udp_address, port)
             )
             stack.callback(transport.close)
 
@@ -205,8 +208,7 @@ class _Responder(asyncio.DatagramProtocol):
     """Answers each datagram with as many bytes as it asks for."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         if len(data) >= _HEADER.size:

@@ -1,0 +1,207 @@
+"""`kubenetmon demo`: a small cluster on this machine, metered end to end, and the sums compared.
+
+Contract: `main` leaves nothing behind: namespaces with all that runs in them, and the directory with
+database and logs, unless it is to be kept. SIGINT, SIGTERM and SIGHUP end it in order; what a demo that was
+killed has left is removed by the next one. The exit code is 0 only when ClickHouse holds exactly the bytes
+that the nodes' packet counters saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from kubenetmon.demo import network, plan, processes, progress, report, scenario
+from kubenetmon.demo.actors import Actors, python_environment
+from kubenetmon.demo.progress import Progress, say
+from kubenetmon.demo.world import World
+from kubenetmon.errors import ConfigurationError, KubenetmonError, MachineError
+
+_QUIET_SECONDS = 0.5
+_QUIET_PATIENCE = 15.0
+_SCHEMA_SECONDS = 120.0
+
+
+class _InterruptedError(BaseException):
+    """A signal asks for the end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the demo with the options of `kubenetmon.demo.arguments`; the exit code."""
+    network.require_machine()
+    if importlib.util.find_spec("chdb") is None:
+        raise MachineError(
+            "the demo stores into an embedded ClickHouse, which is not installed: "
+            "pip install 'kubenetmon[embedded]'"
+        )
+    try:
+        with _signals(), _nothing_left(), _directory(options.keep) as directory:
+            return _run(directory, float(options.seconds), options.keep is not None)
+    except _InterruptedError as interruption:
+        say("\nInterrupted; everything that the demo had made is removed")
+        return 128 + interruption.number
+
+
+def _run(directory: Path, seconds: float, kept: bool) -> int:
+    with contextlib.ExitStack() as stack:
+        say(
+            f"Building {len(plan.NODES)} nodes in {len(plan.NODES)} zones, {len(plan.PODS)} pods, "
+            f"{len(plan.SERVICES)} Services and an internet in network namespaces"
+        )
+        world = World()
+        stack.callback(world.close)
+        database = directory / "clickhouse"
+        config = processes.write_server_files(directory, f"chdb:{database}")
+        say("Making the table in an embedded ClickHouse and starting the server")
+        _apply_schema(world, config)
+        server = processes.start_server(world.server, config, directory)
+        server.wait_ready()
+        say("Starting an agent on each node")
+        agents = [processes.start_agent(node, world.nodes[node.name], directory) for node in plan.NODES]
+        for agent in agents:
+            agent.wait_ready()
+        _make_traffic(world, seconds, [server, *agents])
+        say("The traffic has ended; agents report what is left, and the server commits it")
+        wait_until_quiet(world)
+        for role in [*agents, server]:
+            role.stop()
+        seen = world.tracked_bytes()
+        retransmitted = world.retransmitted_handshakes()
+    answers = asyncio.run(report.ask(database))
+    report.print_answers(answers)
+    if kept:
+        say(f"Database, configuration and logs are in {directory}")
+    return _compare(seen, answers.total_bytes, retransmitted)
+
+
+def _apply_schema(world: World, config: Path) -> None:
+    result = subprocess.run(  # noqa: S603 - our own command
+        world.server.command(
+            [sys.executable, "-m", "kubenetmon", "schema", "apply", "--config", str(config)]
+        ),
+        env=python_environment(),
+        capture_output=True,
+        text=True,
+        timeout=_SCHEMA_SECONDS,
+        check=False,
+    )
+    if result.returncode != 0:
+        lines = result.stderr.splitlines() or [f"exit code {result.returncode}"]
+        raise MachineError(f"the table cannot be made: {lines[-1]}")
+
+
+def _make_traffic(world: World, seconds: float, roles: list[processes.Role]) -> None:
+    with contextlib.ExitStack() as stack:
+        actors = Actors()
+        stack.callback(actors.close)
+        actors.begin(scenario.scripts(world))
+        line = Progress(f"Traffic for {seconds:.0f}s", seconds)
+        stack.callback(line.end)
+        actors.go()
+        while line.elapsed() < seconds:
+            time.sleep(min(1.0, max(0.0, seconds - line.elapsed())))
+            actors.check()
+            for role in roles:
+                role.check()
+            tally = actors.tally()
+            line.show(
+                f"{tally.connections:,} connections, {tally.exchanges:,} requests, "
+                f"{progress.size(world.tracked_bytes())} seen by the nodes"
+            )
+        actors.stop()
+
+
+def wait_until_quiet(world: World) -> None:
+    """Return once no tracked packet has passed any node for half a second."""
+    deadline = time.monotonic() + _QUIET_PATIENCE
+    before = world.totals()
+    while time.monotonic() < deadline:
+        time.sleep(_QUIET_SECONDS)
+        now = world.totals()
+        if now == before:
+            return
+        before = now
+    raise MachineError("the traffic does not end: packets still pass the nodes; this is a defect, report it")
+
+
+def _compare(seen: int, stored: int, retransmitted: int) -> int:
+    verdict = "equal" if seen == stored else f"NOT EQUAL: {stored - seen:+d}"
+    if seen != stored and retransmitted:
+        say(
+            f"{retransmitted} handshake packets were sent twice; these the counters may see and conntrack not"
+        )
+    say(f"Bytes seen by the nodes' packet counters: {seen}  in ClickHouse: {stored}  {verdict}")
+    return 0 if seen == stored else 1
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Turn the first signal into an exception and ignore those that follow, so that cleaning up ends."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, _: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise _InterruptedError(number)
+
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _nothing_left() -> Iterator[None]:
+    """Remove what earlier demos left, and at the end whatever this process still has."""
+    removed = network.remove_leftovers()
+    for path in Path(tempfile.gettempdir()).glob(f"{network.PREFIX}*"):
+        if path.is_dir() and not path.is_symlink() and network.is_leftover(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    if removed:
+        say(f"Removed {len(removed)} network namespaces that a demo left when it was killed")
+    try:
+        yield
+    finally:
+        network.remove_own()
+
+
+@contextlib.contextmanager
+def _directory(keep: Path | None) -> Iterator[Path]:
+    """Where database, configuration and logs go; on failure the logs' place is said."""
+    if keep is not None:
+        try:
+            keep.mkdir(parents=True, exist_ok=True)
+            if any(keep.iterdir()):
+                raise ConfigurationError(f"--keep {keep}: the directory is not empty, name another")
+        except OSError as error:
+            raise ConfigurationError(f"--keep {keep}: {error.strerror}, name another directory") from error
+        yield keep.resolve()
+        return
+    path = Path(tempfile.mkdtemp(prefix=f"{network.own_prefix()}demo-"))
+    try:
+        yield path
+    except KubenetmonError:
+        kept = path.with_name(f"kubenetmon-demo-failed-{os.getpid()}")
+        with contextlib.suppress(OSError):
+            path.rename(kept)
+            say(f"The logs of the failed run are in {kept}")
+        raise
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
