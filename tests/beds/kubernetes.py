@@ -1,0 +1,393 @@
+"""A real Kubernetes API for tests: kube-apiserver and etcd on loopback, no kubelet, nothing runs.
+
+Contract: `Cluster` owns two processes and a temporary directory; `stop` ends and removes them, whatever state
+they are in. Objects are made through the API, pod addresses through the status subresource, as kubelets
+do. Users are tokens: "admin" may do everything, every other user what RBAC objects grant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import trustme
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+API_SERVER_VERSION = "1.20.2"
+SERVER_ACCOUNT = "system:serviceaccount:kubenetmon-server:kubenetmon-server"
+
+_START_TIMEOUT = 60.0
+
+
+def find_binaries() -> tuple[Path, Path]:
+    """kube-apiserver and etcd. Raises `FileNotFoundError` that says how to get what is missing.
+
+    KUBEBUILDER_ASSETS names a directory with both, as for envtest; else the cache that
+    tests/beds/build-kube-apiserver.sh fills, and etcd from the PATH (Debian: etcd-server).
+    """
+    places = []
+    if assets := os.environ.get("KUBEBUILDER_ASSETS"):
+        places.append(Path(assets))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    places.append(cache / "kubenetmon" / f"kube-apiserver-{API_SERVER_VERSION}")
+    server = next(
+        (place / "kube-apiserver" for place in places if (place / "kube-apiserver").is_file()), None
+    )
+    if server is None:
+        raise FileNotFoundError(
+            "needs kube-apiserver: run tests/beds/build-kube-apiserver.sh or set KUBEBUILDER_ASSETS"
+        )
+    etcd = next((place / "etcd" for place in places if (place / "etcd").is_file()), None)
+    on_path = shutil.which("etcd")
+    if etcd is None and on_path is None:
+        raise FileNotFoundError("needs etcd: install etcd-server or set KUBEBUILDER_ASSETS")
+    return server, etcd or Path(str(on_path))
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that no one listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ApiRefusedError(Exception):
+    """The API answered with an error."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{status}: {text}")
+        self.status = status
+
+
+class Cluster:
+    """kube-apiserver and etcd; `api_server_flags` are added to the server's command line."""
+
+    def __init__(self, *api_server_flags: str, users: tuple[str, ...] = (SERVER_ACCOUNT, "nobody")) -> None:
+        self._api_server, self._etcd = find_binaries()
+        self._flags = api_server_flags
+        self.directory = Path(tempfile.mkdtemp(prefix="kubenetmon-kubernetes-"))
+        self.port, self._etcd_port, self._etcd_peer_port = free_port(), free_port(), free_port()
+        self._etcd_process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: http.client.HTTPSConnection | None = None
+        self.tokens = {user: f"token-{number}" for number, user in enumerate(("admin", *users))}
+        self._write_secrets()
+
+    @property
+    def url(self) -> str:
+        """Where the API is."""
+        return f"https://127.0.0.1:{self.port}"
+
+    @property
+    def certificate_authority(self) -> Path:
+        """The certificate that clients trust."""
+        return self.directory / "ca.crt"
+
+    def start(self) -> None:
+        """Start both processes and wait until the API answers."""
+        self._etcd_process = self._spawn(
+            "etcd",
+            str(self._etcd),
+            f"--data-dir={self.directory / 'etcd'}",
+            f"--listen-client-urls=http://127.0.0.1:{self._etcd_port}",
+            f"--advertise-client-urls=http://127.0.0.1:{self._etcd_port}",
+            f"--listen-peer-urls=http://127.0.0.1:{self._etcd_peer_port}",
+            f"--initial-advertise-peer-urls=http://127.0.0.1:{self._etcd_peer_port}",
+            f"--initial-cluster=default=http://127.0.0.1:{self._etcd_peer_port}",
+            "--log-level=error",
+        )
+        self.start_api_server()
+
+    def start_api_server(self) -> None:
+        """Start kube-apiserver on the same port as ever and wait until it is ready."""
+        self._process = self._spawn(
+            "kube-apiserver",
+            str(self._api_server),
+            f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=192.0.2.1",
+            f"--secure-port={self.port}",
+            f"--cert-dir={self.directory / 'certificates'}",
+            f"--tls-cert-file={self.directory / 'server.crt'}",
+            f"--tls-private-key-file={self.directory / 'server.key'}",
+            "--authorization-mode=RBAC",
+            f"--token-auth-file={self.directory / 'tokens.csv'}",
+            f"--service-account-key-file={self.directory / 'accounts.key'}",
+            f"--service-account-signing-key-file={self.directory / 'accounts.key'}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            "--service-cluster-ip-range=198.18.0.0/16",
+            "--disable-admission-plugins=ServiceAccount",
+            "--endpoint-reconciler-type=none",
+            *self._flags,
+        )
+        self._wait_ready()
+
+    def kill_api_server(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End kube-apiserver at once."""
+        self._drop_connection()
+        self._end(self._process, number)
+        self._process = None
+
+    def pause_api_server(self) -> None:
+        """Let it hang: connections stay open and silent."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume_api_server(self) -> None:
+        """End the pause."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End both processes and remove the directory."""
+        self._drop_connection()
+        self._end(self._process, signal.SIGKILL)
+        self._end(self._etcd_process, signal.SIGKILL)
+        self._process = self._etcd_process = None
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def kubeconfig(self, user: str = "admin", *, token: str | None = None) -> Path:
+        """A new kubeconfig for that user."""
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "test",
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+            "clusters": [
+                {
+                    "name": "test",
+                    "cluster": {"server": self.url, "certificate-authority": str(self.certificate_authority)},
+                }
+            ],
+            "users": [{"name": "test", "user": {"token": token or self.tokens[user]}}],
+        }
+        with tempfile.NamedTemporaryFile(
+            "w", dir=self.directory, prefix="kubeconfig-", delete=False
+        ) as config:
+            yaml.safe_dump(content, config)
+        return Path(config.name)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        user: str = "admin",
+        content_type: str = "application/json",
+    ) -> Any:
+        """One request to the API; returns the decoded answer. Raises `ApiRefusedError`."""
+        payload = None if body is None else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {self.tokens[user]}", "Content-Type": content_type}
+        for attempt in (1, 2):
+            if self._connection is None:
+                context = ssl.create_default_context(cafile=str(self.certificate_authority))
+                self._connection = http.client.HTTPSConnection(
+                    "127.0.0.1", self.port, timeout=10, context=context
+                )
+            try:
+                self._connection.request(method, path, payload, headers)
+                response = self._connection.getresponse()
+                answer = response.read()
+                break
+            except (OSError, http.client.HTTPException):
+                self._drop_connection()
+                if attempt == 2:
+                    raise
+        if response.status >= 300:
+            raise ApiRefusedError(response.status, answer.decode(errors="replace"))
+        with contextlib.suppress(ValueError):
+            return json.loads(answer)
+        return answer
+
+    def create_pod(
+        self,
+        name: str,
+        *,
+        node: str = "",
+        address: str = "",
+        namespace: str = "default",
+        labels: Mapping[str, str] | None = None,
+        host_network: bool = False,
+    ) -> None:
+        """A pod, running with that address unless it is empty."""
+        spec: dict[str, Any] = {
+            "containers": [{"name": "main", "image": "none"}],
+            "hostNetwork": host_network,
+        }
+        if node:
+            spec["nodeName"] = node
+        metadata = {"name": name, "labels": dict(labels or {})}
+        self.request("POST", f"/api/v1/namespaces/{namespace}/pods", {"metadata": metadata, "spec": spec})
+        if address:
+            self.set_pod_status(name, address, namespace=namespace)
+
+    def set_pod_status(
+        self, name: str, address: str, *, phase: str = "Running", namespace: str = "default"
+    ) -> None:
+        """What a kubelet would report; `address` may be several, separated by commas."""
+        addresses = address.split(",")
+        status = {"phase": phase, "podIP": addresses[0], "podIPs": [{"ip": ip} for ip in addresses]}
+        self._merge(f"/api/v1/namespaces/{namespace}/pods/{name}/status", {"status": status})
+
+    def delete_pod(self, name: str, *, namespace: str = "default") -> None:
+        """Delete at once: there is no kubelet to wait for."""
+        self.request("DELETE", f"/api/v1/namespaces/{namespace}/pods/{name}", {"gracePeriodSeconds": 0})
+
+    def create_node(
+        self, name: str, *, address: str, zone: str = "", pod_cidrs: tuple[str, ...] = ()
+    ) -> None:
+        """A node with that InternalIP."""
+        labels = {"topology.kubernetes.io/zone": zone} if zone else {}
+        spec = {"podCIDR": pod_cidrs[0], "podCIDRs": list(pod_cidrs)} if pod_cidrs else {}
+        self.request("POST", "/api/v1/nodes", {"metadata": {"name": name, "labels": labels}, "spec": spec})
+        addresses = [{"type": "InternalIP", "address": address}, {"type": "Hostname", "address": name}]
+        self._merge(f"/api/v1/nodes/{name}/status", {"status": {"addresses": addresses}})
+
+    def delete_node(self, name: str) -> None:
+        """Delete a node."""
+        self.request("DELETE", f"/api/v1/nodes/{name}")
+
+    def label_node(self, name: str, **labels: str) -> None:
+        """Set labels; underscores in names stand for nothing but themselves."""
+        self._merge(f"/api/v1/nodes/{name}", {"metadata": {"labels": labels}})
+
+    def create_service(self, name: str, *, namespace: str = "default") -> None:
+        """A service of type ClusterIP."""
+        self.request(
+            "POST",
+            f"/api/v1/namespaces/{namespace}/services",
+            {"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}},
+        )
+
+    def create_namespace(self, name: str) -> None:
+        """A namespace; they do not go away again, no controller runs."""
+        self.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+
+    def delete_all(self) -> None:
+        """Remove all pods and nodes, and all services but the API's own."""
+        for pod in self.request("GET", "/api/v1/pods")["items"]:
+            self.delete_pod(pod["metadata"]["name"], namespace=pod["metadata"]["namespace"])
+        for node in self.request("GET", "/api/v1/nodes")["items"]:
+            self.delete_node(node["metadata"]["name"])
+        for service in self.request("GET", "/api/v1/services")["items"]:
+            name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
+            if (namespace, name) != ("default", "kubernetes"):
+                self.request("DELETE", f"/api/v1/namespaces/{namespace}/services/{name}")
+
+    def apply(self, *objects: Mapping[str, Any]) -> None:
+        """Create or replace RBAC objects, whole."""
+        for wanted in objects:
+            plural = f"{wanted['kind'].lower()}s"
+            path = f"/apis/{wanted['apiVersion']}/{plural}"
+            name = urllib.parse.quote(wanted["metadata"]["name"])
+            with contextlib.suppress(ApiRefusedError):
+                self.request("DELETE", f"{path}/{name}")
+            self.request("POST", path, wanted)
+
+    def resource_version(self) -> str:
+        """The cluster's newest resource version."""
+        return str(self.request("GET", "/api/v1/pods?limit=1")["metadata"]["resourceVersion"])
+
+    def compact(self) -> None:
+        """Let etcd forget all history up to now, as it does every five minutes in a real cluster."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._etcd_port, timeout=10)
+        body = json.dumps({"revision": self.resource_version(), "physical": True})
+        connection.request("POST", "/v3/kv/compaction", body)
+        response = connection.getresponse()
+        answer = response.read()
+        connection.close()
+        if response.status != 200:
+            raise ApiRefusedError(response.status, answer.decode())
+
+    def _merge(self, path: str, patch: object) -> None:
+        self.request("PATCH", path, patch, content_type="application/merge-patch+json")
+
+    def _spawn(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        with (self.directory / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=self.directory,
+                env={"PATH": os.environ.get("PATH", ""), "HOME": str(self.directory)},
+            )
+
+    def _end(self, process: subprocess.Popen[bytes] | None, number: signal.Signals) -> None:
+        if process is None:
+            return
+        process.send_signal(number)
+        if number is not signal.SIGKILL:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+                return
+            process.kill()
+        process.wait(10)
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT
+        while True:
+            assert self._process is not None
+            try:
+                self.request("GET", "/readyz")
+                self.request("GET", "/api/v1/namespaces/default")
+                return
+            except (ApiRefusedError, OSError, http.client.HTTPException):
+                pass
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                log = (self.directory / "kube-apiserver.log").read_text(errors="replace")
+                raise RuntimeError(f"kube-apiserver did not start:\n{log[-3000:]}")
+            time.sleep(0.05)
+
+    def _write_secrets(self) -> None:
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(self.certificate_authority)
+        certificate = authority.issue_cert("127.0.0.1", "localhost")
+        certificate.private_key_pem.write_to_path(self.directory / "server.key")
+        for part in certificate.cert_chain_pems:
+            part.write_to_path(self.directory / "server.crt", append=True)
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        (self.directory / "accounts.key").write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.TraditionalOpenSSL,
+                serialization.NoEncryption(),
+            )
+        )
+        lines = []
+        for number, (user, token) in enumerate(self.tokens.items()):
+            group = "system:masters" if user == "admin" else "testers"
+            lines.append(f'{token},{user},{number},"{group}"\n')
+        (self.directory / "tokens.csv").write_text("".join(lines))
+
+
+@contextlib.contextmanager
+def running_cluster(*api_server_flags: str) -> Iterator[Cluster]:
+    """A cluster for as long as the block lasts."""
+    cluster = Cluster(*api_server_flags)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
