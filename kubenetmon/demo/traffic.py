@@ -76,7 +76,13 @@ class Script:
             Job(**{**job, "upload": tuple(job["upload"]), "download": tuple(job["download"])})
             for job in document["jobs"]
         )
-        return Script(tuple(document["tcp_ports"]), tuple(document["udp_ports"]), jobs, int(document["seed"]))
+        return Script(
+            tcp_ports=tuple(document["tcp_ports"]),
+            udp_ports=tuple(document["udp_ports"]),
+            udp_address=document["udp_address"],
+            jobs=jobs,
+            seed=int(document["seed"]),
+        )
 
 
 @dataclass(slots=True)
