@@ -15,22 +15,19 @@ import importlib.util
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from kubenetmon.demo import network, plan, processes, progress, report, scenario
-from kubenetmon.demo.actors import Actors, python_environment
+from kubenetmon.demo.actors import Actors
 from kubenetmon.demo.progress import Progress, say
 from kubenetmon.demo.world import World
 from kubenetmon.errors import ConfigurationError, KubenetmonError, MachineError
 
 _QUIET_SECONDS = 0.5
 _QUIET_PATIENCE = 15.0
-_SCHEMA_SECONDS = 120.0
 
 
 class _InterruptedError(BaseException):
@@ -67,8 +64,7 @@ def _run(directory: Path, seconds: float, kept: bool) -> int:
         stack.callback(world.close)
         database = directory / "clickhouse"
         config = processes.write_server_files(directory, f"chdb:{database}")
-        say("Making the table in an embedded ClickHouse and starting the server")
-        _apply_schema(world, config)
+        say("Starting a server on an embedded ClickHouse")
         server = processes.start_server(world.server, config, directory)
         server.wait_ready()
         say("Starting an agent on each node")
@@ -87,22 +83,6 @@ def _run(directory: Path, seconds: float, kept: bool) -> int:
     if kept:
         say(f"Database, configuration and logs are in {directory}")
     return _compare(seen, answers.total_bytes, retransmitted)
-
-
-def _apply_schema(world: World, config: Path) -> None:
-    result = subprocess.run(  # noqa: S603 - our own command
-        world.server.command(
-            [sys.executable, "-m", "kubenetmon", "schema", "apply", "--config", str(config)]
-        ),
-        env=python_environment(),
-        capture_output=True,
-        text=True,
-        timeout=_SCHEMA_SECONDS,
-        check=False,
-    )
-    if result.returncode != 0:
-        lines = result.stderr.splitlines() or [f"exit code {result.returncode}"]
-        raise MachineError(f"the table cannot be made: {lines[-1]}")
 
 
 def _make_traffic(world: World, seconds: float, roles: list[processes.Role]) -> None:
