@@ -243,7 +243,8 @@ class Watcher:
             ) from error
         except UnreadableError as error:
             raise ConfigurationError(
-                f"kubernetes_source: {path} is not what kubectl get pods,nodes,services -A -o json writes: {error}"
+                f"kubernetes_source: {path} is not the output of "
+                f"kubectl get pods,nodes,services -A -o json: {error}"
             ) from error
         for kind in KINDS:
             self._inventory.begin_relist(kind)

@@ -1,0 +1,105 @@
+"""The real Kubernetes API for this directory's tests, started once, emptied between tests."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kubenetmon.clock import SYSTEM_CLOCK
+from kubenetmon.metrics import Metrics
+from kubenetmon.metrics.catalogue import SERVER_METRICS
+from kubenetmon.readiness import Readiness
+from kubenetmon.server.inventory import Inventory
+from kubenetmon.server.watcher import Watcher, WatcherConfig
+from tests.beds.kubernetes import Cluster, running_cluster
+
+IMPATIENT = WatcherConfig(
+    shortest_pause=0.05, longest_pause=0.3, connect_timeout=3.0, read_timeout=3.0, file_poll_interval=0.05
+)
+
+
+class Follower:
+    """A watcher at work and what it knows."""
+
+    def __init__(self, config: WatcherConfig) -> None:
+        self.inventory = Inventory(config.inventory)
+        self.metrics = Metrics(SERVER_METRICS)
+        self.readiness = Readiness()
+        self.watcher = Watcher(
+            config,
+            inventory=self.inventory,
+            metrics=self.metrics,
+            readiness=self.readiness,
+            clock=SYSTEM_CLOCK,
+        )
+
+    def owner(self, address: str, at: float | None = None) -> str:
+        """The pod at that address now, or at that Unix second."""
+        known = self.inventory.snapshot()
+        parsed = ipaddress.ip_address(address)
+        moment = int(time.time() if at is None else at)
+        if parsed.version == 4:
+            endpoint = known.pods(4, np.array([int(parsed)], np.uint32), moment)[0]
+        else:
+            halves = [[int(parsed) >> 64, int(parsed) & (2**64 - 1)]]
+            endpoint = known.pods(6, np.array(halves, np.uint64), moment)[0]
+        return known.table.pod[endpoint]
+
+    def zone(self, address: str) -> str:
+        """The zone of the pod at that address."""
+        known = self.inventory.snapshot()
+        endpoint = known.pods(4, np.array([int(ipaddress.IPv4Address(address))], np.uint32), int(time.time()))
+        return known.table.zone[endpoint[0]]
+
+    def check(self) -> dict[str, Any]:
+        """The check "kubernetes" of /ready."""
+        checks: Any = self.readiness.report()["checks"]
+        return dict(checks["kubernetes"])
+
+
+async def eventually(condition: Callable[[], bool], within: float = 10.0) -> float:
+    """Wait until it holds; returns the seconds that took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < within, "did not come to hold in time"
+        await asyncio.sleep(0.01)
+    return time.monotonic() - began
+
+
+@asynccontextmanager
+async def following(kubeconfig: Path, config: WatcherConfig = IMPATIENT) -> AsyncIterator[Follower]:
+    """A watcher with that kubeconfig, running and not yet synced."""
+    follower = Follower(replace(config, kubernetes_source=f"kubeconfig:{kubeconfig}"))
+    task = asyncio.create_task(follower.watcher.run())
+    try:
+        yield follower
+    finally:
+        failed = task.done()
+        await follower.watcher.stop()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if failed:
+            task.result()
+
+
+@pytest.fixture(scope="session")
+def running() -> Iterator[Cluster]:
+    """The session's Kubernetes API."""
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(running: Cluster) -> Cluster:
+    """The session's Kubernetes API without pods, nodes and services."""
+    running.delete_all()
+    return running
