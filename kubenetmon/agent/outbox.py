@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from kubenetmon.clock import Clock
 from kubenetmon.metrics import Metrics
@@ -23,43 +23,16 @@ from kubenetmon.metrics.catalogue import (
     AGENT_BATCH_BYTES,
     AGENT_BATCHES,
     AGENT_UNACKNOWLEDGED,
-    COLLECTOR_FLOWS,
 )
-from kubenetmon.proto import EPOCH_BYTES, FlowArrays, FlowBatch, Outcome
+from kubenetmon.proto import EPOCH_BYTES, FlowBatch, Outcome
+
+if TYPE_CHECKING:
+    from kubenetmon.agent.conntrack import SealedRecords
 
 logger = logging.getLogger(__name__)
 
 MAX_REPORTS = 3
 """Reports that wait unacknowledged before sealing pauses."""
-
-
-class SealedRecords(Protocol):
-    """What the ledger gives for one batch; `kubenetmon.agent.conntrack` makes them."""
-
-    @property
-    def ipv4(self) -> FlowArrays:
-        """Records of IPv4 flows."""
-        ...
-
-    @property
-    def ipv6(self) -> FlowArrays:
-        """Records of IPv6 flows."""
-        ...
-
-    @property
-    def records(self) -> int:
-        """Records of both families."""
-        ...
-
-    @property
-    def bytes(self) -> int:
-        """Metered bytes, both directions."""
-        ...
-
-    @property
-    def packets(self) -> int:
-        """Metered packets, both directions."""
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -137,7 +110,6 @@ class Outbox:
             self._next_sequence += 1
             self._waiting[batch.sequence] = batch
             self._count(batch, "sealed")
-            self._metrics.add(COLLECTOR_FLOWS, batch.records, type="sent")
         if records:
             self._next_report += 1
             self.changed.set()

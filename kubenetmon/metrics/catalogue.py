@@ -177,6 +177,16 @@ AGENT_OFFLOADED = MetricSpec(
     Kind.GAUGE,
     "Flows in the last read that are offloaded and may not be counted by the kernel.",
 )
+AGENT_VANISHED = MetricSpec(
+    "kubenetmon_agent_vanished_flows_total",
+    Kind.COUNTER,
+    "Flows gone from the kernel without an event; what they moved after their last read is not metered.",
+)
+AGENT_MALFORMED = MetricSpec(
+    "kubenetmon_agent_malformed_messages_total",
+    Kind.COUNTER,
+    "Messages from the kernel that could not be read.",
+)
 
 # Ours, server: conservation and health.
 SERVER_IGNORED_REASONS = (
@@ -305,6 +315,8 @@ AGENT_METRICS = (
     AGENT_FOREIGN_RESETS,
     AGENT_NO_COUNTERS,
     AGENT_OFFLOADED,
+    AGENT_VANISHED,
+    AGENT_MALFORMED,
 )
 SERVER_METRICS = (
     SERVER_ERRORS,
