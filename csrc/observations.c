@@ -71,7 +71,7 @@ static int read_varint(struct reader *reader, uint64_t *value)
     return -1;
 }
 
-static int read_tag(struct reader *reader, struct tag *tag)
+static int read_any_tag(struct reader *reader, struct tag *tag)
 {
     const uint8_t *start = reader->at;
     uint64_t value;
@@ -79,7 +79,12 @@ static int read_tag(struct reader *reader, struct tag *tag)
         return -1;
     tag->number = (uint32_t)value >> 3;
     tag->type = (uint32_t)value & 7;
-    return tag->number == 0 ? -1 : 0;
+    return 0;
+}
+
+static int read_tag(struct reader *reader, struct tag *tag)
+{
+    return read_any_tag(reader, tag) || tag->number == 0 ? -1 : 0;
 }
 
 static int read_delimited(struct reader *reader, struct reader *inner)
@@ -101,7 +106,8 @@ static int skip_bytes(struct reader *reader, size_t count)
     return 0;
 }
 
-/* The fields of a group up to its end, groups within it included; no recursion. */
+/* The fields of a group up to its end, groups within it included; no recursion. Field number 0 passes here, as with
+ * the official parser. */
 static int skip_group(struct reader *reader, uint32_t number)
 {
     uint32_t open[MAX_GROUP_DEPTH];
@@ -111,7 +117,7 @@ static int skip_group(struct reader *reader, uint32_t number)
     uint64_t ignored;
     open[depth++] = number;
     while (depth) {
-        if (read_tag(reader, &tag))
+        if (read_any_tag(reader, &tag))
             return -1;
         int failed = 0;
         switch (tag.type) {
