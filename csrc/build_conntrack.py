@@ -16,7 +16,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("events.c", "index.c", "ledger.c", "message.c", "meter.c", "netlink.c", "seal.c")
+SOURCES = ("booking.c", "events.c", "index.c", "ledger.c", "message.c", "meter.c", "netlink.c", "seal.c")
 HEADERS = ("events.h", "flow.h", "index.h", "interface.h", "ledger.h", "message.h", "meter.h", "netlink.h")
 PACKAGES = {
     "Python.h": "python3-dev",

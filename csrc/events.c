@@ -43,28 +43,31 @@ int events_open(struct events *events, uint32_t buffer_bytes, void (*full)(void 
 	return error ? error : spool_open(&events->draining);
 }
 
-/* Receives some of what the kernel has queued; true when the spool is full. */
-static bool receive(struct events *events)
+/* With the lock: receives at most so many of the events that the kernel has queued; true when the spool is full. */
+static bool receive(struct events *events, size_t limit)
 {
 	int descriptor = mnl_socket_get_fd(events->socket);
 	struct spool *spool = &events->filling;
-	bool full = false;
-	pthread_mutex_lock(&events->lock);
-	for (int i = 0; i < LOCKED_EVENTS && !events->stopping; i++) {
-		full = SPOOL_BYTES - spool->used < EVENT_BYTES;
-		if (full)
-			break;
+	for (size_t i = 0; i < limit; i++) {
+		if (SPOOL_BYTES - spool->used < EVENT_BYTES)
+			return true;
 		ssize_t received = recv(descriptor, spool->messages + spool->used, EVENT_BYTES, MSG_TRUNC);
-		if (received <= 0) {
-			if (received < 0 && errno == EINTR)
-				continue;
-			break;
-		}
+		if (received < 0 && errno == EINTR)
+			continue;
+		if (received <= 0)
+			return false;
 		if (received > EVENT_BYTES)
 			events->truncated++;
 		else
 			spool->used += NLMSG_ALIGN((size_t)received);
 	}
+	return false;
+}
+
+static bool receive_some(struct events *events)
+{
+	pthread_mutex_lock(&events->lock);
+	bool full = receive(events, LOCKED_EVENTS);
 	pthread_mutex_unlock(&events->lock);
 	return full;
 }
@@ -88,10 +91,10 @@ static void *run(void *argument)
 		};
 		/* Full even though the owner was asked: memory is short; the kernel keeps the events. */
 		(void)poll(waits, full ? 1 : 2, full ? RETRY_MILLISECONDS : -1);
-		full = receive(events);
+		full = receive_some(events);
 		if (full) {
 			events->full(events->owner);
-			full = receive(events);
+			full = receive_some(events);
 		}
 	}
 	return NULL;
@@ -117,6 +120,7 @@ struct spool *events_take(struct events *events)
 		(void)madvise(drained->messages, SPOOL_BYTES, MADV_DONTNEED);
 	drained->used = drained->taken = 0;
 	pthread_mutex_lock(&events->lock);
+	(void)receive(events, SIZE_MAX);
 	struct spool filled = events->filling;
 	events->filling = *drained;
 	*drained = filled;

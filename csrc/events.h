@@ -35,7 +35,7 @@ int events_open(struct events *events, uint32_t buffer_bytes, void (*full)(void 
 		const char **step);
 int events_start(struct events *events);
 
-/* The events to book now: what was left of the last lot, else all that came since. May be empty. */
+/* The events to book now: what was left of the last lot, else all that the kernel has queued until now. */
 struct spool *events_take(struct events *events);
 
 /* Ends the thread; nothing is read afterwards. */

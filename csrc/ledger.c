@@ -2,7 +2,6 @@
 #include "ledger.h"
 
 #include <errno.h>
-#include <linux/netfilter/nf_conntrack_common.h>
 #include <netinet/in.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -17,8 +16,6 @@ _Static_assert(sizeof(struct entry) == 192, "three cache lines");
 enum {
 	HEADER_BYTES = 4096,
 	FIRST_CAPACITY = 4096,
-	TOMBSTONE_DUMPS = 2, /* a dump that ran at the time of death may be the next but one to end */
-	ABSENT_DUMPS = 2,
 };
 _Static_assert(sizeof(struct ledger_header) <= HEADER_BYTES, "the header has a page");
 
@@ -36,7 +33,7 @@ static int64_t nanoseconds(clockid_t clock)
 
 /* Start times are wall clock, and the wall clock can be set: what began after us is recognised by the least
  * offset between it and the boot clock, so that a clock set back never makes new flows look old. */
-static void sample_clock(struct ledger_header *header)
+void ledger_sample_clock(struct ledger_header *header)
 {
 	int64_t offset = nanoseconds(CLOCK_REALTIME) - nanoseconds(CLOCK_BOOTTIME);
 	if (offset < header->least_offset)
@@ -66,7 +63,7 @@ int ledger_open(struct ledger *ledger, bool count_existing)
 		.born_after = nanoseconds(CLOCK_BOOTTIME),
 		.least_offset = INT64_MAX,
 	};
-	sample_clock(header);
+	ledger_sample_clock(header);
 	if (getrandom(&header->seed, sizeof header->seed, 0) != sizeof header->seed ||
 	    index_open(&ledger->index, 2 * FIRST_CAPACITY)) {
 		ledger_close(ledger);
@@ -100,19 +97,7 @@ static int grow(struct ledger *ledger)
 	return 0;
 }
 
-static bool same_identity(const struct flow_key *left, const struct flow_key *right)
-{
-	uint64_t a[6], b[6], difference = 0;
-	memcpy(a, left, sizeof a);
-	memcpy(b, right, sizeof b);
-	for (int i = 0; i < 6; i++)
-		difference |= a[i] ^ b[i];
-	return difference == 0 && left->zone == right->zone && left->protocol == right->protocol &&
-	       left->family == right->family && left->zone_direction == right->zone_direction;
-}
-
-/* The entry of this identity that has all flags of `with` and none of `without`. */
-static uint32_t find(const struct ledger *ledger, const struct flow_key *key, uint32_t hash, uint8_t with,
+uint32_t ledger_find(const struct ledger *ledger, const struct flow_key *key, uint32_t hash, uint8_t with,
 		     uint8_t without)
 {
 	size_t position = hash;
@@ -122,71 +107,6 @@ static uint32_t find(const struct ledger *ledger, const struct flow_key *key, ui
 			return number;
 	}
 	return NO_ENTRY;
-}
-
-static bool any_fell(const struct entry *entry, const uint64_t *counters)
-{
-	return counters[ORIGINAL_PACKETS] < entry->last[ORIGINAL_PACKETS] ||
-	       counters[ORIGINAL_BYTES] < entry->last[ORIGINAL_BYTES] ||
-	       counters[REPLY_PACKETS] < entry->last[REPLY_PACKETS] ||
-	       counters[REPLY_BYTES] < entry->last[REPLY_BYTES];
-}
-
-static bool any_moved(const struct entry *entry, const uint64_t *counters)
-{
-	return ((counters[0] ^ entry->last[0]) | (counters[1] ^ entry->last[1]) |
-		(counters[2] ^ entry->last[2]) | (counters[3] ^ entry->last[3])) != 0;
-}
-
-/* Moves `last` to these counters, none of which fell, and books the difference. */
-static void advance(struct ledger *ledger, uint32_t number, const uint64_t *counters)
-{
-	struct entry *entry = entry_at(ledger, number);
-	if (!any_moved(entry, counters))
-		return;
-	struct ledger_header *header = ledger->header;
-	struct meter_totals *totals = &header->totals;
-	uint64_t packets = counters[ORIGINAL_PACKETS] - entry->last[ORIGINAL_PACKETS] +
-			   counters[REPLY_PACKETS] - entry->last[REPLY_PACKETS];
-	uint64_t bytes = counters[ORIGINAL_BYTES] - entry->last[ORIGINAL_BYTES] + counters[REPLY_BYTES] -
-			 entry->last[REPLY_BYTES];
-	memcpy(entry->last, counters, sizeof entry->last);
-	header->changes++;
-	totals->observed_packets += packets;
-	totals->observed_bytes += bytes;
-	if (entry->key.flags & FLAG_PROTOCOL) {
-		totals->ignored_protocol_packets += packets;
-		totals->ignored_protocol_bytes += bytes;
-	} else if (entry->key.flags & FLAG_LOOPBACK) {
-		totals->ignored_loopback_packets += packets;
-		totals->ignored_loopback_bytes += bytes;
-	} else {
-		totals->pending_packets += packets;
-		totals->pending_bytes += bytes;
-		if (entry->key.flags & FLAG_PENDING)
-			return;
-		entry->key.flags |= FLAG_PENDING;
-		entry->next_pending = NO_ENTRY;
-		if (header->pending_tail == NO_ENTRY)
-			header->pending_head = number;
-		else
-			entry_at(ledger, header->pending_tail)->next_pending = number;
-		header->pending_tail = number;
-		totals->pending_flows++;
-		return;
-	}
-	memcpy(entry->reported, counters, sizeof entry->reported);
-}
-
-/* Another process set the counters to zero: what is pending stays, `last` starts at zero again. */
-static void rebase(struct ledger *ledger, uint32_t number)
-{
-	struct entry *entry = entry_at(ledger, number);
-	for (int i = 0; i < COUNTERS; i++) {
-		entry->reported[i] -= entry->last[i]; /* modulo 2^64: last - reported stays what it was */
-		entry->last[i] = 0;
-	}
-	ledger->header->totals.foreign_resets++;
 }
 
 static bool is_loopback(uint8_t family, const uint8_t *address)
@@ -205,37 +125,7 @@ static uint8_t not_metered(const struct flow_key *key, const struct reply_tuple 
 	return 0;
 }
 
-/* Whether a flow that the ledger does not know began before we listened, and so belongs to the baseline.
- * Without a start time, all that comes before the first full dump has ended does. */
-static bool is_baseline(struct ledger_header *header, uint64_t start)
-{
-	if (header->count_existing)
-		return false;
-	if (start == 0)
-		return header->full_dumps == 0;
-	if ((int64_t)start >= header->born_after + header->least_offset)
-		return false;
-	sample_clock(header);
-	return (int64_t)start < header->born_after + header->least_offset;
-}
-
-/* Counts towards ignored_baseline what the flow had counted before we came. */
-static void take_as_baseline(struct ledger *ledger, struct entry *entry, const uint64_t *counters)
-{
-	struct meter_totals *totals = &ledger->header->totals;
-	uint64_t packets = counters[ORIGINAL_PACKETS] + counters[REPLY_PACKETS];
-	uint64_t bytes = counters[ORIGINAL_BYTES] + counters[REPLY_BYTES];
-	memcpy(entry->last, counters, sizeof entry->last);
-	memcpy(entry->reported, counters, sizeof entry->reported);
-	totals->observed_packets += packets;
-	totals->observed_bytes += bytes;
-	totals->ignored_baseline_packets += packets;
-	totals->ignored_baseline_bytes += bytes;
-}
-
-/* Makes room for the flow and books its counters. *number: its entry, or NO_ENTRY when it has no reply tuple. */
-static int create(struct ledger *ledger, const struct sighting *sighting, uint32_t hash, bool baseline,
-		  uint32_t *number)
+int ledger_make(struct ledger *ledger, const struct sighting *sighting, uint32_t hash, uint32_t *number)
 {
 	struct reply_tuple reply;
 	*number = NO_ENTRY;
@@ -272,10 +162,6 @@ static int create(struct ledger *ledger, const struct sighting *sighting, uint32
 	header->totals.flows++;
 	header->totals.entries++;
 	header->totals.ignored_flows += entry->key.flags != 0;
-	if (baseline)
-		take_as_baseline(ledger, entry, sighting->counters);
-	else
-		advance(ledger, free, sighting->counters);
 	*number = free;
 	return 0;
 }
@@ -288,219 +174,4 @@ void ledger_free(struct ledger *ledger, uint32_t number)
 	entry->next_dead = ledger->header->free_head;
 	ledger->header->free_head = number;
 	ledger->header->totals.entries--;
-}
-
-static void bury(struct ledger *ledger, uint32_t number, uint8_t flags)
-{
-	struct ledger_header *header = ledger->header;
-	struct entry *entry = entry_at(ledger, number);
-	entry->key.flags |= FLAG_DEAD | flags;
-	entry->died = header->full_dumps;
-	entry->next_dead = NO_ENTRY;
-	if (header->dead_tail == NO_ENTRY)
-		header->dead_head = number;
-	else
-		entry_at(ledger, header->dead_tail)->next_dead = number;
-	header->dead_tail = number;
-	header->totals.flows--;
-	if (entry->seen == header->dump)
-		header->seen_live--;
-}
-
-static void mark_seen(struct ledger *ledger, uint32_t number)
-{
-	struct ledger_header *header = ledger->header;
-	struct entry *entry = entry_at(ledger, number);
-	if (entry->seen != header->dump) {
-		entry->seen = header->dump;
-		header->seen_flows++;
-		if (!(entry->key.flags & FLAG_DEAD))
-			header->seen_live++;
-	}
-	if (!ledger->dumping)
-		return;
-	if (ledger->previous == NO_ENTRY)
-		header->first_seen = number;
-	else
-		entry_at(ledger, ledger->previous)->followed = number;
-	ledger->previous = number;
-	if (entry->followed < header->used) {
-		__builtin_prefetch(entry_at(ledger, entry->followed));
-		__builtin_prefetch(entry_at(ledger, entry->followed)->last);
-	}
-}
-
-/* The living or just buried flow of this identity. Dumps keep their order: the guess spares the hash table. */
-static uint32_t find_for_sighting(const struct ledger *ledger, const struct flow_key *key, uint32_t *hash)
-{
-	const struct ledger_header *header = ledger->header;
-	uint32_t guess = ledger->previous == NO_ENTRY ? header->first_seen
-						      : entry_at(ledger, ledger->previous)->followed;
-	if (ledger->dumping && guess < header->used) {
-		const struct flow_key *found = &entry_at(ledger, guess)->key;
-		if (!(found->flags & FLAG_SUPERSEDED) && same_identity(found, key))
-			return guess;
-	}
-	*hash = key_hash(key, header->seed);
-	return find(ledger, key, *hash, 0, FLAG_SUPERSEDED);
-}
-
-int ledger_sight(struct ledger *ledger, const struct sighting *sighting)
-{
-	struct meter_totals *totals = &ledger->header->totals;
-	if (sighting->status & (IPS_OFFLOAD | IPS_HW_OFFLOAD))
-		totals->offloaded++;
-	if (!sighting->has_counters) {
-		totals->without_counters++;
-		return 0;
-	}
-	totals->with_counters++;
-	uint32_t hash = 0;
-	uint32_t number = find_for_sighting(ledger, &sighting->key, &hash);
-	bool baseline = false;
-	if (number == NO_ENTRY) {
-		baseline = is_baseline(ledger->header, sighting->key.start);
-	} else {
-		struct entry *entry = entry_at(ledger, number);
-		bool fell = any_fell(entry, sighting->counters);
-		bool moved = any_moved(entry, sighting->counters);
-		if (sighting->key.start != 0 && fell) {
-			rebase(ledger, number);
-		} else if (sighting->key.start == 0 && (fell || (moved && entry->key.flags & FLAG_DEAD))) {
-			/* Another life, as far as one can tell: the old one waits for its DESTROY event. */
-			totals->ambiguous_identity++;
-			hash = entry->hash;
-			entry->key.flags |= FLAG_SUPERSEDED;
-			number = NO_ENTRY;
-		}
-	}
-	if (number == NO_ENTRY) {
-		int error = create(ledger, sighting, hash, baseline, &number);
-		if (error || number == NO_ENTRY)
-			return error;
-	} else {
-		advance(ledger, number, sighting->counters);
-	}
-	mark_seen(ledger, number);
-	return 0;
-}
-
-/* The entry whose end this event is; NO_ENTRY when it is that of a life not known so far. */
-static uint32_t find_for_destroy(struct ledger *ledger, const struct sighting *sighting, uint32_t hash)
-{
-	const struct flow_key *key = &sighting->key;
-	if (key->start != 0)
-		return find(ledger, key, hash, 0, FLAG_SUPERSEDED);
-	/* Lives that only their counters tell apart: the one that was superseded ended first, unless a
-	 * vanished one was taken for it. */
-	uint32_t number = find(ledger, key, hash, FLAG_SUPERSEDED, FLAG_DEAD);
-	if (number == NO_ENTRY)
-		number = find(ledger, key, hash, 0, FLAG_SUPERSEDED);
-	if (number == NO_ENTRY)
-		return NO_ENTRY;
-	struct entry *entry = entry_at(ledger, number);
-	bool known_end = (entry->key.flags & FLAG_DEAD) && !(entry->key.flags & FLAG_VANISHED);
-	if (!known_end && !any_fell(entry, sighting->counters))
-		return number;
-	ledger->header->totals.ambiguous_identity++;
-	if (known_end)
-		entry->key.flags |= FLAG_SUPERSEDED;
-	return NO_ENTRY;
-}
-
-int ledger_destroy(struct ledger *ledger, const struct sighting *sighting)
-{
-	struct meter_totals *totals = &ledger->header->totals;
-	if (!sighting->has_counters) {
-		totals->destroy_events++;
-		totals->destroy_without_counters++;
-		return 0;
-	}
-	uint32_t hash = key_hash(&sighting->key, ledger->header->seed);
-	uint32_t number = find_for_destroy(ledger, sighting, hash);
-	if (number == NO_ENTRY) {
-		bool baseline = is_baseline(ledger->header, sighting->key.start);
-		int error = create(ledger, sighting, hash, baseline, &number);
-		if (error)
-			return error;
-		ledger->header->totals.destroy_events++;
-		if (number != NO_ENTRY)
-			bury(ledger, number, 0);
-		return 0;
-	}
-	totals->destroy_events++;
-	if (any_fell(entry_at(ledger, number), sighting->counters))
-		rebase(ledger, number);
-	advance(ledger, number, sighting->counters);
-	struct entry *entry = entry_at(ledger, number);
-	if (entry->key.flags & FLAG_DEAD)
-		entry->key.flags &= (uint8_t)~FLAG_VANISHED;
-	else
-		bury(ledger, number, 0);
-	return 0;
-}
-
-void ledger_begin_dump(struct ledger *ledger)
-{
-	struct ledger_header *header = ledger->header;
-	struct meter_totals *totals = &header->totals;
-	totals->offloaded = totals->without_counters = totals->with_counters = 0;
-	ledger->previous = NO_ENTRY;
-	ledger->dumping = true;
-	sample_clock(header);
-	if (header->dump == header->full_dumps + 1)
-		return; /* the last one broke off: what it saw counts */
-	header->dump = header->full_dumps + 1;
-	header->seen_flows = header->seen_live = 0;
-}
-
-static void expire_tombstones(struct ledger *ledger)
-{
-	struct ledger_header *header = ledger->header;
-	for (uint32_t number; (number = header->dead_head) != NO_ENTRY;) {
-		struct entry *entry = entry_at(ledger, number);
-		if (header->full_dumps - entry->died < TOMBSTONE_DUMPS)
-			return;
-		header->dead_head = entry->next_dead;
-		if (header->dead_head == NO_ENTRY)
-			header->dead_tail = NO_ENTRY;
-		if (entry->key.flags & FLAG_VANISHED)
-			header->totals.vanished++;
-		if (entry->key.flags & FLAG_PENDING)
-			entry->key.flags |= FLAG_EXPIRED;
-		else
-			ledger_free(ledger, number);
-	}
-}
-
-void ledger_end_dump(struct ledger *ledger, bool complete)
-{
-	ledger->dumping = false;
-	if (!complete)
-		return;
-	ledger->header->full_dumps++;
-	ledger->header->totals.dumps++;
-	expire_tombstones(ledger);
-}
-
-uint32_t ledger_next_absent(struct ledger *ledger, uint32_t *number)
-{
-	const struct ledger_header *header = ledger->header;
-	if (header->seen_live >= header->totals.flows)
-		return NO_ENTRY;
-	while (*number < header->used) {
-		const struct entry *entry = entry_at(ledger, (*number)++);
-		if (entry->key.family == FAMILY_NONE || entry->key.flags & FLAG_DEAD ||
-		    header->dump - entry->seen < ABSENT_DUMPS)
-			continue;
-		if (!(entry->key.flags & FLAG_SUPERSEDED))
-			return *number - 1;
-		ledger_vanish(ledger, *number - 1);
-	}
-	return NO_ENTRY;
-}
-
-void ledger_vanish(struct ledger *ledger, uint32_t number)
-{
-	bury(ledger, number, FLAG_VANISHED);
 }

@@ -10,9 +10,10 @@
 #ifndef KUBENETMON_LEDGER_H
 #define KUBENETMON_LEDGER_H
 
+#include <string.h>
+
 #include "flow.h"
 #include "index.h"
-
 #include "meter.h"
 
 /* flow_key.flags */
@@ -24,6 +25,7 @@ enum {
 	FLAG_VANISHED = 16,  /* dead without a DESTROY event so far */
 	FLAG_PROTOCOL = 32,  /* not metered: neither TCP nor UDP */
 	FLAG_LOOPBACK = 64,  /* not metered: a loopback address in it */
+	FLAG_RENEWED = 128,  /* its DESTROY event came again or will: the tombstone's time starts anew */
 };
 
 struct entry {
@@ -87,11 +89,38 @@ void ledger_end_dump(struct ledger *ledger, bool complete);
 uint32_t ledger_next_absent(struct ledger *ledger, uint32_t *number);
 void ledger_vanish(struct ledger *ledger, uint32_t number);
 
+/* Keeps the tombstone of a flow whose DESTROY event will come again. */
+void ledger_renew(struct ledger *ledger, const struct flow_key *key);
+
 /* Writes the oldest pending records as columns into the buffer; see meter_seal(). */
 int ledger_seal(struct ledger *ledger, uint8_t *buffer, uint64_t capacity, struct meter_sealed *sealed);
 
-/* Frees an entry that is not pending; for sealing. */
+/* From here on: between the ledger's own files.
+ *
+ * The entry of this identity that has all flags of `with` and none of `without`, or NO_ENTRY. */
+uint32_t ledger_find(const struct ledger *ledger, const struct flow_key *key, uint32_t hash, uint8_t with,
+		     uint8_t without);
+
+/* Makes a live entry whose counters are zero. *number: NO_ENTRY when the message has no reply tuple, which is
+ * counted. 0 or -ENOMEM; entries may have moved in memory. */
+int ledger_make(struct ledger *ledger, const struct sighting *sighting, uint32_t hash, uint32_t *number);
+
+/* Frees a dead entry that is not pending. */
 void ledger_free(struct ledger *ledger, uint32_t number);
+
+/* Takes the present offset of the wall clock into account. */
+void ledger_sample_clock(struct ledger_header *header);
+
+static inline bool same_identity(const struct flow_key *left, const struct flow_key *right)
+{
+	uint64_t a[6], b[6], difference = 0;
+	memcpy(a, left, sizeof a);
+	memcpy(b, right, sizeof b);
+	for (int i = 0; i < 6; i++)
+		difference |= a[i] ^ b[i];
+	return difference == 0 && left->zone == right->zone && left->protocol == right->protocol &&
+	       left->family == right->family && left->zone_direction == right->zone_direction;
+}
 
 static inline struct entry *entry_at(const struct ledger *ledger, uint32_t number)
 {

@@ -156,6 +156,25 @@ static int settle_absent(struct meter *meter)
 	return 0;
 }
 
+static int renew_tombstone(void *context, const struct nlmsghdr *message)
+{
+	struct sighting sighting;
+	if (message_read(message, &sighting))
+		ledger_renew(context, &sighting.key);
+	return 0;
+}
+
+/* What a dump that reached its end proves: flows that it did not show are asked for, and tombstones are kept
+ * for those whose DESTROY event the kernel will send again because another listener could not take it. */
+static int settle_dump(struct meter *meter)
+{
+	int error = settle_absent(meter);
+	if (error)
+		return error;
+	error = requests_dump_dying(&meter->requests, &meter->stop, renew_tombstone, &meter->ledger);
+	return error == -EINVAL || error == -EOPNOTSUPP ? 0 : error; /* a kernel without such a list */
+}
+
 static uint64_t clock_nanoseconds(clockid_t clock)
 {
 	struct timespec time;
@@ -194,7 +213,7 @@ int meter_read(struct meter *meter, struct meter_read_result *result)
 		result->bytes = size.bytes;
 		result->flows = ledger->header->seen_flows + ledger->header->totals.without_counters;
 		if (!error)
-			error = settle_absent(meter);
+			error = settle_dump(meter);
 		else if (error == -EINTR)
 			error = 0; /* every flow it showed is booked; it just proves no absence */
 	}

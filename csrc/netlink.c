@@ -93,10 +93,10 @@ static bool is_flow(const struct nlmsghdr *message)
 	return message->nlmsg_type == ((NFNL_SUBSYS_CTNETLINK << 8) | IPCTNL_MSG_CT_NEW);
 }
 
-static struct nlmsghdr *start_request(uint8_t *buffer, uint8_t family, uint16_t flags)
+static struct nlmsghdr *start_request(uint8_t *buffer, uint8_t type, uint8_t family, uint16_t flags)
 {
 	struct nlmsghdr *message = mnl_nlmsg_put_header(buffer);
-	message->nlmsg_type = (NFNL_SUBSYS_CTNETLINK << 8) | IPCTNL_MSG_CT_GET;
+	message->nlmsg_type = (uint16_t)(NFNL_SUBSYS_CTNETLINK << 8 | type);
 	message->nlmsg_flags = NLM_F_REQUEST | flags;
 	struct nfgenmsg *header = mnl_nlmsg_put_extra_header(message, sizeof *header);
 	header->nfgen_family = family;
@@ -105,12 +105,12 @@ static struct nlmsghdr *start_request(uint8_t *buffer, uint8_t family, uint16_t 
 	return message;
 }
 
-int requests_dump(struct requests *requests, const atomic_bool *stop, netlink_flow flow, void *context,
-		  struct dump_size *size)
+static int dump(struct requests *requests, uint8_t type, const atomic_bool *stop, netlink_flow flow,
+		void *context, struct dump_size *size)
 {
 	_Alignas(struct nlmsghdr) uint8_t request[128];
 	*size = (struct dump_size){0};
-	int error = send_request(requests, start_request(request, AF_UNSPEC, NLM_F_DUMP));
+	int error = send_request(requests, start_request(request, type, AF_UNSPEC, NLM_F_DUMP));
 	bool consistent = true;
 	while (!error) {
 		if (atomic_load_explicit(stop, memory_order_relaxed))
@@ -142,6 +142,18 @@ int requests_dump(struct requests *requests, const atomic_bool *stop, netlink_fl
 		}
 	}
 	return error;
+}
+
+int requests_dump(struct requests *requests, const atomic_bool *stop, netlink_flow flow, void *context,
+		  struct dump_size *size)
+{
+	return dump(requests, IPCTNL_MSG_CT_GET, stop, flow, context, size);
+}
+
+int requests_dump_dying(struct requests *requests, const atomic_bool *stop, netlink_flow flow, void *context)
+{
+	struct dump_size size;
+	return dump(requests, IPCTNL_MSG_CT_GET_DYING, stop, flow, context, &size);
 }
 
 static void set_addresses(struct nf_conntrack *tuple, const struct flow_key *key)
@@ -186,7 +198,7 @@ int requests_get(struct requests *requests, const struct flow_key *key, netlink_
 	if (!tuple)
 		return -ENOMEM;
 	uint8_t family = key->family == FAMILY_IPV4 ? AF_INET : AF_INET6;
-	struct nlmsghdr *message = start_request(request, family, 0);
+	struct nlmsghdr *message = start_request(request, IPCTNL_MSG_CT_GET, family, 0);
 	int built = nfct_nlmsg_build(message, tuple);
 	nfct_destroy(tuple);
 	if (built < 0)

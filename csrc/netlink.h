@@ -39,6 +39,10 @@ struct dump_size {
 int requests_dump(struct requests *requests, const atomic_bool *stop, netlink_flow flow, void *context,
 		  struct dump_size *size);
 
+/* Dumps the flows that have ended and whose DESTROY event some listener on this machine could not take: each
+ * will be sent to all listeners again. */
+int requests_dump_dying(struct requests *requests, const atomic_bool *stop, netlink_flow flow, void *context);
+
 /* Asks for the one flow that has this original tuple now; `flow` is called if there is one, whichever life
  * it is in. -ENOENT when there is none. Looking an expired flow up makes the kernel end it, event included. */
 int requests_get(struct requests *requests, const struct flow_key *key, netlink_flow flow, void *context);
