@@ -21,7 +21,7 @@ from kubenetmon.errors import KubenetmonError
 Settings = Mapping[str, str | int]
 
 _NAMES = {code: name for name, code in vars(ErrorCode).items() if isinstance(code, int)}
-_TRAILING_NAME = re.compile(r"\(([A-Z][A-Z0-9_]+)\)")
+_TRAILING_NAME = re.compile(r"\(([A-Z][A-Z0-9_]+)\)\s*$")
 _NOISE = re.compile(r"(DB::Exception: |\s*\(version [^)]*\)|\.? ?Stack trace:.*)", re.DOTALL)
 
 
@@ -29,9 +29,9 @@ class ClickHouseError(KubenetmonError):
     """ClickHouse answered with an exception; `code` and `name` are ClickHouse's own."""
 
     def __init__(self, code: int, message: str) -> None:
-        found = _TRAILING_NAME.findall(message)
+        found = _TRAILING_NAME.search(_NOISE.sub("", message))
         self.code = code
-        self.name: str = found[-1] if found else _NAMES.get(code, "UNKNOWN")
+        self.name: str = found[1] if found else _NAMES.get(code, "UNKNOWN")
         self.message = one_line(message)
         super().__init__(f"ClickHouse error {code} ({self.name}): {self.message}")
 
@@ -79,5 +79,5 @@ def insert_statement(database: str, table: str, block: Block) -> str:
 
 def one_line(message: str) -> str:
     """A server's message without prefix, version, stack trace and line breaks, at most 500 characters."""
-    text = " ".join(_NOISE.sub("", message).split())
+    text = _TRAILING_NAME.sub("", " ".join(_NOISE.sub("", message).split())).rstrip(". ")
     return text if len(text) <= 500 else text[:499] + "…"
