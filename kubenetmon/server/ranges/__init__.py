@@ -4,7 +4,8 @@
 downloads, `cache` keeps last good copies on disk, `keeper` is the component that owns the table in use.
 """
 
+from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig, download
 from kubenetmon.server.ranges.parse import PROVIDERS, Label
 from kubenetmon.server.ranges.table import RangeTable
 
-__all__ = ["PROVIDERS", "Label", "RangeTable"]
+__all__ = ["PROVIDERS", "Label", "RangeKeeper", "RangeTable", "RangesConfig", "download"]

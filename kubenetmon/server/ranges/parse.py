@@ -26,6 +26,9 @@ AWS, GCP, GOOGLE, AZURE = "aws", "gcp", "google", "azure"
 PROVIDERS: tuple[str, ...] = (AWS, GCP, GOOGLE, AZURE)
 """Every provider, in the order in which equal prefixes are resolved; a provider's file is `<name>.json`."""
 
+CLOUDS = (AWS, GCP, AZURE)
+"""The clouds that labels name; Google's services count as gcp."""
+
 SHORTEST_PREFIX = {4: 8, 6: 16}
 """No provider holds a network wider than this; one that does would swallow the internet by mistake."""
 
@@ -58,16 +61,14 @@ class ProviderRanges:
     """One provider's claims in the order of its file.
 
     A prefix is its address in network order (4 or 16 bytes) and its length (1 byte); `tag_of[i]` indexes
-    `tags` for `prefixes[i]`.
+    `tags` for `prefixes[i]`. `distinct` is the number of different prefixes.
     """
 
     provider: str
     prefixes: Sequence[bytes]
     tags: Sequence[Tag]
     tag_of: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.prefixes)
+    distinct: int
 
 
 class _AwsPrefix(msgspec.Struct):
@@ -182,7 +183,7 @@ def parse(provider: str, content: bytes, source: str) -> ProviderRanges:
         ) from error
     if not prefixes:
         raise ConfigurationError(f"{source} holds no prefixes: fetch the ranges of {provider} again")
-    return ProviderRanges(provider, prefixes, tuple(tags), tag_of)
+    return ProviderRanges(provider, prefixes, tuple(tags), tag_of, len(set(prefixes)))
 
 
 def _packed(text: str, item: str, source: str) -> bytes:
