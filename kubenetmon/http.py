@@ -136,7 +136,7 @@ class HttpServer:
                 return
             async with asyncio.timeout(_ANSWER_SECONDS):
                 await _send(connection, writer, response, head_only=head_only)
-            if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
+            if connection.states != {h11.SERVER: h11.DONE, h11.CLIENT: h11.DONE}:
                 return
             connection.start_next_cycle()
 

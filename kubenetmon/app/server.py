@@ -1,0 +1,207 @@
+"""`--role server`: the parts of a server, from its configuration to its life.
+
+Stopping goes from the outside in: the receiver refuses and answers what it has, the inserter commits or hands
+back, the rest follows.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+
+from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
+from kubenetmon.clickhouse import schema
+from kubenetmon.clickhouse.inserter import Inserter, InserterConfig
+from kubenetmon.clickhouse.sinks import Sink
+from kubenetmon.clock import SYSTEM_CLOCK
+from kubenetmon.config.server import ServerConfig
+from kubenetmon.errors import ConfigurationError
+from kubenetmon.http import HttpServer
+from kubenetmon.lag import LoopLag
+from kubenetmon.lifecycle import Component, Lifecycle
+from kubenetmon.metrics import Metrics, catalogue
+from kubenetmon.readiness import Readiness
+from kubenetmon.server.attribution import AttributionConfig, Attributor
+from kubenetmon.server.inventory import Inventory, InventoryConfig
+from kubenetmon.server.machine import MachineCluster, MachineConfig
+from kubenetmon.server.pipeline import Pipeline, PipelineConfig
+from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig
+from kubenetmon.server.receiver import Receiver, ReceiverConfig
+from kubenetmon.server.rows import RowsConfig
+from kubenetmon.server.snapshot import ClusterView
+from kubenetmon.server.watcher import Watcher, WatcherConfig
+
+STOP_DEADLINE = 25.0
+"""Seconds; Kubernetes kills after 30."""
+
+
+async def run_server(config: ServerConfig) -> None:
+    """Serve until told to stop. Raises `KubenetmonError`."""
+    metrics = Metrics(catalogue.SERVER_METRICS + catalogue.COMMON_METRICS)
+    readiness = Readiness()
+    parts = await build_server(config, metrics, readiness)
+    http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness)
+    lag = LoopLag(metrics=metrics, clock=SYSTEM_CLOCK)
+    try:
+        await Lifecycle([http, lag, *parts.components], stop_deadline=STOP_DEADLINE).run()
+    finally:
+        await parts.close()
+
+
+@dataclass(frozen=True, slots=True)
+class ServerParts:
+    """A server ready to run; `components` in the order they start."""
+
+    components: tuple[Component, ...]
+    receiver: Receiver
+    pipeline: Pipeline
+    sink: Sink | None
+
+    async def close(self) -> None:
+        """After the components have ended: let the worker thread and the connections go."""
+        self.pipeline.close()
+        if self.sink is not None:
+            await self.sink.close()
+
+
+async def build_server(
+    config: ServerConfig,
+    metrics: Metrics,
+    readiness: Readiness,
+    *,
+    node_name: str = "",
+    listen_host: str = "",
+    ipv6_table: bool = False,
+) -> ServerParts:
+    """Join the server's parts. Raises `KubenetmonError`.
+
+    `node_name` is this machine's, for `kubernetes_source: machine`. An embedded engine's table is made here
+    if it is not there, since nobody else can reach it; `ipv6_table`: with the IPv6 columns.
+    """
+    cluster, cluster_part = _cluster(config, metrics, readiness, node_name)
+    tls = _agents_tls(config)
+    ranges = RangeKeeper(
+        RangesConfig(
+            cloud=config.cloud,
+            region=config.region,
+            directory=config.cloud_ranges_dir,
+            cache_directory=config.cloud_ranges_cache,
+            refresh=config.cloud_ranges_refresh,
+        ),
+        metrics=metrics,
+        readiness=readiness,
+        clock=SYSTEM_CLOCK,
+    )
+    sink, inserter = await _clickhouse(config, metrics, readiness, ipv6_table=ipv6_table)
+    pipeline = Pipeline(
+        PipelineConfig(
+            rows=RowsConfig(config.environment, config.cloud, config.region, config.cluster),
+            inserters=config.num_inserter_workers,
+        ),
+        cluster=cluster,
+        ranges=ranges,
+        attributor=Attributor(
+            AttributionConfig(
+                cloud=config.cloud,
+                region=config.region,
+                cluster=config.cluster,
+                ignore_udp=config.ignore_udp,
+                meter_host_network=config.meter_host_network,
+                private_cidrs=config.private_cidrs,
+                connection_flags=dict(config.connection_flags),
+                ipv6=True,
+            )
+        ),
+        inserter=inserter,
+        metrics=metrics,
+        clock=SYSTEM_CLOCK,
+    )
+    receiver = Receiver(
+        ReceiverConfig(
+            host=listen_host, port=config.grpc_port, max_connection_age=config.max_grpc_connection_age
+        ),
+        pipeline=pipeline,
+        metrics=metrics,
+        readiness=readiness,
+        clock=SYSTEM_CLOCK,
+        tls=tls,
+    )
+    components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part, receiver]
+    return ServerParts(tuple(components), receiver, pipeline, sink)
+
+
+async def _clickhouse(
+    config: ServerConfig, metrics: Metrics, readiness: Readiness, *, ipv6_table: bool
+) -> tuple[Sink | None, Inserter | None]:
+    if not config.clickhouse_enabled:
+        return None, None
+    sink = make_sink(config)
+    if config.clickhouse_endpoint.startswith(EMBEDDED_PREFIX):
+        wanted = schema.SchemaOptions(
+            database=config.clickhouse_database, table=config.clickhouse_table, ipv6=ipv6_table
+        )
+        await schema.apply(sink, wanted)
+    inserter = Inserter(
+        InserterConfig(
+            database=config.clickhouse_database,
+            table=config.clickhouse_table,
+            workers=config.num_inserter_workers,
+        ),
+        sink=sink,
+        metrics=metrics,
+        readiness=readiness,
+        clock=SYSTEM_CLOCK,
+    )
+    return sink, inserter
+
+
+def _cluster(
+    config: ServerConfig, metrics: Metrics, readiness: Readiness, node_name: str
+) -> tuple[ClusterView, Component]:
+    if config.kubernetes_source == "machine":
+        machine = MachineCluster(MachineConfig(node_name), clock=SYSTEM_CLOCK)
+        return machine, machine
+    inventory_config = InventoryConfig(
+        app_labels=config.app_labels,
+        instance_id_label=config.instance_id_label,
+        zone_label=config.zone_label,
+        cell_label=config.cell_label,
+        pod_grace=config.pod_grace,
+    )
+    inventory = Inventory(inventory_config)
+    watcher = Watcher(
+        WatcherConfig(
+            kubernetes_source="" if config.kubernetes_source == "auto" else config.kubernetes_source,
+            cluster=config.cluster,
+            inventory=inventory_config,
+        ),
+        inventory=inventory,
+        metrics=metrics,
+        readiness=readiness,
+        clock=SYSTEM_CLOCK,
+    )
+    return inventory, watcher
+
+
+def _agents_tls(config: ServerConfig) -> ssl.SSLContext | None:
+    """What agents see and have to show. Raises `ConfigurationError` that names the key."""
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key, password="")  # noqa: S106 - none asked for
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"tls_cert {config.tls_cert} and tls_key {config.tls_key} cannot be used ({error}): give a "
+            "certificate and its key in PEM, without a password"
+        ) from error
+    if config.tls_client_ca is not None:
+        try:
+            context.load_verify_locations(config.tls_client_ca)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"tls_client_ca {config.tls_client_ca} cannot be used ({error}): give a CA in PEM"
+            ) from error
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
