@@ -8,8 +8,8 @@ own answer, errors and codes included.
 
 Commands: {"fault": {…}} adds a fault, {"heal": true} forgets all faults, {"listen": false|true} stops or
 resumes to accept, {"drop": true} cuts all connections; any command answers with what was seen. A fault has
-`at` (hello, ping, query, sample, data, before_commit, after_commit), `do` (exception, drop, delay, stall), and
-may have `code` and `message` (exception), `seconds` (delay), `bytes` (data: after so many), `times` (default
+`at` (hello, ping, query, sample, data, before_commit, after_commit), `do` (exception, drop, delay, stall) and
+perhaps `code` and `message` (exception), `seconds` (delay), `bytes` (data: after so many), `times` (default
 1, 0 for ever), `behind_packets` (Progress, Log and ProfileEvents packets precede the exception) and `kind`
 (insert or query: only for those).
 """

@@ -1,0 +1,42 @@
+"""Inserts batch after batch into the embedded engine and says so, until it is killed.
+
+Arguments: the engine's directory, the first batch's number, the number of rows a batch. Prints `ready`, then
+the number of each batch whose insert has returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import numpy as np
+
+from kubenetmon.clickhouse import schema
+from kubenetmon.clickhouse.block import Constant, Values, encode
+from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
+
+SETTINGS = {"insert_deduplicate": 1, "async_insert": 0}
+
+
+async def main(path: str, number: int, rows: int) -> None:
+    sink = EmbeddedSink(path)
+    await schema.apply(sink, schema.SchemaOptions())
+    table = await schema.read_table(sink, "default", "network_flows_0")
+    print("ready", flush=True)
+    while True:
+        columns = {
+            "date": Constant(25_000),
+            "intervalStartTime": Constant(25_000 * 86400),
+            "localNode": Constant(f"batch-{number}"),
+            "localPort": Values(np.arange(rows)),
+            "bytes": Constant(1),
+        }
+        await sink.insert(
+            "default", "network_flows_0", encode(columns, table, rows), f"token-{number}", SETTINGS
+        )
+        print(number, flush=True)
+        number += 1
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
