@@ -126,7 +126,10 @@ class CollectorServer:
     async def start(self) -> None:
         """Listen; the port stays the same over `stop` and `start`."""
         self._server = grpclib.server.Server([self])
-        listener = socket.create_server((self.host, self.port))
+        # A protocol by number, or grpclib and asyncio leave Nagle's algorithm on.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((self.host, self.port))
         self.port = listener.getsockname()[1]
         await self._server.start(sock=listener, ssl=self._tls)
 

@@ -1,0 +1,370 @@
+"""The sender against a real gRPC server that misbehaves as its script says: nothing lost, nothing changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from kubenetmon.agent.connection import Timeouts
+from kubenetmon.agent.conntrack import SealedRecords
+from kubenetmon.agent.outbox import Outbox
+from kubenetmon.agent.push import PushConfig
+from kubenetmon.agent.schedule import Backoff
+from kubenetmon.agent.sender import Sender, SenderConfig
+from kubenetmon.clock import SYSTEM_CLOCK
+from kubenetmon.metrics import Metrics
+from kubenetmon.metrics.catalogue import (
+    AGENT_BATCH_BYTES,
+    AGENT_BATCHES,
+    AGENT_METRICS,
+    AGENT_UNACKNOWLEDGED,
+    COLLECTOR_ERRORS,
+)
+from kubenetmon.proto import FlowArrays, FlowBatch, Outcome
+from kubenetmon.readiness import Readiness
+from tests.beds.collector_server import (
+    COMMIT,
+    CollectorServer,
+    answer,
+    end_quietly,
+    end_with_error,
+    go_away,
+    ignore,
+    reset,
+)
+from tests.beds.proxy import TcpProxy
+
+FAST = SenderConfig(
+    host="127.0.0.1",
+    port=0,
+    jitter=0.0,
+    submit_timeout=5.0,
+    push=PushConfig(ack_timeout=0.5, longest_session=300.0, close_timeout=1.0),
+    backoff=Backoff(0.02, 0.2),
+    timeouts=Timeouts(connect=1.0, send=1.0, close=1.0),
+)
+
+
+class Bed:
+    def __init__(self, config: SenderConfig) -> None:
+        self.metrics = Metrics(AGENT_METRICS)
+        self.readiness = Readiness()
+        self.outbox = Outbox("node-a", metrics=self.metrics, clock=SYSTEM_CLOCK)
+        self.wishes: list[int] = []
+        self.sender = Sender(
+            config,
+            outbox=self.outbox,
+            metrics=self.metrics,
+            readiness=self.readiness,
+            clock=SYSTEM_CLOCK,
+            wished_report_interval=self.wishes.append,
+            chance=random.Random(1),
+        )
+        self.task = asyncio.create_task(self.sender.run())
+
+    def seal(self, batches: int = 1, *, filler: int = 10) -> None:
+        """One report of so many batches, each of 1,000 metered bytes and some `filler` on the wire."""
+        part = SealedRecords(FlowArrays(count=1, protocol=b"\x06" * filler), FlowArrays(), 1, 1000, 10)
+        self.outbox.put([part] * batches, 1_800_000_000, 1_800_000_060)
+
+    async def until_empty(self, seconds: float = 10.0) -> None:
+        async with asyncio.timeout(seconds):
+            while not self.outbox.empty:
+                self.outbox.changed.clear()
+                waiter = asyncio.create_task(self.outbox.changed.wait())
+                await asyncio.wait([waiter], timeout=0.05)
+                waiter.cancel()
+
+    def count(self, outcome: str) -> float:
+        return self.metrics.value(AGENT_BATCHES, outcome=outcome)
+
+
+@asynccontextmanager
+async def sending(port: int, config: SenderConfig = FAST) -> AsyncIterator[Bed]:
+    bed = Bed(replace(config, port=port))
+    try:
+        yield bed
+    finally:
+        bed.task.cancel()
+        await asyncio.gather(bed.task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def sending_through_proxy() -> AsyncIterator[tuple[CollectorServer, TcpProxy, Bed]]:
+    async with (
+        CollectorServer() as server,
+        TcpProxy("127.0.0.1", server.port) as proxy,
+        sending(proxy.port) as bed,
+    ):
+        yield server, proxy, bed
+
+
+def pushing(**changes: float) -> SenderConfig:
+    return replace(FAST, push=replace(FAST.push, **changes))  # type: ignore[arg-type]
+
+
+async def test_batches_arrive_in_order_and_are_forgotten_when_committed() -> None:
+    async with CollectorServer() as server, sending(server.port) as bed:
+        bed.seal(3)
+        await bed.until_empty()
+        bed.seal()
+        await bed.until_empty()
+        assert server.sequences() == [1, 2, 3, 4]
+        assert {batch.epoch for batch in server.batches} == {bed.outbox.epoch}
+        assert len(bed.outbox.epoch) == 16
+        assert server.batches[0].node_name == "node-a"
+        assert (server.batches[0].interval_start, server.batches[0].interval_end) == (
+            1_800_000_000,
+            1_800_000_060,
+        )
+        assert server.streams == 1
+        assert (bed.count("sealed"), bed.count("committed")) == (4, 4)
+        assert bed.metrics.value(AGENT_BATCH_BYTES, outcome="committed") == 4000
+        assert bed.readiness.ready
+
+
+async def test_a_batch_that_fills_a_message_passes() -> None:
+    async with CollectorServer() as server, sending(server.port) as bed:
+        bed.seal(3, filler=1_000_000)
+        await bed.until_empty()
+        assert [len(batch.ipv4.protocol) for batch in server.batches if batch.ipv4] == [1_000_000] * 3
+
+
+async def test_retry_later_keeps_the_batch_and_sends_the_same_bytes_again() -> None:
+    async with CollectorServer() as server, sending(server.port) as bed:
+        server.script.extend(
+            [answer(Outcome.RETRY_LATER, "busy"), COMMIT, answer(Outcome.RETRY_LATER, "busy")]
+        )
+        bed.seal(2)
+        await bed.until_empty()
+        assert server.sequences() == [1, 2, 1, 1]
+        assert bytes(server.batches[0]) == bytes(server.batches[2]) == bytes(server.batches[3])
+        assert server.streams == 1
+        assert bed.metrics.value(COLLECTOR_ERRORS, type="send_failed") == 0
+
+
+async def test_rejected_is_set_aside_loudly_and_the_rest_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    async with CollectorServer() as server, sending(server.port) as bed:
+        server.script.append(answer(Outcome.REJECTED, "columns of unequal length"))
+        bed.seal(2)
+        await bed.until_empty()
+        assert (bed.count("rejected"), bed.count("committed")) == (1, 1)
+        assert bed.metrics.value(AGENT_BATCH_BYTES, outcome="rejected") == 1000
+        errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert len(errors) == 1
+        assert "columns of unequal length" in errors[0]
+        assert "1000 bytes" in errors[0]
+
+
+async def test_an_answer_without_meaning_keeps_the_batch() -> None:
+    async with CollectorServer() as server, sending(server.port) as bed:
+        server.script.append(answer(Outcome.UNSPECIFIED))
+        bed.seal()
+        await bed.until_empty()
+        assert server.sequences() == [1, 1]
+
+
+@pytest.mark.parametrize("fault", [ignore, reset, go_away, end_with_error, end_quietly])
+async def test_after_a_fault_the_unanswered_go_out_again_under_their_identity(fault: object) -> None:
+    async with CollectorServer() as server, sending(server.port) as bed:
+        server.script.extend([COMMIT, fault])  # type: ignore[list-item]
+        bed.seal(3)
+        await bed.until_empty()
+        assert server.sequences()[0] == 1
+        assert set(server.sequences()) == {1, 2, 3}
+        assert server.sequences().count(2) == 2
+        assert server.streams >= 2
+        by_sequence: dict[int, set[bytes]] = {}
+        for batch in server.batches:
+            by_sequence.setdefault(batch.sequence, set()).add(bytes(batch))
+        assert all(len(forms) == 1 for forms in by_sequence.values())
+        assert bed.count("committed") == 3
+        assert bed.metrics.value(COLLECTOR_ERRORS, type="send_failed") >= 1
+
+
+async def test_at_most_a_few_batches_are_in_flight() -> None:
+    async with CollectorServer() as server, sending(server.port, pushing(in_flight=2, ack_timeout=30)) as bed:
+        server.script.extend([ignore, ignore])
+        bed.seal(5)
+        await server.until(2)
+        await asyncio.sleep(0.1)
+        assert server.sequences() == [1, 2]
+
+
+async def test_an_ack_that_comes_twice_or_for_another_epoch_changes_nothing() -> None:
+    async def twice(server: CollectorServer, stream: object, batch: FlowBatch) -> None:
+        stranger = FlowBatch(epoch=b"x" * 16, sequence=2)
+        for subject in (stranger, batch, batch):
+            await COMMIT(server, stream, subject)  # type: ignore[arg-type]
+
+    async with CollectorServer() as server, sending(server.port) as bed:
+        server.script.extend([twice, ignore])  # type: ignore[list-item]
+        bed.seal(2)
+        await bed.until_empty()
+        assert server.sequences() == [1, 2, 2]
+        assert bed.count("committed") == 2
+
+
+async def test_an_ack_that_cannot_be_read_ends_the_session_only() -> None:
+    async def garbage(server: CollectorServer, stream: object, batch: FlowBatch) -> None:
+        await stream._stream.send_data(b"\x00\x00\x00\x00\x03\xff\xff\xff")  # type: ignore[attr-defined]
+
+    async with CollectorServer() as server, sending(server.port) as bed:
+        server.script.append(garbage)  # type: ignore[arg-type]
+        bed.seal()
+        await bed.until_empty()
+        assert server.sequences() == [1, 1]
+
+
+async def test_the_servers_wish_reaches_the_collector() -> None:
+    async with CollectorServer() as server, sending(server.port) as bed:
+        server.script.append(answer(Outcome.COMMITTED, wish=120))
+        bed.seal(2)
+        await bed.until_empty()
+        assert bed.wishes == [120, 0]
+
+
+async def test_without_a_server_batches_wait_and_arrive_when_it_comes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = CollectorServer()
+    await server.start()
+    port = server.port
+    await server.stop()
+    async with sending(port) as bed:
+        bed.seal(2)
+        await asyncio.sleep(0.3)
+        assert bed.metrics.value(COLLECTOR_ERRORS, type="send_failed") >= 2
+        assert not bed.readiness.ready
+        assert "Connect" in caplog.text or "connect" in caplog.text
+        bed.metrics.render()
+        assert bed.metrics.value(AGENT_UNACKNOWLEDGED) == 2
+        async with CollectorServer(port=port) as server:
+            await bed.until_empty()
+            assert server.sequences() == [1, 2]
+            assert bed.readiness.ready
+
+
+async def test_a_half_open_connection_is_left_after_the_ack_timeout() -> None:
+    async with sending_through_proxy() as (server, proxy, bed):
+        bed.seal()
+        await bed.until_empty()
+        proxy.to_client.dropping = True
+        bed.seal()
+        await server.until(2)
+        await asyncio.sleep(0.2)
+        assert not bed.outbox.empty
+        proxy.heal()
+        await bed.until_empty()
+        assert server.sequences() == [1, 2, 2]
+        assert proxy.accepted == 2
+
+
+async def test_a_server_that_reads_nothing_is_left_too() -> None:
+    async with sending_through_proxy() as (server, proxy, bed):
+        proxy.to_upstream.stall()
+        bed.seal(3, filler=900_000)
+        await asyncio.sleep(0.5)
+        assert not server.batches
+        proxy.heal()
+        await bed.until_empty()
+        assert set(server.sequences()) == {1, 2, 3}
+
+
+async def test_a_connection_cut_at_any_byte_loses_nothing() -> None:
+    chance = random.Random(7)
+    async with sending_through_proxy() as (server, proxy, bed):
+        for _ in range(25):
+            direction = chance.choice([proxy.to_upstream, proxy.to_client])
+            direction.cut_after_bytes(chance.randrange(1, 400))
+            bed.seal(2, filler=chance.choice([1, 5000]))
+            await bed.until_empty()
+        assert set(server.sequences()) == set(range(1, 51))
+        assert bed.count("committed") == 50
+
+
+async def test_a_server_that_ends_an_idle_stream_is_no_failure() -> None:
+    async def commit_then_end(server: CollectorServer, stream: object, batch: FlowBatch) -> None:
+        await COMMIT(server, stream, batch)  # type: ignore[arg-type]
+        raise StopAsyncIteration
+
+    async with CollectorServer() as server, sending(server.port) as bed:
+        for _ in range(3):
+            server.script.append(commit_then_end)  # type: ignore[arg-type]
+            bed.seal()
+            await bed.until_empty()
+            await asyncio.sleep(0.02)
+        assert server.sequences() == [1, 2, 3]
+        assert bed.metrics.value(COLLECTOR_ERRORS, type="send_failed") == 0
+
+
+async def test_the_address_is_drawn_anew_on_schedule_with_nothing_left_unanswered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with CollectorServer() as server, sending(server.port, pushing(longest_session=0.3)) as bed:
+        server.script.extend([answer(Outcome.COMMITTED, delay=0.05)] * 30)
+        for _ in range(15):
+            bed.seal(2)
+            await bed.until_empty()
+        assert server.streams >= 3
+        assert sorted(server.sequences()) == list(range(1, 31))
+        assert bed.metrics.value(COLLECTOR_ERRORS, type="send_failed") == 0
+        assert "datapoints over the last stream" in caplog.text
+
+
+async def test_stopping_sends_what_waits_without_its_delay_and_returns_when_all_is_answered() -> None:
+    async with CollectorServer() as server, sending(server.port, replace(FAST, jitter=3600.0)) as bed:
+        bed.seal(3)
+        await asyncio.sleep(0.05)
+        assert not server.batches
+        server.script.append(answer(Outcome.COMMITTED, delay=0.1))
+        await asyncio.wait_for(bed.sender.stop(), 5)
+        assert bed.outbox.empty
+        assert server.sequences() == [1, 2, 3]
+        assert not bed.task.done()
+
+
+async def test_stopping_ends_a_long_backoff() -> None:
+    server = CollectorServer()
+    await server.start()
+    await server.stop()
+    async with sending(server.port, replace(FAST, backoff=Backoff(0.05, 3600.0))) as bed:
+        bed.seal()
+        await asyncio.sleep(0.1)
+        bed.sender._schedule._backoff = Backoff(0.05, 0.05)
+        async with CollectorServer(port=server.port) as back:
+            await asyncio.wait_for(bed.sender.stop(), 5)
+            assert back.sequences() == [1]
+
+
+async def test_a_stop_cut_short_says_what_may_be_missing(caplog: pytest.LogCaptureFixture) -> None:
+    async with CollectorServer() as server, sending(server.port, pushing(ack_timeout=30)) as bed:
+        server.script.append(ignore)
+        bed.seal()
+        await server.until(1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(bed.sender.stop(), 0.1)
+        assert "1 batches unacknowledged: 1000 metered bytes" in caplog.text
+
+
+async def test_stopping_with_nothing_to_send_returns_at_once() -> None:
+    async with CollectorServer() as server, sending(server.port) as bed:
+        await asyncio.wait_for(bed.sender.stop(), 1)
+        assert server.streams == 0
+
+
+async def test_a_report_waits_for_its_turn() -> None:
+    async with CollectorServer() as server, sending(server.port, replace(FAST, jitter=0.5)) as bed:
+        delay = bed.sender._schedule._delay
+        assert 0 < delay < 0.5
+        bed.seal()
+        began = asyncio.get_running_loop().time()
+        await bed.until_empty()
+        assert asyncio.get_running_loop().time() - began >= delay - 0.01
