@@ -44,11 +44,16 @@ RULES = """
 table inet truth {
     counter tracked_tcp {}
     counter tracked_udp {}
+    counter original {}
+    counter reply {}
     counter untracked {}
     chain seen {
         # After connection tracking (-200), which hands each skb's length to this rule and to its entry alike.
         type filter hook prerouting priority filter; policy accept;
+        iifname lo accept
         ct state invalid,untracked counter name untracked accept
+        ct direction original counter name original
+        ct direction reply counter name reply
         meta l4proto tcp counter name tracked_tcp
         meta l4proto udp counter name tracked_udp
     }
@@ -121,7 +126,11 @@ class InjectionBed:
         return Count(count, written)
 
     def truth(self) -> dict[str, Count]:
-        """What the node saw and tracked since the bed was made: `tracked_tcp`, `tracked_udp`, `untracked`."""
+        """What the node saw since the bed was made.
+
+        `tracked_tcp` and `tracked_udp` belong to flows, as do `original` and `reply` by direction (other
+        protocols included, of which the bed sends none); `untracked` do not.
+        """
         return self.node.counters("truth")
 
     def tracked_bytes(self) -> int:
