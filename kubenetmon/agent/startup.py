@@ -74,7 +74,7 @@ async def check_accounting(
         if left <= 0:
             wanted = _wrong(conntrack.accounting_state()) or ["nf_conntrack_acct"]
             raise MachineError(
-                f"{problem}, so nothing can be metered: run `{_command(wanted)}` on this node, or let the agent "
+                f"{problem}, so nothing can be metered: run `{_command(wanted)}` here, or let the agent "
                 "do it with KUBENETMON_SET_SYSCTLS=true; SKIP_CONNTRACK_SANITY_CHECK=true starts anyway"
             )
         readiness.failed(CHECK, f"{problem}; looking again")
