@@ -99,7 +99,7 @@ class InjectionBed:
 
     def send(
         self,
-        protocol: Literal[6, 17],
+        protocol: int,
         first: int,
         count: int,
         *,
@@ -108,7 +108,8 @@ class InjectionBed:
     ) -> Count:
         """One packet for each of the flows first … first + count - 1; what was written, IP header included.
 
-        `payload` is the bytes behind the transport header, one number for all or an array of shape (count,).
+        `protocol` is TCP or UDP; `payload` is the bytes behind the transport header, one number for all or
+        an array of shape (count,).
         """
         wire = self._wires[direction]
         header = _HEADER[protocol]

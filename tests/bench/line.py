@@ -36,3 +36,8 @@ def render(lines: Sequence[Line]) -> str:
 def megabytes(count: int) -> str:
     """`61 MB`."""
     return f"{count / 1e6:.0f} MB"
+
+
+def ratio_of(seconds: float, floor: float) -> str:
+    """`1.42 x the receive floor (3.01 us : 2.12 us)`, both per flow."""
+    return f"{seconds / floor:.2f} x the receive floor ({seconds * 1e6:.2f} us : {floor * 1e6:.2f} us)"

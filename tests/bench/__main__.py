@@ -1,0 +1,72 @@
+"""Measure everything and print the table; fails only when something cannot be measured."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from kubenetmon.demo import network, plan
+from kubenetmon.errors import KubenetmonError
+from tests.beds.injector import InjectionBed
+from tests.bench import agent, kernel, server
+from tests.bench.line import Line, render
+from tests.conftest import SHARED_DATA
+
+_PARTS = ("agent", "bursts", "server")
+
+
+def main() -> int:
+    """Run; the exit code."""
+    real_ranges = SHARED_DATA / "cloud-ranges"
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--flows", type=int, default=100_000, help="flows on the agent's node (100000)")
+    parser.add_argument(
+        "--ranges",
+        type=Path,
+        default=real_ranges if real_ranges.is_dir() else plan.RANGES_DIRECTORY,
+        metavar="DIR",
+        help="the providers' files for the server; real ones if there are any, else the demo's few",
+    )
+    parser.add_argument("--only", choices=_PARTS, action="append", help="leave the other parts out")
+    options = parser.parse_args()
+    parts = options.only or _PARTS
+    network.require_machine()
+    network.remove_leftovers()
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"{network.own_prefix()}bench-") as directory:
+            lines = _measure(Path(directory), options.flows, options.ranges, parts)
+    except KubenetmonError as error:
+        print(f"the bench cannot measure: {error}", file=sys.stderr)
+        return 1
+    finally:
+        network.remove_own()
+    print(render(lines))
+    return 0
+
+
+def _measure(directory: Path, flows: int, ranges: Path, parts: tuple[str, ...]) -> list[Line]:
+    with InjectionBed("bench") as bed:
+        _say(f"Reading {flows:,} flows")
+        floor, lines = asyncio.run(kernel.measure(bed, flows))
+        if "agent" in parts:
+            _say(f"An agent on a node of {flows:,} flows, all changing")
+            lines += agent.measure(bed, floor, directory)
+    if "bursts" in parts:
+        _say("An agent through bursts over 20,000 flows")
+        with InjectionBed("bench") as bed:
+            lines += agent.measure_bursts(bed, directory)
+    if "server" in parts:
+        _say("A server with 5,000 pods")
+        lines += server.measure(floor, directory, ranges)
+    return lines
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
