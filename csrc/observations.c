@@ -473,21 +473,21 @@ void observation_reset(struct observation_decoder *decoder)
  * frame without flags means nothing and is left out.
  *
  * `output` holds `length` bytes. Returns the bytes written; *consumed is where the first incomplete frame begins, or
- * `length` if that frame is longer than max_frame: then all is copied, and the HTTP/2 stack refuses it. *frames is
- * how many frames were written. */
+ * `length` if that frame is longer than max_frame: then all is copied, and the HTTP/2 stack refuses it. *others is
+ * how many frames there were that cannot be joined. */
 size_t http2_join_data(const uint8_t *input, size_t length, uint8_t *output, size_t max_frame, size_t *consumed,
-                       uint32_t *frames)
+                       uint32_t *others)
 {
     size_t at = 0, written = 0, open_at = 0, open_size = 0;
     uint32_t open_stream = 0; /* 0: the last frame written cannot take more */
-    *frames = 0;
+    *others = 0;
     while (length - at >= HTTP2_HEADER) {
         const uint8_t *header = input + at;
         size_t size = (size_t)header[0] << 16 | (size_t)header[1] << 8 | (size_t)header[2];
         if (size > max_frame) {
             memcpy(output + written, header, length - at);
             *consumed = length;
-            ++*frames;
+            ++*others;
             return written + (length - at);
         }
         if (length - at - HTTP2_HEADER < size)
@@ -496,6 +496,8 @@ size_t http2_join_data(const uint8_t *input, size_t length, uint8_t *output, siz
         uint32_t stream = (uint32_t)(header[5] & 0x7F) << 24 | (uint32_t)header[6] << 16 |
                           (uint32_t)header[7] << 8 | (uint32_t)header[8];
         int plain_data = header[3] == 0 && header[4] == 0 && stream != 0;
+        if (!plain_data || size == 0)
+            ++*others;
         if (plain_data && size == 0)
             continue;
         if (plain_data && stream == open_stream && open_size + size <= max_frame) {
@@ -512,7 +514,6 @@ size_t http2_join_data(const uint8_t *input, size_t length, uint8_t *output, siz
         open_at = written;
         open_size = size;
         written += HTTP2_HEADER + size;
-        ++*frames;
     }
     *consumed = at;
     return written;

@@ -63,6 +63,6 @@ int observation_decode_message(struct observation_decoder *decoder, const uint8_
 
 /* HTTP/2: join neighbouring DATA frames. See observations.c. */
 size_t http2_join_data(const uint8_t *input, size_t length, uint8_t *output, size_t max_frame, size_t *consumed,
-                       uint32_t *frames);
+                       uint32_t *others);
 
 #endif

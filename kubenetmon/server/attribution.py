@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.model import UDP, FlowBatch, FlowRecords
-from kubenetmon.server.ranges.parse import Label
+from kubenetmon.server.ranges.parse import CLOUDS, Label
 from kubenetmon.server.ranges.table import PrefixMap, RangeTable
 from kubenetmon.server.snapshot import EndpointTable, Snapshot
 
@@ -27,8 +27,6 @@ Network = IPv4Network | IPv6Network
 CLASSES = ("UNKNOWN", "INTRA_VPC", "INTRA_REGION", "INTER_REGION", "PUBLIC_INTERNET")
 """connectionClass by code."""
 UNKNOWN, INTRA_VPC, INTRA_REGION, INTER_REGION, PUBLIC_INTERNET = range(5)
-
-CLOUDS = ("aws", "gcp", "azure")
 
 OWN_LABEL = -1
 """The label id of what lies in our own cloud and region."""

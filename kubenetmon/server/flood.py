@@ -56,7 +56,7 @@ class MemoryBudget:
 
 
 class FrameAllowance:
-    """How many HTTP/2 frames a connection may send beyond what its bytes account for.
+    """How many HTTP/2 frames other than data a connection may send beyond what its bytes account for.
 
     Frames cost us far more than they cost their sender (rapid reset, CVE-2023-44487; floods of PING, SETTINGS
     and empty frames, CVE-2019-9512 to 9518). Every `bytes_per_frame` received pay for one frame, `burst` more
@@ -74,5 +74,5 @@ class FrameAllowance:
         """Count frames of `size` bytes in all at monotonic second `now`; False: this is a flood."""
         earned = (now - self._seen) * self._per_second + size / self._bytes_per_frame
         self._seen = now
-        self._left = min(self._burst, self._left + earned) - frames
+        self._left = min(self._burst, self._left + earned - frames)
         return self._left >= 0

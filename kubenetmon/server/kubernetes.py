@@ -56,7 +56,9 @@ class UnauthorizedError(ApiError):
 
 @dataclass(frozen=True, slots=True)
 class InCluster:
-    """The cluster that this process runs in, with its service account."""
+    """The cluster that this process runs in, with the service account whose files are in `directory`."""
+
+    directory: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
     def __str__(self) -> str:
         return "in-cluster"
@@ -144,6 +146,22 @@ def _library() -> Any:
     )
 
 
+class _Session:
+    """A configuration, its transport, and how many requests use them now."""
+
+    def __init__(self, configuration: Any, transport: Any) -> None:
+        self.configuration = configuration
+        self.transport = transport
+        self.users = 0
+        self.retired = False
+
+    async def retire(self) -> None:
+        """Close as soon as no request uses it any more."""
+        self.retired = True
+        if self.users == 0:
+            await self.transport.close()
+
+
 class KubernetesClient:
     """Lists and watches over one session."""
 
@@ -153,16 +171,14 @@ class KubernetesClient:
         self._source = source
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
-        self._configuration: Any = None
-        self._transport: Any = None
+        self._session: _Session | None = None
         self._opening = asyncio.Lock()
-        self._generation = 0
 
     async def open(self) -> None:
         """Load configuration and credentials unless that is done. Raises `ConfigurationError`."""
         async with self._opening:
-            if self._transport is None:
-                await self._load()
+            if self._session is None:
+                self._session = await self._load()
 
     async def list_page(self, kind: Kind, limit: int, continue_token: str) -> bytearray:
         """The body of one page. Raises `ApiError` and its kinds."""
@@ -199,56 +215,69 @@ class KubernetesClient:
                     yield lines
 
     async def close(self) -> None:
-        """End the session."""
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            await transport.close()
+        """End the session; requests under way fail."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.transport.close()
 
     @contextlib.asynccontextmanager
     async def _get(
         self, kind: Kind, verb: str, query: dict[str, str], read_timeout: float
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         await self.open()
-        generation = self._generation
+        session = self._session
+        assert session is not None
+        async with self._answer(session, kind, query, read_timeout) as response:
+            if response.status != 401:
+                await self._refuse(session, response, kind, verb)
+                yield response
+                return
+        # A token or certificate was replaced: load what there is now and ask once more.
+        session = await self._renew(session)
+        async with self._answer(session, kind, query, read_timeout) as response:
+            await self._refuse(session, response, kind, verb)
+            yield response
+
+    @contextlib.asynccontextmanager
+    async def _answer(
+        self, session: _Session, kind: Kind, query: dict[str, str], read_timeout: float
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        session.users += 1
         try:
-            response = await self._request(kind, query, read_timeout)
-            if response.status == 401:
-                response.close()
-                # A rotated token or certificate: load what there is now and try once more.
-                await self._reopen(generation)
-                response = await self._request(kind, query, read_timeout)
+            response = await self._request(session, kind, query, read_timeout)
             try:
-                if response.status != 200:
-                    raise await self._refusal(response, kind, verb)
                 yield response
             finally:
                 response.close()
-        # RuntimeError: the session was closed under this request, because another one renewed it.
-        except (aiohttp.ClientError, TimeoutError, OSError, RuntimeError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             reason = str(error) or type(error).__name__
             raise ApiError(
-                f"cannot reach the Kubernetes API at {self._configuration.host}: {reason}"
+                f"cannot reach the Kubernetes API at {session.configuration.host}: {reason}"
             ) from error
+        finally:
+            session.users -= 1
+            if session.retired and session.users == 0:
+                await session.transport.close()
 
     async def _request(
-        self, kind: Kind, query: dict[str, str], read_timeout: float
+        self, session: _Session, kind: Kind, query: dict[str, str], read_timeout: float
     ) -> aiohttp.ClientResponse:
         # Compressing a list costs the API server more than it saves on a cluster's own network.
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "kubenetmon"}
         try:
-            authorization = await self._configuration.get_api_key_with_prefix("BearerToken")
+            authorization = await session.configuration.get_api_key_with_prefix("BearerToken")
         except _library().config.ConfigException as error:
             raise UnauthorizedError(f"cannot use the Kubernetes source {self._source}: {error}") from error
         if authorization:
-            headers["Authorization"] = authorization
+            headers["Authorization"] = authorization.strip()
         timeout = aiohttp.ClientTimeout(
             total=None,
             connect=self._connect_timeout,
             sock_connect=self._connect_timeout,
             sock_read=read_timeout,
         )
-        response: aiohttp.ClientResponse = await self._transport.GET(
-            f"{self._configuration.host}/api/v1/{kind}",
+        response: aiohttp.ClientResponse = await session.transport.GET(
+            f"{session.configuration.host}/api/v1/{kind}",
             headers=headers,
             query_params=query,
             _preload_content=False,
@@ -256,43 +285,51 @@ class KubernetesClient:
         )
         return response
 
-    async def _refusal(self, response: aiohttp.ClientResponse, kind: Kind, verb: str) -> ApiError:
-        host = self._configuration.host
+    async def _refuse(
+        self, session: _Session, response: aiohttp.ClientResponse, kind: Kind, verb: str
+    ) -> None:
+        """Raise the error that an answer other than 200 stands for."""
+        host = session.configuration.host
+        if response.status == 200:
+            return
         if response.status == 401:
-            return UnauthorizedError(
+            raise UnauthorizedError(
                 f"the Kubernetes API at {host} does not accept our credentials ({self._source}): "
                 "renew the token or certificate"
             )
         if response.status == 403:
-            return ApiError(
+            raise ApiError(
                 f"not allowed to {verb} {kind}: bind the ClusterRole kubenetmon-server "
                 "(get, list, watch on pods, nodes, services) to this account"
             )
         if response.status == 410 or (verb == "watch" and response.status in (400, 404, 422)):
-            return ExpiredError(f"the API cannot go on from the {kind} known ({response.status})")
+            raise ExpiredError(f"the API cannot go on from the {kind} known ({response.status})")
         text = (await response.content.read(300)).decode(errors="replace")
-        return ApiError(f"the Kubernetes API at {host} answers {response.status}: {' '.join(text.split())}")
+        raise ApiError(f"the Kubernetes API at {host} answers {response.status}: {' '.join(text.split())}")
 
-    async def _reopen(self, generation: int) -> None:
+    async def _renew(self, rejected: _Session) -> _Session:
         async with self._opening:
-            if generation == self._generation:
-                previous = self._transport
-                await self._load()
-                if previous is not None:
-                    # Requests of the other kinds end with it and are made again with the new credentials.
-                    await previous.close()
+            if self._session is rejected:
+                self._session = await self._load()
+                await rejected.retire()
+            assert self._session is not None
+            return self._session
 
-    async def _load(self) -> None:
+    async def _load(self) -> _Session:
         library = _library()
         configuration = library.Configuration()
         try:
             if isinstance(self._source, InCluster):
-                library.config.load_incluster_config(client_configuration=configuration)
+                library.config.load_incluster_config(
+                    client_configuration=configuration,
+                    token_filename=str(self._source.directory / "token"),
+                    cert_filename=str(self._source.directory / "ca.crt"),
+                )
             else:
                 await library.config.load_kube_config(
                     config_file=self._source.path, client_configuration=configuration, persist_config=False
                 )
-            self._transport = library.Transport(configuration)
+            return _Session(configuration, library.Transport(configuration))
         except (
             library.config.ConfigException,
             yaml.YAMLError,
@@ -305,8 +342,6 @@ class KubernetesClient:
         ) as error:
             reason = " ".join(str(error).split()) or "it is not a kubeconfig"
             raise ConfigurationError(f"cannot use the Kubernetes source {self._source}: {reason}") from error
-        self._configuration = configuration
-        self._generation += 1
 
 
 class LineSplitter:

@@ -120,6 +120,16 @@ class Receiver:
         return self._server.port
 
     @property
+    def connections(self) -> int:
+        """Connections open now."""
+        return 0 if self._server is None else len(self._server.connections)
+
+    @property
+    def connections_accepted(self) -> int:
+        """Connections accepted since the start."""
+        return 0 if self._server is None else self._server.accepted
+
+    @property
     def memory_reserved(self) -> int:
         """Bytes of messages held or promised now."""
         return self._memory.reserved

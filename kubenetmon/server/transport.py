@@ -19,8 +19,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,7 +221,7 @@ class AgentConnection(H2Protocol):
         self._preface_left = PREFACE_BYTES
         self._rest = b""
         now = self._clock.monotonic()
-        self._allowance = FrameAllowance(now, burst=500, per_second=100.0, bytes_per_frame=2048)
+        self._allowance = FrameAllowance(now, burst=500, per_second=100.0, bytes_per_frame=512)
         # Spread over ±10 %, as gRPC servers do, so that agents do not all move at once.
         self._expires_at = now + server.limits.max_connection_age * random.uniform(0.9, 1.1)  # noqa: S311
         self._drain_since: float | None = None
@@ -253,9 +254,9 @@ class AgentConnection(H2Protocol):
         if transport is None or transport.is_closing():
             return
         try:
-            data, frames = self._join(data)
-            if not self._allowance.spend(frames, len(data), self._clock.monotonic()):
-                self.cut("sent a flood of small HTTP/2 frames")
+            data, overhead = self._join(data)
+            if not self._allowance.spend(overhead, len(data), self._clock.monotonic()):
+                self.cut("sent a flood of HTTP/2 frames that carry nothing")
                 return
             if data:
                 super().data_received(data)
@@ -326,7 +327,7 @@ class AgentConnection(H2Protocol):
         return self.connection._connection
 
     def _join(self, data: bytes) -> tuple[bytes, int]:
-        """Whole frames of what has arrived, small DATA frames joined, and how many they are."""
+        """Whole frames of what has arrived, small DATA frames joined, and how many are not plain DATA."""
         head = b""
         if self._preface_left:
             head, data = data[: self._preface_left], data[self._preface_left :]
@@ -335,13 +336,13 @@ class AgentConnection(H2Protocol):
             return head, 0
         data = self._rest + data if self._rest else data
         output = bytearray(len(data))
-        consumed, frames = ffi.new("size_t *"), ffi.new("uint32_t *")
+        consumed, others = ffi.new("size_t *"), ffi.new("uint32_t *")
         written = lib.http2_join_data(
-            ffi.from_buffer(data), len(data), ffi.from_buffer(output), MAX_FRAME_BYTES, consumed, frames
+            ffi.from_buffer(data), len(data), ffi.from_buffer(output), MAX_FRAME_BYTES, consumed, others
         )
         self._rest = data[consumed[0] :]
         del output[written:]
-        return head + output if head else bytes(output), int(frames[0])
+        return head + output if head else bytes(output), int(others[0])
 
 
 class GrpcServer(Server):
@@ -365,6 +366,7 @@ class GrpcServer(Server):
         self.connections: set[AgentConnection] = set()
         self.stoppable: set[ReceiveBuffer] = set()
         self._connections_changed = connections_changed
+        self.accepted = 0
         self._refused = 0
 
     @property
@@ -380,8 +382,9 @@ class GrpcServer(Server):
     @property
     def port(self) -> int:
         """The port that is listened on."""
-        assert isinstance(self._server, asyncio.Server)
-        return int(self._server.sockets[0].getsockname()[1])
+        assert self._server is not None
+        sockets: Sequence[socket.socket] = self._server.sockets  # type: ignore[attr-defined]  # uvloop's too
+        return int(sockets[0].getsockname()[1])
 
     def stop_listening(self) -> None:
         """No new connections; those that exist go on."""
@@ -400,6 +403,7 @@ class GrpcServer(Server):
                 )
             return False
         self.connections.add(connection)
+        self.accepted += 1
         return True
 
     def forget(self, connection: AgentConnection) -> None:

@@ -169,9 +169,11 @@ class Watcher:
             body = await client.list_page(kind, self._config.page_size, continue_token)
             page = self._decoder.page(kind, body)
             self._put_page(kind, page)
-            continue_token = page.continue_token
-            if not continue_token:
+            if not page.continue_token:
                 break
+            if page.continue_token == continue_token:
+                raise UnreadableError(f"the list of {kind} does not come to an end")
+            continue_token = page.continue_token
         if not page.resource_version:
             raise UnreadableError(f"the list of {kind} carries no version")
         self._inventory.end_relist(kind, self._clock.time())

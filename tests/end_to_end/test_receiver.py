@@ -1,0 +1,427 @@
+"""Both RPCs over real sockets: grpclib's client, and gRPC's C core in place of the original's Go agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import replace
+
+import grpc
+import grpclib.client
+import pytest
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from kubenetmon.metrics import catalogue
+from kubenetmon.model import FlowBatch
+from kubenetmon.proto import (
+    MAX_MESSAGE_BYTES,
+    PUSH_METHOD,
+    SUBMIT_METHOD,
+    BatchAck,
+    FlowCollectorStub,
+    FlowHandlerStub,
+    Observation,
+    ObservationSummary,
+    Outcome,
+)
+from kubenetmon.proto import FlowBatch as FlowBatchMessage
+from kubenetmon.server.receiver import ReceiverConfig
+from kubenetmon.server.verdict import Verdict
+from tests.beds.proxy import TcpProxy
+from tests.beds.receiving import Rig, batch_message, observation, running_receiver
+
+QUICK = ReceiverConfig(stop_grace=2.0, message_timeout=1.0, memory_timeout=1.0)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    async with running_receiver(QUICK) as running:
+        yield running
+
+
+@pytest.fixture
+async def channel(rig: Rig) -> AsyncIterator[grpclib.client.Channel]:
+    async with connected(rig.port) as channel:
+        yield channel
+
+
+def current_batch(count: int = 10, **values: object) -> FlowBatchMessage:
+    now = int(time.time())
+    return batch_message(count, start=now - 60, end=now, **values)  # type: ignore[arg-type]
+
+
+def current_observation(index: int = 0, **values: object) -> Observation:
+    return observation(index, timestamp=int(time.time()), **values)  # type: ignore[arg-type]
+
+
+async def push(channel: grpclib.client.Channel, messages: Iterable[FlowBatchMessage]) -> dict[int, BatchAck]:
+    return {ack.sequence: ack async for ack in FlowCollectorStub(channel).push(messages)}
+
+
+async def until(condition: object, timeout: float = 5.0) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "did not come true in time"
+        await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def connected(port: int) -> AsyncIterator[grpclib.client.Channel]:
+    channel = grpclib.client.Channel("127.0.0.1", port)
+    try:
+        yield channel
+    finally:
+        channel.close()
+
+
+class CoreClient:
+    """gRPC's C core; its calls run in threads of their own."""
+
+    def __init__(self, port: int, *options: tuple[str, int]) -> None:
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=list(options))
+        self.push = self.channel.stream_stream(
+            PUSH_METHOD, request_serializer=bytes, response_deserializer=BatchAck.parse
+        )
+        self.submit = self.channel.stream_unary(
+            SUBMIT_METHOD, request_serializer=bytes, response_deserializer=ObservationSummary.parse
+        )
+
+    async def __aenter__(self) -> CoreClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.channel.close)
+
+
+async def test_every_batch_is_answered_by_its_identity(rig: Rig, channel: grpclib.client.Channel) -> None:
+    messages = [current_batch(100, ipv6=5, sequence=i) for i in range(1, 21)]
+    acks = await push(channel, messages)
+    assert {i: acks[i].epoch for i in acks} == {m.sequence: m.epoch for m in messages}
+    assert {ack.outcome for ack in acks.values()} == {Outcome.COMMITTED}
+    assert rig.pipeline.records() == 20 * 105
+    assert rig.metrics.value(catalogue.SERVER_BATCHES, wire="push", outcome="committed") == 20
+    await until(lambda: rig.receiver.memory_reserved == 0)
+
+
+async def test_initial_metadata_comes_before_anything_is_sent(channel: grpclib.client.Channel) -> None:
+    method = channel.request(PUSH_METHOD, grpclib.const.Cardinality.STREAM_STREAM, FlowBatchMessage, BatchAck)
+    async with method as stream:
+        await stream.send_request()
+        await asyncio.wait_for(stream.recv_initial_metadata(), 2)
+        await stream.end()
+
+
+async def test_batches_settle_in_any_order_and_four_at_a_time(
+    rig: Rig, channel: grpclib.client.Channel
+) -> None:
+    gates = {i: asyncio.Event() for i in range(1, 9)}
+
+    async def answer(batch: FlowBatch) -> Verdict:
+        await gates[batch.identity.sequence].wait()
+        return Verdict(Outcome.COMMITTED)
+
+    rig.pipeline.answer = answer
+    order: list[int] = []
+
+    async def collect() -> None:
+        messages = [current_batch(sequence=i) for i in range(1, 9)]
+        async for ack in FlowCollectorStub(channel).push(messages):
+            order.append(ack.sequence)  # noqa: PERF401 - looked at while it grows
+
+    collecting = asyncio.create_task(collect())
+    await until(lambda: len(rig.pipeline.batches) == 4)
+    await asyncio.sleep(0.1)
+    assert len(rig.pipeline.batches) == 4
+    gates[3].set()
+    await until(lambda: order == [3])
+    await until(lambda: len(rig.pipeline.batches) == 5)
+    for gate in gates.values():
+        gate.set()
+    await collecting
+    assert sorted(order) == list(range(1, 9))
+
+
+async def test_retry_and_reason_reach_the_agent(rig: Rig, channel: grpclib.client.Channel) -> None:
+    async def answer(batch: FlowBatch) -> Verdict:
+        return Verdict(Outcome.RETRY_LATER, "ClickHouse is away")
+
+    rig.pipeline.answer = answer
+    (ack,) = (await push(channel, [current_batch()])).values()
+    assert (ack.outcome, ack.reason) == (Outcome.RETRY_LATER, "ClickHouse is away")
+
+
+async def test_a_batch_that_can_never_fit_is_rejected_and_the_stream_goes_on(
+    rig: Rig, channel: grpclib.client.Channel
+) -> None:
+    bad = current_batch(sequence=1)
+    assert bad.ipv4 is not None
+    bad.ipv4.count = 11
+    acks = await push(channel, [bad, current_batch(sequence=2)])
+    assert acks[1].outcome is Outcome.REJECTED
+    assert "ipv4.protocol has 10 bytes" in acks[1].reason
+    assert acks[2].outcome is Outcome.COMMITTED
+    assert rig.metrics.value(catalogue.SERVER_BATCHES, wire="push", outcome="rejected") == 1
+
+
+async def test_a_batch_without_identity_ends_the_stream(rig: Rig, channel: grpclib.client.Channel) -> None:
+    with pytest.raises(GRPCError) as caught:
+        await push(channel, [current_batch(epoch=b"short")])
+    assert caught.value.status is Status.INVALID_ARGUMENT
+    assert "epoch" in str(caught.value.message)
+    assert (await push(channel, [current_batch()]))[1].outcome is Outcome.COMMITTED
+
+
+async def test_before_the_server_is_ready_batches_are_to_be_sent_again() -> None:
+    async with running_receiver(QUICK, ready=False) as rig, connected(rig.port) as channel:
+        assert (await push(channel, [current_batch()]))[1].outcome is Outcome.RETRY_LATER
+        assert not rig.pipeline.batches
+        submitting = asyncio.create_task(FlowHandlerStub(channel).submit([current_observation()]))
+        await asyncio.sleep(0.2)
+        assert not submitting.done()
+        rig.readiness.passed("inventory")
+        assert (await submitting).observation_count == 1
+
+
+async def test_submit_answers_with_the_number_after_the_rows_are_in(
+    rig: Rig, channel: grpclib.client.Channel
+) -> None:
+    gate = asyncio.Event()
+
+    async def answer(batch: FlowBatch) -> Verdict:
+        await gate.wait()
+        return Verdict(Outcome.COMMITTED)
+
+    rig.pipeline.answer = answer
+    messages = [current_observation(i, node=f"node-{i % 2}") for i in range(500)]
+    submitting = asyncio.create_task(FlowHandlerStub(channel).submit(messages))
+    await until(lambda: rig.pipeline.batches)
+    await asyncio.sleep(0.1)
+    assert not submitting.done()
+    gate.set()
+    assert (await submitting).observation_count == 500
+    assert sum(b.total_bytes() for b in rig.pipeline.batches) == sum(300 + 2 * i for i in range(500))
+    assert {b.identity.node_name for b in rig.pipeline.batches} == {"node-0", "node-1"}
+
+
+async def test_submit_is_committed_in_slices_with_identities_of_their_own(
+    rig: Rig, channel: grpclib.client.Channel
+) -> None:
+    one = current_observation()
+
+    def many() -> Iterator[Observation]:
+        for _ in range(20_000):
+            yield one
+
+    async with CoreClient(rig.port) as core:
+        summary = await asyncio.to_thread(core.submit, many())
+    assert summary.observation_count == 20_000
+    assert rig.pipeline.records() == 20_000
+    assert max(len(batch) for batch in rig.pipeline.batches) <= 16384
+    assert len(set(rig.pipeline.identities())) == len(rig.pipeline.batches) >= 2
+    await until(lambda: rig.receiver.memory_reserved == 0)
+
+
+async def test_a_submit_stream_that_is_not_stored_fails(rig: Rig, channel: grpclib.client.Channel) -> None:
+    async def answer(batch: FlowBatch) -> Verdict:
+        return Verdict(Outcome.RETRY_LATER, "the server is stopping")
+
+    rig.pipeline.answer = answer
+    with pytest.raises(GRPCError) as caught:
+        await FlowHandlerStub(channel).submit([current_observation()])
+    assert caught.value.status is Status.UNAVAILABLE
+
+
+async def test_what_came_on_a_broken_submit_stream_is_stored(rig: Rig) -> None:
+    sent = threading.Event()
+
+    def endless() -> Iterator[Observation]:
+        for i in range(300):
+            yield current_observation(i)
+        sent.set()
+        time.sleep(1)
+
+    async with CoreClient(rig.port) as core:
+        call = core.submit.future(endless())
+        await asyncio.to_thread(sent.wait)
+        await asyncio.sleep(0.3)
+        call.cancel()
+        await until(lambda: rig.pipeline.records() == 300)
+    await until(lambda: rig.receiver.memory_reserved == 0)
+
+
+async def test_what_came_on_a_cut_connection_is_stored(rig: Rig) -> None:
+    async with TcpProxy("127.0.0.1", rig.port) as proxy, connected(proxy.port) as channel:
+
+        async def slowly() -> AsyncIterator[Observation]:
+            for i in range(100):
+                yield current_observation(i)
+            await asyncio.sleep(0.2)
+            await proxy.cut()
+            await asyncio.sleep(0.1)
+
+        with pytest.raises((StreamTerminatedError, ConnectionError, GRPCError)):
+            await asyncio.wait_for(FlowHandlerStub(channel).submit(slowly()), 4)
+        await until(lambda: rig.pipeline.records() == 100)
+
+
+async def test_a_slow_submit_stream_is_stored_while_it_goes_on() -> None:
+    async with running_receiver(replace(QUICK, slice_age=0.2)) as rig, connected(rig.port) as channel:
+        done = asyncio.Event()
+
+        async def slowly() -> AsyncIterator[Observation]:
+            yield current_observation()
+            await done.wait()
+            yield current_observation()
+
+        submitting = asyncio.create_task(FlowHandlerStub(channel).submit(slowly()))
+        await until(lambda: rig.pipeline.records() == 1)
+        done.set()
+        assert (await submitting).observation_count == 2
+
+
+async def test_the_c_core_pushes_and_submits(rig: Rig) -> None:
+    async with CoreClient(rig.port) as core:
+        messages = [current_batch(15_000, sequence=i) for i in range(1, 6)]
+        acks = await asyncio.to_thread(lambda: list(core.push(iter(messages))))
+        assert {ack.sequence: ack.outcome for ack in acks} == dict.fromkeys(range(1, 6), Outcome.COMMITTED)
+        observations = [current_observation(i) for i in range(2000)]
+        summary = await asyncio.to_thread(core.submit, iter(observations))
+        assert summary.observation_count == 2000
+    assert rig.pipeline.records() == 75_000 + 2000
+
+
+async def test_a_compressing_client_is_told_that_it_must_not(rig: Rig) -> None:
+    async with CoreClient(rig.port, ("grpc.default_compression_algorithm", 2)) as core:
+        for call, message in (
+            (core.submit, current_observation(node="n" * 200)),
+            (core.push, current_batch(1000)),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                await asyncio.to_thread(_finish, call, [message])
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def _finish(call: object, messages: list[object]) -> None:
+    assert callable(call)
+    result = call(iter(messages))
+    if not isinstance(result, ObservationSummary):
+        list(result)
+
+
+async def test_an_oversize_message_is_refused_before_it_is_read(rig: Rig) -> None:
+    async with CoreClient(rig.port) as core:
+        huge = Observation(node_name="n" * (MAX_MESSAGE_BYTES + 1))
+        with pytest.raises(grpc.RpcError) as caught:
+            await asyncio.to_thread(core.submit, iter([huge]))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(grpc.RpcError) as caught:
+            await asyncio.to_thread(_finish, core.push, [current_batch(20_000)])
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_old_connections_end_after_the_answers() -> None:
+    async with running_receiver(replace(QUICK, max_connection_age=0.5)) as rig:
+        gate = asyncio.Event()
+
+        async def answer(batch: FlowBatch) -> Verdict:
+            await gate.wait()
+            return Verdict(Outcome.COMMITTED)
+
+        rig.pipeline.answer = answer
+        async with connected(rig.port) as channel:
+            acks: list[int] = []
+            asked_again = asyncio.Event()
+
+            async def messages() -> AsyncIterator[FlowBatchMessage]:
+                yield current_batch(sequence=1)
+                await asked_again.wait()
+
+            async def collect() -> None:
+                async for ack in FlowCollectorStub(channel).push(messages()):
+                    acks.append(ack.sequence)  # noqa: PERF401 - looked at while it grows
+
+            collecting = asyncio.create_task(collect())
+            await asyncio.sleep(2)
+            assert not collecting.done()
+            gate.set()
+            await until(lambda: acks == [1])
+            await until(lambda: not rig.receiver.connections)
+            collecting.cancel()
+
+
+async def test_the_c_core_moves_to_a_new_connection_without_losing_a_stream() -> None:
+    async with running_receiver(replace(QUICK, max_connection_age=1.0)) as rig:
+        async with CoreClient(rig.port) as core:
+            until_time = time.monotonic() + 5
+            streams = 0
+            while time.monotonic() < until_time:
+                summary = await asyncio.to_thread(core.submit, iter([current_observation()] * 10))
+                assert summary.observation_count == 10
+                streams += 1
+                await asyncio.sleep(0.05)
+        assert rig.pipeline.records() == streams * 10
+        assert rig.receiver.connections_accepted >= 3
+
+
+async def test_stop_answers_what_is_in_flight_and_refuses_the_rest(
+    rig: Rig, channel: grpclib.client.Channel
+) -> None:
+    gates = {1: asyncio.Event(), 2: asyncio.Event()}
+
+    async def answer(batch: FlowBatch) -> Verdict:
+        await gates[batch.identity.sequence].wait()
+        return Verdict(Outcome.COMMITTED)
+
+    rig.pipeline.answer = answer
+    acks: dict[int, Outcome] = {}
+
+    async def messages() -> AsyncIterator[FlowBatchMessage]:
+        yield current_batch(sequence=1)
+        yield current_batch(sequence=2)
+        await asyncio.sleep(60)
+
+    async def collect() -> None:
+        async for ack in FlowCollectorStub(channel).push(messages()):
+            acks[ack.sequence] = ack.outcome
+
+    collecting = asyncio.create_task(collect())
+    await until(lambda: len(rig.pipeline.batches) == 2)
+    port = rig.port
+    stopping = asyncio.create_task(rig.receiver.stop())
+    await asyncio.sleep(0.1)
+    with pytest.raises(OSError):
+        await asyncio.open_connection("127.0.0.1", port)
+    with pytest.raises(GRPCError) as caught:
+        await FlowHandlerStub(channel).submit([current_observation()])
+    assert caught.value.status is Status.UNAVAILABLE
+    gates[1].set()
+    await asyncio.wait_for(stopping, 5)
+    await until(lambda: acks == {1: Outcome.COMMITTED, 2: Outcome.RETRY_LATER})
+    collecting.cancel()
+
+
+async def test_stop_stores_what_a_submit_stream_has_brought(
+    rig: Rig, channel: grpclib.client.Channel
+) -> None:
+    async def messages() -> AsyncIterator[Observation]:
+        for i in range(50):
+            yield current_observation(i)
+        await asyncio.sleep(60)
+
+    submitting = asyncio.create_task(FlowHandlerStub(channel).submit(messages()))
+    await asyncio.sleep(0.3)
+    await asyncio.wait_for(rig.receiver.stop(), 5)
+    assert rig.pipeline.records() == 50
+    submitting.cancel()
+
+
+async def test_agents_are_counted(rig: Rig, channel: grpclib.client.Channel) -> None:
+    await push(channel, [current_batch()])
+    assert rig.metrics.value(catalogue.SERVER_AGENTS) == 1
+    channel.close()
+    await until(lambda: rig.metrics.value(catalogue.SERVER_AGENTS) == 0)
