@@ -42,6 +42,10 @@ class PrefixMap:
         self._high6, high_rank = np.unique(high, return_inverse=True)
         self._low6, low_rank = np.unique(low, return_inverse=True)
         self._starts6 = (high_rank + 1) * (len(self._low6) + 1) + (low_rank + 1)
+        # By high half: the value behind its last boundary, and whether the low half matters at all.
+        last = np.searchsorted(high_rank, np.arange(len(self._high6)), side="right") - 1
+        self._value_behind6 = self._values6[last]
+        self._divided6 = (np.bincount(high_rank) > 1) | (low[last] != 0)
 
     @classmethod
     def of_networks(cls, networks: Iterable[IPv4Network | IPv6Network]) -> PrefixMap:
@@ -53,20 +57,22 @@ class PrefixMap:
         if family == 4:
             interval = np.searchsorted(self._starts4, addresses, side="right")
             return self._values4[interval - 1]
-        high, low = addresses[:, 0], addresses[:, 1]
-        high_rank = np.searchsorted(self._high6, high, side="right")
-        low_rank = np.searchsorted(self._low6, low, side="right")
-        # Beyond the last boundary of a lower high half, whatever the low half.
-        low_rank[self._high6[high_rank - 1] != high] = len(self._low6)
-        place = high_rank * (len(self._low6) + 1) + low_rank
-        return self._values6[np.searchsorted(self._starts6, place, side="right") - 1]
+        high = addresses[:, 0]
+        nearest = np.searchsorted(self._high6, high, side="right") - 1
+        found = self._value_behind6[nearest]
+        inside = np.flatnonzero(self._divided6[nearest] & (self._high6[nearest] == high))
+        if len(inside):
+            low_rank = np.searchsorted(self._low6, addresses[inside, 1], side="right")
+            place = (nearest[inside] + 1) * (len(self._low6) + 1) + low_rank
+            found[inside] = self._values6[np.searchsorted(self._starts6, place, side="right") - 1]
+        return found
 
     @property
     def nbytes(self) -> int:
         """Memory of the arrays."""
         arrays = (
             *(self._starts4, self._values4),
-            *(self._starts6, self._values6, self._high6, self._low6),
+            *(self._starts6, self._values6, self._high6, self._low6, self._value_behind6, self._divided6),
         )
         return sum(one.nbytes for one in arrays)
 
