@@ -161,8 +161,8 @@ class Cluster:
         self._process = self._etcd_process = None
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def kubeconfig(self, user: str = "admin", *, token: str | None = None) -> Path:
-        """A new kubeconfig for that user."""
+    def kubeconfig(self, user: str = "admin", *, token: str | None = None, port: int | None = None) -> Path:
+        """A new kubeconfig for that user, or with another token, or to another port of this machine."""
         content = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -171,7 +171,10 @@ class Cluster:
             "clusters": [
                 {
                     "name": "test",
-                    "cluster": {"server": self.url, "certificate-authority": str(self.certificate_authority)},
+                    "cluster": {
+                        "server": f"https://127.0.0.1:{port or self.port}",
+                        "certificate-authority": str(self.certificate_authority),
+                    },
                 }
             ],
             "users": [{"name": "test", "user": {"token": token or self.tokens[user]}}],
@@ -296,9 +299,12 @@ class Cluster:
             plural = f"{wanted['kind'].lower()}s"
             path = f"/apis/{wanted['apiVersion']}/{plural}"
             name = urllib.parse.quote(wanted["metadata"]["name"])
-            with contextlib.suppress(ApiRefusedError):
-                self.request("DELETE", f"{path}/{name}")
-            self.request("POST", path, wanted)
+            try:
+                self.request("PUT", f"{path}/{name}", wanted)
+            except ApiRefusedError as error:
+                if error.status != 404:
+                    raise
+                self.request("POST", path, wanted)
 
     def resource_version(self) -> str:
         """The cluster's newest resource version."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,7 +21,7 @@ from kubenetmon.metrics.catalogue import SERVER_METRICS
 from kubenetmon.readiness import Readiness
 from kubenetmon.server.inventory import Inventory
 from kubenetmon.server.watcher import Watcher, WatcherConfig
-from tests.beds.kubernetes import Cluster, running_cluster
+from tests.beds.kubernetes import Cluster, free_port, running_cluster
 
 IMPATIENT = WatcherConfig(
     shortest_pause=0.05, longest_pause=0.3, connect_timeout=3.0, read_timeout=3.0, file_poll_interval=0.05
@@ -66,6 +67,53 @@ class Follower:
         return dict(checks["kubernetes"])
 
 
+class Gate:
+    """A TCP forwarder in front of the API: it can refuse, hang, and pass."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self.port = free_port()
+
+    async def open(self) -> None:
+        """Accept connections."""
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+
+    async def close(self) -> None:
+        """Refuse connections and cut those there are."""
+        if self._server is not None:
+            self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def hang(self) -> None:
+        """Keep connections, pass nothing on, as when a firewall forgets them."""
+        self._flowing.clear()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        self._writers |= {writer, upstream_writer}
+        for source, sink in ((reader, upstream_writer), (upstream_reader, writer)):
+            task = asyncio.create_task(self._pass(source, sink))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(1 << 16):
+                await self._flowing.wait()
+                sink.write(data)
+                await sink.drain()
+        sink.close()
+
+
 async def eventually(condition: Callable[[], bool], within: float = 10.0) -> float:
     """Wait until it holds; returns the seconds that took."""
     began = time.monotonic()
@@ -103,3 +151,12 @@ def cluster(running: Cluster) -> Cluster:
     """The session's Kubernetes API without pods, nodes and services."""
     running.delete_all()
     return running
+
+
+@pytest.fixture
+async def gate(running: Cluster) -> AsyncIterator[Gate]:
+    """An open forwarder to the session's Kubernetes API."""
+    forwarder = Gate(running.port)
+    await forwarder.open()
+    yield forwarder
+    await forwarder.close()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
 import time
 from dataclasses import replace
 
 import pytest
 
 from kubenetmon.metrics.catalogue import INVENTORY_OBJECTS, WATCH_RELISTS
+from kubenetmon.server.inventory import InventoryConfig
+from kubenetmon.server.kubernetes import ExpiredError, Kubeconfig, KubernetesClient
+from kubenetmon.server.kubernetes_objects import Event, ObjectDecoder
 from tests.beds.kubernetes import Cluster, running_cluster
-from tests.kubernetes.conftest import IMPATIENT, Follower, eventually, following
+from tests.kubernetes.conftest import IMPATIENT, Follower, Gate, eventually, following
 
 pytestmark = pytest.mark.apiserver
 
@@ -132,22 +136,87 @@ async def test_killed_and_restarted_api_server_takes_nothing_away(
 async def test_expired_version_is_answered_with_a_list_that_empties_nothing() -> None:
     # Without its watch cache the API server asks etcd itself, so that compaction shows at once.
     with running_cluster("--watch-cache=false") as cluster:
+        gate = Gate(cluster.port)
+        await gate.open()
         cluster.create_pod("kept", node="node-a", address="10.1.0.1")
         cluster.create_pod("doomed", node="node-a", address="10.1.0.2")
-        async with following(cluster.kubeconfig()) as follower:
+        async with following(cluster.kubeconfig(port=gate.port)) as follower:
             await synced(follower)
-            started = time.time()
-            cluster.kill_api_server()
+            before = time.time()
+            await gate.close()
             await eventually(lambda: not follower.check()["ok"], within=2.0)
-            # The watcher must not come back before history is gone: it finds another cluster's credentials.
-            cluster.tokens, tokens = {**cluster.tokens}, cluster.tokens
-            await asyncio.to_thread(cluster.start_api_server)
-            cluster.tokens = tokens
             for number in range(5):
                 cluster.create_pod(f"later-{number}", node="node-a", address=f"10.1.1.{number + 1}")
             cluster.delete_pod("doomed")
             cluster.compact()
+            assert follower.owner("10.1.0.1") == "kept"
+            await gate.open()
             await eventually(lambda: follower.inventory.counts()["pods"] == 6, within=5.0)
             await synced(follower)
+            assert relists(follower, "expired") >= 1
             assert follower.owner("10.1.0.1") == "kept"
-            assert follower.owner("10.1.0.2", started) == "doomed"
+            assert follower.owner("10.1.0.2", before) == "doomed"
+        await gate.close()
+
+
+async def test_page_of_a_compacted_list_is_expired(cluster: Cluster) -> None:
+    for number in range(3):
+        cluster.create_pod(f"pod-{number}")
+    client = KubernetesClient(Kubeconfig(str(cluster.kubeconfig())), connect_timeout=3, read_timeout=3)
+    try:
+        first = ObjectDecoder(InventoryConfig()).page("pods", await client.list_page("pods", 1, ""))
+        assert len(first.objects) == 1
+        cluster.create_pod("pod-3")
+        cluster.compact()
+        with pytest.raises(ExpiredError):
+            await client.list_page("pods", 1, first.continue_token)
+    finally:
+        await client.close()
+
+
+async def test_connection_that_hangs_is_given_up(cluster: Cluster, gate: Gate) -> None:
+    cluster.create_pod("kept", node="node-a", address="10.1.0.1")
+    config = replace(IMPATIENT, watch_timeout=1.0, read_timeout=0.5)
+    async with following(cluster.kubeconfig(port=gate.port), config) as follower:
+        await synced(follower)
+        gate.hang()
+        await eventually(lambda: not follower.check()["ok"], within=5.0)
+        assert follower.owner("10.1.0.1") == "kept"
+        await gate.close()
+        fresh = Gate(cluster.port)
+        fresh.port = gate.port
+        await fresh.open()
+        await synced(follower)
+        await fresh.close()
+
+
+async def test_idle_connection_is_probed_by_the_kernel(cluster: Cluster) -> None:
+    client = KubernetesClient(Kubeconfig(str(cluster.kubeconfig())), connect_timeout=3, read_timeout=3)
+    try:
+        lines = client.watch("pods", cluster.resource_version(), 5)
+        assert await anext(lines) == []
+        table = await asyncio.to_thread(
+            subprocess.check_output, ["ss", "-tnoH", "dport", "=", f":{cluster.port}"], text=True
+        )
+        assert "timer:(keepalive,1" in table
+        await lines.aclose()
+    finally:
+        await client.close()
+
+
+async def test_bookmarks_move_the_version_forward(cluster: Cluster) -> None:
+    client = KubernetesClient(Kubeconfig(str(cluster.kubeconfig())), connect_timeout=3, read_timeout=3)
+    decoder = ObjectDecoder(InventoryConfig())
+    events: list[Event] = []
+    try:
+        # The API server sends one two seconds before it ends a watch.
+        async for lines in client.watch("pods", cluster.resource_version(), 4):
+            if not events:
+                cluster.create_pod("pod")
+                events.append(Event("STARTED", None, "", 0, ""))
+            events += [decoder.event("pods", line) for line in lines]
+    finally:
+        await client.close()
+    assert [event.type for event in events][:3] == ["STARTED", "ADDED", "BOOKMARK"]
+    assert events[2].object is None
+    assert int(events[2].resource_version) >= int(events[1].resource_version)
