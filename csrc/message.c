@@ -11,6 +11,19 @@
 #define ALIGNMENT ((size_t)4)
 #define TYPE_MASK UINT16_C(0x3fff)
 
+const struct nlmsghdr *message_next(const uint8_t *bytes, size_t length, size_t *position)
+{
+	size_t left = length - *position;
+	if (left < sizeof(struct nlmsghdr))
+		return NULL;
+	const struct nlmsghdr *message = (const struct nlmsghdr *)(const void *)(bytes + *position);
+	if (message->nlmsg_len < sizeof(struct nlmsghdr) || message->nlmsg_len > left)
+		return NULL;
+	size_t step = ((size_t)message->nlmsg_len + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+	*position += step < left ? step : left;
+	return message;
+}
+
 /* A walk over attributes, inlined: the calls of libmnl's helpers took a tenth of a whole dump. */
 struct walk {
 	const uint8_t *position;

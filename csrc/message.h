@@ -3,8 +3,13 @@
 #define KUBENETMON_MESSAGE_H
 
 #include <linux/netlink.h>
+#include <stddef.h>
 
 #include "flow.h"
+
+/* The next whole message of `bytes`, which are aligned as a nlmsghdr is; NULL at the end, or where a length is
+ * absurd: then *position stays below `length`. */
+const struct nlmsghdr *message_next(const uint8_t *bytes, size_t length, size_t *position);
 
 /* Reads one message of type IPCTNL_MSG_CT_NEW or _DELETE whose nlmsg_len bytes are all there. False when it
  * is malformed or of an address family that conntrack does not have. `sighting->reply` points into it. */

@@ -41,31 +41,23 @@ static bool is_destroy(const struct nlmsghdr *message)
  * the flow. -ENOMEM leaves the rest for the next time. */
 static int book_events(struct meter *meter)
 {
-	struct meter_totals *totals = &meter->ledger.header->totals;
 	struct spool *spool = events_take(&meter->events);
-	while (spool->taken < spool->used) {
-		const void *position = spool->messages + spool->taken;
-		const struct nlmsghdr *message = position;
-		unsigned int left = (unsigned int)(spool->used - spool->taken);
-		if (!NLMSG_OK(message, left)) {
-			totals->malformed++;
-			spool->taken = spool->used;
-			break;
-		}
+	size_t position = spool->taken;
+	const struct nlmsghdr *message;
+	while ((message = message_next(spool->messages, spool->used, &position))) {
 		struct sighting sighting;
-		if (is_destroy(message)) {
-			if (message_read(message, &sighting)) {
-				int error = ledger_destroy(&meter->ledger, &sighting);
-				totals = &meter->ledger.header->totals; /* the ledger may have moved */
-				if (error)
-					return error;
-			} else {
-				totals->malformed++;
-			}
+		if (is_destroy(message) && message_read(message, &sighting)) {
+			int error = ledger_destroy(&meter->ledger, &sighting);
+			if (error)
+				return error;
+		} else {
+			meter->ledger.header->totals.malformed++;
 		}
-		size_t step = NLMSG_ALIGN((size_t)message->nlmsg_len);
-		spool->taken = spool->used - spool->taken > step ? spool->taken + step : spool->used;
+		spool->taken = position;
 	}
+	struct meter_totals *totals = &meter->ledger.header->totals;
+	totals->malformed += spool->taken < spool->used;
+	spool->taken = spool->used;
 	totals->truncated_events = events_truncated(&meter->events);
 	return 0;
 }

@@ -10,6 +10,8 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 
+#include "message.h"
+
 enum { ANSWER_SECONDS = 10 }; /* the kernel answers at once, or never: then the request has failed */
 
 int requests_open(struct requests *requests)
@@ -120,9 +122,8 @@ static int dump(struct requests *requests, uint8_t type, const atomic_bool *stop
 		if (error)
 			return error;
 		size->bytes += length;
-		const struct nlmsghdr *message = (const struct nlmsghdr *)(const void *)requests->buffer;
-		for (unsigned int left = (unsigned int)length; NLMSG_OK(message, left);
-		     message = NLMSG_NEXT(message, left)) {
+		const struct nlmsghdr *message;
+		for (size_t position = 0; (message = message_next(requests->buffer, length, &position));) {
 			if (message->nlmsg_seq != requests->sequence)
 				continue;
 			if (message->nlmsg_flags & NLM_F_DUMP_INTR)
@@ -208,9 +209,9 @@ int requests_get(struct requests *requests, const struct flow_key *key, netlink_
 	if (error || (error = receive(requests, &length)))
 		return error;
 	requests->dirty = false;
-	const struct nlmsghdr *answer = (const struct nlmsghdr *)(const void *)requests->buffer;
-	unsigned int left = (unsigned int)length;
-	if (!NLMSG_OK(answer, left) || answer->nlmsg_seq != requests->sequence)
+	size_t position = 0;
+	const struct nlmsghdr *answer = message_next(requests->buffer, length, &position);
+	if (!answer || answer->nlmsg_seq != requests->sequence)
 		return -EPROTO;
 	if (answer->nlmsg_type == NLMSG_ERROR)
 		return error_of(answer);

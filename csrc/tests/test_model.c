@@ -1,0 +1,206 @@
+/* The ledger against a small model of the kernel that does all it may do: flows die before, in and after a dump,
+ * their events come late, twice or not in time, dumps repeat and skip, lives of one tuple follow each other.
+ * Afterwards what was observed must be what the model's flows moved, to the byte, and nothing may be left. */
+#include <time.h>
+
+#include "ledger.h"
+#include "message.h"
+#include "messages.h"
+
+enum { TUPLES = 40, EVENTS = 4096, STEPS = 3000, RUNS = 60 };
+
+struct life {
+	struct test_flow flow; /* its counters are the kernel's */
+	bool alive;
+	bool linked; /* dead, and still shown by the dump that comes next */
+};
+
+static struct ledger ledger;
+static uint8_t sealed_bytes[1 << 16];
+static uint64_t random_state, wall;
+static struct life lives[TUPLES];
+static struct test_flow events[EVENTS];
+static size_t first_event, last_event;
+static uint64_t true_bytes, sealed_total;
+
+static uint64_t draw(uint64_t bound)
+{
+	random_state ^= random_state << 13;
+	random_state ^= random_state >> 7;
+	random_state ^= random_state << 17;
+	return random_state % bound;
+}
+
+static bool chance(uint64_t percent)
+{
+	return draw(100) < percent;
+}
+
+static void show(const struct test_flow *flow, int (*book)(struct ledger *, const struct sighting *))
+{
+	_Alignas(8) uint8_t buffer[1024];
+	struct sighting sighting;
+	CHECK(message_read(make_message(buffer, flow), &sighting));
+	CHECK(book(&ledger, &sighting) == 0);
+}
+
+static void be_born(struct life *life, size_t tuple)
+{
+	life->flow = (struct test_flow){
+		.original = {"192.0.2.1", "198.51.100.9", (uint16_t)(1000 + tuple), 443},
+		.reply = {"198.51.100.9", "192.0.2.1", 443, (uint16_t)(1000 + tuple)},
+		.protocol = tuple % 2 ? IPPROTO_TCP : IPPROTO_UDP,
+		.id = (uint32_t)(tuple % 7), /* the same again for the next life, and for other tuples */
+		.start = ++wall,
+	};
+	life->alive = true;
+	life->linked = false;
+}
+
+static void move(struct life *life)
+{
+	for (int i = 0; i < COUNTERS; i++) {
+		uint64_t amount = draw(1000);
+		life->flow.counters[i] += amount;
+		if (i == ORIGINAL_BYTES || i == REPLY_BYTES)
+			true_bytes += amount;
+	}
+}
+
+static void die(struct life *life)
+{
+	life->alive = false;
+	life->linked = true;
+	CHECK(last_event < EVENTS);
+	events[last_event++] = life->flow;
+	if (chance(10) && last_event < EVENTS)
+		events[last_event++] = life->flow;
+}
+
+static void book_events(size_t at_most)
+{
+	for (; at_most > 0 && first_event < last_event; at_most--)
+		show(&events[first_event++], ledger_destroy);
+	if (first_event == last_event)
+		first_event = last_event = 0;
+}
+
+static void change_something(void)
+{
+	size_t tuple = draw(TUPLES);
+	struct life *life = &lives[tuple];
+	if (!life->alive) {
+		if (!life->linked || chance(50))
+			be_born(life, tuple);
+	} else if (chance(15)) {
+		die(life);
+	} else {
+		move(life);
+	}
+}
+
+static void ask_for_absent(void)
+{
+	uint32_t position = 0, number;
+	while ((number = ledger_next_absent(&ledger, &position)) != NO_ENTRY) {
+		const struct flow_key key = entry_at(&ledger, number)->key;
+		struct life *life = &lives[key.source_port - 1000];
+		if (life->alive)
+			show(&life->flow, ledger_sight);
+		if (entry_at(&ledger, number)->seen != ledger.header->dump)
+			ledger_vanish(&ledger, number);
+	}
+}
+
+static void dump(bool resize, bool complete)
+{
+	ledger_begin_dump(&ledger);
+	for (size_t step = 0; step < TUPLES; step++) {
+		struct life *life = &lives[step];
+		bool skipped = resize && chance(30);
+		if (!skipped && (life->alive || (life->linked && chance(50))))
+			show(&life->flow, ledger_sight);
+		if (!life->alive)
+			life->linked = false;
+		const struct life *repeated = &lives[draw(step + 1)];
+		if (resize && chance(20) && repeated->alive)
+			show(&repeated->flow, ledger_sight);
+		if (chance(20))
+			change_something();
+	}
+	ledger_end_dump(&ledger, complete);
+	if (complete)
+		ask_for_absent();
+}
+
+static void check_sums(void)
+{
+	const struct meter_totals *totals = &ledger.header->totals;
+	uint64_t pending = 0, flows = 0, entries = 0;
+	for (uint32_t number = 0; number < ledger.header->used; number++) {
+		const struct entry *entry = entry_at(&ledger, number);
+		if (entry->key.family == FAMILY_NONE)
+			continue;
+		entries++;
+		flows += !(entry->key.flags & FLAG_DEAD);
+		pending += entry->last[ORIGINAL_BYTES] - entry->reported[ORIGINAL_BYTES] +
+			   entry->last[REPLY_BYTES] - entry->reported[REPLY_BYTES];
+	}
+	CHECK(totals->observed_bytes == totals->reported_bytes + totals->pending_bytes);
+	CHECK(totals->observed_bytes <= true_bytes);
+	CHECK(totals->pending_bytes == pending && totals->flows == flows && totals->entries == entries);
+	CHECK(totals->reported_bytes == sealed_total && ledger.index.used == entries);
+}
+
+static void run(uint64_t seed)
+{
+	random_state = seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
+	memset(lives, 0, sizeof lives);
+	first_event = last_event = 0;
+	true_bytes = sealed_total = 0;
+	CHECK(ledger_open(&ledger, false) == 0);
+	struct timespec time;
+	clock_gettime(CLOCK_REALTIME, &time);
+	wall = (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec + 1000000000;
+	for (int step = 0; step < STEPS; step++) {
+		if (chance(90)) {
+			change_something();
+		} else if (chance(50) || last_event > EVENTS / 2) {
+			book_events(EVENTS); /* as meter_read() does, before each dump */
+			dump(chance(30), chance(90));
+		} else {
+			struct meter_sealed sealed;
+			CHECK(ledger_seal(&ledger, sealed_bytes, 57 + draw(4000), &sealed) == 0);
+			sealed_total += sealed.metered_bytes;
+		}
+		check_sums();
+	}
+	book_events(EVENTS);
+	dump(false, true);
+	for (size_t tuple = 0; tuple < TUPLES; tuple++)
+		if (lives[tuple].alive)
+			die(&lives[tuple]);
+	book_events(EVENTS);
+	for (int i = 0; i < 4; i++) {
+		ledger_begin_dump(&ledger);
+		ledger_end_dump(&ledger, true);
+	}
+	CHECK(ledger.header->totals.observed_bytes == true_bytes);
+	for (struct meter_sealed sealed = {.buffer_bytes = 1}; sealed.buffer_bytes;) {
+		CHECK(ledger_seal(&ledger, sealed_bytes, sizeof sealed_bytes, &sealed) == 0);
+		sealed_total += sealed.metered_bytes;
+	}
+	check_sums();
+	CHECK(sealed_total == true_bytes && ledger.header->totals.entries == 0);
+	CHECK(ledger.header->totals.vanished == 0 && ledger.header->totals.ambiguous_identity == 0);
+	CHECK(ledger.header->totals.foreign_resets == 0);
+	ledger_close(&ledger);
+}
+
+int main(void)
+{
+	for (uint64_t seed = 1; seed <= RUNS; seed++)
+		run(seed);
+	puts("model: ok");
+	return 0;
+}
