@@ -105,17 +105,25 @@ class Sender:
         self._config.credentials.check()
         self._readiness.expect(CHECK, f"waiting for a first connection to {self._target}")
         failures = 0
+        first = True
         while True:
-            await self._wait_for_work()
+            if first:
+                # Without waiting for something to send: /ready says early whether the server is there.
+                logger.info("Connecting to %s", self._target)
+            else:
+                await self._wait_for_work()
             began, answers = self._clock.monotonic(), self._answers
             try:
                 await self._session()
             except ConnectionFailedError as error:
                 self._failed(error)
+            else:
+                first = False
             lasted = self._clock.monotonic() - began
             proven = self._answers > answers or lasted > self._config.backoff.longest
             failures = 0 if proven else failures + 1
-            if not self._outbox.empty:
+            first = first and not self._stopping.is_set()
+            if first or not self._outbox.empty:
                 await self._pause(failures)
 
     async def stop(self) -> None:

@@ -12,6 +12,7 @@ from kubenetmon.agent.collector import Collector, CollectorConfig
 from kubenetmon.agent.conntrack import Conntrack, ConntrackConfig
 from kubenetmon.agent.outbox import Outbox
 from kubenetmon.agent.sender import Sender, SenderConfig
+from kubenetmon.agent.startup import StartupConfig, check_accounting
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.config.agent import AgentConfig, from_environment
 from kubenetmon.http import HttpServer
@@ -51,7 +52,7 @@ def build_agent(config: AgentConfig, metrics: Metrics, readiness: Readiness) -> 
     sender_config = SenderConfig.from_agent(config)
     sender_config.credentials.check()
     conntrack = Conntrack(ConntrackConfig(count_existing=config.count_existing))
-    outbox = Outbox(config.node_name, metrics=metrics)
+    outbox = Outbox(config.node_name, metrics=metrics, clock=SYSTEM_CLOCK)
     collector = Collector(
         CollectorConfig(
             collection_interval=config.collection_interval, report_interval=config.report_interval
@@ -70,5 +71,32 @@ def build_agent(config: AgentConfig, metrics: Metrics, readiness: Readiness) -> 
         clock=SYSTEM_CLOCK,
         wished_report_interval=collector.wish_report_interval,
     )
+    startup = StartupConfig(
+        skip=config.skip_conntrack_sanity_check,
+        set_sysctls=config.set_sysctls,
+        uptime_wait=config.uptime_wait_duration,
+    )
     conntrack.open()
-    return AgentParts((sender, collector), conntrack)
+    metering = _Metering(startup, conntrack, collector, readiness)
+    return AgentParts((sender, metering), conntrack)
+
+
+class _Metering:
+    """The collector, behind the start-up check: /live and signals work while the check waits."""
+
+    name = Collector.name
+
+    def __init__(
+        self, startup: StartupConfig, conntrack: Conntrack, collector: Collector, readiness: Readiness
+    ) -> None:
+        self._startup, self._conntrack = startup, conntrack
+        self._collector, self._readiness = collector, readiness
+
+    async def run(self) -> None:
+        await check_accounting(
+            self._startup, conntrack=self._conntrack, readiness=self._readiness, clock=SYSTEM_CLOCK
+        )
+        await self._collector.run()
+
+    async def stop(self) -> None:
+        await self._collector.stop()

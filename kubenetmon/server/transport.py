@@ -23,7 +23,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import h2.config
 from grpclib.config import Configuration
@@ -234,7 +234,7 @@ class AgentConnection(H2Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Set up HTTP/2, or refuse where there are too many connections."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
         address = transport.get_extra_info("peername")
         self.peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "local socket"
         if not self._server.admit(self):
