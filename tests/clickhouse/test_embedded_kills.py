@@ -6,9 +6,10 @@ import asyncio
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,13 @@ def rows_of(node: str) -> dict[str, Column]:
 class Victim:
     """A process that inserts until killed."""
 
-    def __init__(self, path: Path, first: int) -> None:
+    def __init__(self, path: Path, first: int, environment: Mapping[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.clickhouse.embedded_victim", str(path), str(first), str(ROWS)],
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env={**os.environ, **(environment or {})},
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
@@ -51,7 +53,12 @@ class Victim:
     def kill(self) -> list[int]:
         """SIGKILL; returns the numbers of the batches that it said were committed."""
         self._process.kill()
-        output, _ = self._process.communicate()
+        return self.wait()
+
+    def wait(self) -> list[int]:
+        """Wait for its death; returns the numbers of the batches that it said were committed."""
+        output, _ = self._process.communicate(timeout=30)
+        assert self._process.returncode == -signal.SIGKILL
         return [int(line) for line in output.splitlines()]
 
 
@@ -60,46 +67,55 @@ def output_of(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def log_size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.glob("store/*/*/deduplication_logs/*.txt"))
-
-
-def wait_for_a_token(path: Path) -> None:
-    """Return at the instant a token is written to the log: its part is about to be put in place."""
-    size, deadline = log_size(path), time.monotonic() + 10
-    logs = [str(file) for file in path.glob("store/*/*/deduplication_logs/*.txt")]
-    while time.monotonic() < deadline:
-        if sum(os.stat(log).st_size for log in logs) > size:
-            return
-
-
-async def test_random_kills(tmp_path: Path) -> None:
-    randomness = random.Random(7)
-    path = tmp_path / "engine"
-    next_batch = 0
-    for life in range(12):
-        victim = Victim(path, next_batch)
-        if life % 2:
-            for _ in range(randomness.randrange(1, 4)):
-                wait_for_a_token(path)
-        else:
-            await asyncio.sleep(randomness.uniform(0.0, 0.1))
-        committed = victim.kill()
-        # The last one acknowledged is sent again too: it must not double.
-        next_batch = max([*committed, next_batch])
+async def each_batch_once(path: Path, next_batch: int) -> None:
+    """Send the batch again whose outcome is unknown, and the next; every batch must be there once."""
     sink = EmbeddedSink(path)
     try:
         table = await read_table(sink, "default", "network_flows_0")
         for number in (next_batch, next_batch + 1):
             block = encode(rows_of(f"batch-{number}"), table, ROWS)
             await sink.insert("default", "network_flows_0", block, f"token-{number}", SETTINGS)
-        rows = await sink.query(
-            "SELECT localNode, sum(bytes) FROM network_flows_0 GROUP BY localNode ORDER BY localNode"
-        )
+        rows = await sink.query("SELECT localNode, sum(bytes) FROM network_flows_0 GROUP BY localNode")
     finally:
         await sink.close()
     assert dict(rows) == {f"batch-{number}": ROWS for number in range(next_batch + 2)}
+
+
+async def test_random_kills(tmp_path: Path) -> None:
+    randomness = random.Random(7)
+    path = tmp_path / "engine"
+    next_batch = 0
+    for _ in range(8):
+        victim = Victim(path, next_batch)
+        await asyncio.sleep(randomness.uniform(0.0, 0.1))
+        # The last one acknowledged is sent again too: it must not double.
+        next_batch = max([*victim.kill(), next_batch])
+    await each_batch_once(path, next_batch)
     assert next_batch > 5
+
+
+@pytest.fixture(scope="module")
+def kill_at_rename(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = tmp_path_factory.mktemp("preload") / "kill_at_rename.so"
+    source = Path(__file__).with_name("kill_at_rename.c")
+    output_of(["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"])
+    return library
+
+
+@pytest.mark.parametrize(("when", "tokens_taken_back"), [("before", 1), ("after", 0)])
+async def test_killed_at_the_renaming(
+    tmp_path: Path, kill_at_rename: Path, when: str, tokens_taken_back: int
+) -> None:
+    """Between the token's line in the log and the part: the one instant at which the engine is wrong."""
+    path = tmp_path / "engine"
+    environment = {"LD_PRELOAD": str(kill_at_rename), "KILL_AT": "3", "KILL_WHEN": when}
+    next_batch = 0
+    for _ in range(2):
+        committed = Victim(path, next_batch, environment).wait()
+        assert len(committed) == 2
+        next_batch = max(committed) + 1
+        assert forget_tokens_without_part(path) == tokens_taken_back
+    await each_batch_once(path, next_batch)
 
 
 @pytest.mark.parametrize("repair", [True, False])
