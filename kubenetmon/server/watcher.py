@@ -279,6 +279,8 @@ class Watcher:
         self._trouble.pop(kind, None)
         if len(self._synced) == len(KINDS) and not self._announced:
             self._announced = True
+            # Once is enough to be ready, also where one kind has come into trouble since.
+            self._readiness.passed(CHECK)
             counts = self._inventory.counts()
             logger.info(
                 "There are currently %d pods, %d nodes and %d services in the cluster%s",
