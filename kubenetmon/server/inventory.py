@@ -31,7 +31,7 @@ KINDS: tuple[Kind, ...] = ("nodes", "pods", "services")
 """In the order they are best read: pods take their zone from nodes."""
 
 _MOST_ENDED_CLAIMS = 200_000
-_COMPACT_ABOVE = 10_000
+COMPACT_ABOVE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +281,7 @@ class Inventory:
     def _compact(self) -> None:
         """Let go of endpoints that no claim and no node uses any more, once they are the greater part."""
         in_use = sum(len(history) for history in self._history.values()) + len(self._nodes)
-        if len(self._endpoints) < _COMPACT_ABOVE + 2 * in_use + 2 * len(self._ended):
+        if len(self._endpoints) < COMPACT_ABOVE + 2 * in_use + 2 * len(self._ended):
             return
         used = {claim.endpoint for history in self._history.values() for claim in history.claims()}
         named_by_pods = {self._endpoints.description(endpoint).node for endpoint in used}
