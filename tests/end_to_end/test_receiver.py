@@ -32,7 +32,7 @@ from kubenetmon.proto import FlowBatch as FlowBatchMessage
 from kubenetmon.server.receiver import ReceiverConfig
 from kubenetmon.server.verdict import Verdict
 from tests.beds.proxy import TcpProxy
-from tests.beds.receiving import Rig, batch_message, observation, running_receiver
+from tests.beds.receiving import Rig, batch_message, framed, observation, running_receiver
 
 QUICK = ReceiverConfig(stop_grace=2.0, message_timeout=1.0, memory_timeout=1.0)
 
@@ -211,18 +211,21 @@ async def test_submit_answers_with_the_number_after_the_rows_are_in(
 async def test_submit_is_committed_in_slices_with_identities_of_their_own(
     rig: Rig, channel: grpclib.client.Channel
 ) -> None:
-    one = current_observation()
-
-    def many() -> Iterator[Observation]:
-        for _ in range(20_000):
-            yield one
-
-    async with CoreClient(rig.port) as core:
-        summary = await asyncio.to_thread(core.submit, many())
-    assert summary.observation_count == 20_000
-    assert rig.pipeline.records() == 20_000
+    data = framed(bytes(current_observation())) * 40_000
+    method = channel.request(
+        SUBMIT_METHOD, grpclib.const.Cardinality.STREAM_UNARY, Observation, ObservationSummary
+    )
+    async with method as stream:
+        await stream.send_request()
+        for at in range(0, len(data), 1 << 16):
+            await stream._stream.send_data(data[at : at + (1 << 16)])
+        await stream.end()
+        summary = await stream.recv_message()
+    assert summary is not None
+    assert summary.observation_count == 40_000
+    assert rig.pipeline.records() == 40_000
     assert max(len(batch) for batch in rig.pipeline.batches) <= 16384
-    assert len(set(rig.pipeline.identities())) == len(rig.pipeline.batches) >= 2
+    assert len(set(rig.pipeline.identities())) == len(rig.pipeline.batches) >= 3
     await until(lambda: rig.receiver.memory_reserved == 0)
 
 

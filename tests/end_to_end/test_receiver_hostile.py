@@ -475,8 +475,8 @@ async def test_a_thousand_idle_connections_cost_little() -> None:
             stack.callback(writer.close)
             writers.append(writer)
         async with asyncio.timeout(10):
-            while rig.receiver.connections < 1000:
-                await asyncio.sleep(0.05)  # noqa: ASYNC110 - the server has no event for it
+            while rig.receiver.connections < 1000:  # noqa: ASYNC110 - the server has no event for it
+                await asyncio.sleep(0.05)
         async with StallWatch():
             await assert_serves(rig)
         # Both ends are in this process.

@@ -1,0 +1,308 @@
+"""The pipeline: every batch settles once, and its bytes are accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from kubenetmon.clickhouse.block import Block
+from kubenetmon.clickhouse.inserter import CommitOutcome
+from kubenetmon.clickhouse.schema import SchemaOptions
+from kubenetmon.clickhouse.table import TableSchema
+from kubenetmon.clock import SYSTEM_CLOCK
+from kubenetmon.errors import SchemaError
+from kubenetmon.metrics import Metrics, catalogue
+from kubenetmon.model import BatchIdentity, FlowBatch
+from kubenetmon.proto import Outcome
+from kubenetmon.server.attribution import AttributionConfig, Attributor
+from kubenetmon.server.inventory import Inventory, InventoryConfig, Pod
+from kubenetmon.server.nodes import Network, Node
+from kubenetmon.server.pipeline import Pipeline, PipelineConfig
+from kubenetmon.server.ranges import RangeTable
+from kubenetmon.server.rows import RowsConfig
+from kubenetmon.server.verdict import Verdict
+from tests.beds.attribution import CASE_TIME, Flow, Tuple, batch_of
+
+COMMITTED = Verdict(Outcome.COMMITTED)
+
+
+def schema(*, ipv6: bool = True) -> TableSchema:
+    columns = {column.name: column.type for column in SchemaOptions(ipv6=ipv6).columns}
+    return TableSchema("default", "network_flows_0", columns)
+
+
+@dataclass
+class RecordingInserter:
+    """Commits when told to."""
+
+    table: TableSchema = field(default_factory=schema)
+    blocks: dict[str, Block] = field(default_factory=dict)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    outcome: CommitOutcome = CommitOutcome.COMMITTED
+    waiting: int = 0
+
+    async def wait_schema(self) -> TableSchema:
+        return self.table
+
+    async def commit(self, block: Block, token: str) -> CommitOutcome:
+        assert token not in self.blocks, "inserted twice"
+        self.blocks[token] = block
+        self.waiting += 1
+        await self.gate.wait()
+        self.waiting -= 1
+        return self.outcome
+
+
+@dataclass
+class Ranges:
+    table: RangeTable
+
+
+def inventory() -> Inventory:
+    cluster = Inventory(InventoryConfig())
+    pods = (Network(4, 0x0A010100, 24), Network(6, 0xFD0000010001 << 80, 64))
+    cluster.put_node(Node("node-a", "zone-1", 1, (0xAC14000A,), (), pods))
+    pod = Pod("1", "default", "client", "node-a", "app", "", "", 1, 1, True, (0x0A010105,), ())
+    cluster.put_pod(pod, CASE_TIME - 600)
+    return cluster
+
+
+def flow(source: str, destination: str, protocol: int = 6, size: int = 300) -> Flow:
+    return Flow(
+        protocol,
+        Tuple(source, 40000, destination, 80, 3, size),
+        Tuple(destination, 80, source, 40000, 5, 5000),
+    )
+
+
+OURS = flow("10.1.1.5", "203.0.113.9")
+UDP = flow("10.1.1.5", "203.0.113.9", protocol=17)
+NODE = flow("172.20.0.10", "203.0.113.9")
+STRANGERS = flow("203.0.113.1", "203.0.113.2")
+IPV6 = flow("fd00:1:1::5", "2001:db8::1")
+MIXED = [OURS, UDP, NODE, STRANGERS, IPV6]
+
+
+def batch(flows: list[Flow] = MIXED, sequence: int = 1) -> FlowBatch:
+    return replace(batch_of(flows, "node-a"), identity=BatchIdentity("node-a", bytes(16), sequence))
+
+
+@dataclass
+class Rig:
+    pipeline: Pipeline
+    inserter: RecordingInserter
+    metrics: Metrics
+
+    def count(self, spec: catalogue.MetricSpec, **labels: str) -> float:
+        return self.metrics.value(spec, **labels)
+
+    def bytes_by_fate(self) -> dict[str, float]:
+        """Where received bytes are; the identity of the catalogue is checked."""
+        found = {
+            "committed": self.count(catalogue.SERVER_COMMITTED, unit="bytes"),
+            "handed_back": self.count(catalogue.SERVER_HANDED_BACK, unit="bytes"),
+            "pending": self.count(catalogue.SERVER_PENDING, unit="bytes"),
+        }
+        for reason in catalogue.SERVER_IGNORED_REASONS:
+            found[reason] = self.count(catalogue.SERVER_IGNORED, reason=reason, unit="bytes")
+        assert sum(found.values()) == self.count(catalogue.SERVER_RECEIVED, unit="bytes")
+        return {fate: amount for fate, amount in found.items() if amount}
+
+
+Build = Callable[..., Rig]
+
+
+@pytest.fixture
+async def build() -> AsyncIterator[Build]:
+    made: list[Pipeline] = []
+
+    def make(config: PipelineConfig | None = None, *, ready: bool = True) -> Rig:
+        inserter, metrics = RecordingInserter(), Metrics(catalogue.SERVER_METRICS)
+        if ready:
+            inserter.gate.set()
+        pipeline = Pipeline(
+            config or PipelineConfig(RowsConfig("test", "aws", "us-west-2", "blue")),
+            cluster=inventory(),
+            ranges=Ranges(RangeTable([])),
+            attributor=Attributor(AttributionConfig("aws", "us-west-2", "blue", ipv6=True)),
+            inserter=inserter,
+            metrics=metrics,
+            clock=SYSTEM_CLOCK,
+        )
+        made.append(pipeline)
+        return Rig(pipeline, inserter, metrics)
+
+    yield make
+    for pipeline in made:
+        pipeline.close()
+
+
+async def test_a_batch_becomes_one_block_under_its_token(build: Build) -> None:
+    rig = build()
+    assert await rig.pipeline.process(batch(), time.time()) == COMMITTED
+    ((token, block),) = rig.inserter.blocks.items()
+    assert token == batch().identity.token
+    assert block.rows == 4
+    assert rig.bytes_by_fate() == {
+        "committed": 10600, "udp": 5300, "node": 5300, "direction": 5300
+    }  # fmt: skip
+    observations = {
+        what: rig.count(catalogue.SERVER_OBSERVATIONS, type=what)
+        for what in ("labeled", "ignored", "enqueued", "dropped")
+    }
+    assert observations == {"labeled": 2, "ignored": 3, "enqueued": 2, "dropped": 0}
+
+
+async def test_while_it_is_being_inserted_a_batch_is_pending(build: Build) -> None:
+    rig = build(ready=False)
+    processing = asyncio.create_task(rig.pipeline.process(batch(), time.time()))
+    while not rig.inserter.waiting:
+        await asyncio.sleep(0.001)
+    assert rig.bytes_by_fate() == {"pending": 26500}
+    rig.inserter.gate.set()
+    await processing
+    assert "pending" not in rig.bytes_by_fate()
+
+
+async def test_a_batch_sent_again_while_in_flight_joins_the_first(build: Build) -> None:
+    rig = build(ready=False)
+    first = asyncio.create_task(rig.pipeline.process(batch(), time.time()))
+    await asyncio.sleep(0.01)
+    second = asyncio.create_task(rig.pipeline.process(batch(), time.time()))
+    await asyncio.sleep(0.05)
+    assert not second.done()
+    rig.inserter.gate.set()
+    assert await asyncio.gather(first, second) == [COMMITTED, COMMITTED]
+    assert len(rig.inserter.blocks) == 1
+    assert rig.bytes_by_fate()["duplicate"] == 26500
+
+
+async def test_a_batch_sent_again_after_its_commit_is_not_inserted_again(build: Build) -> None:
+    rig = build()
+    for _ in range(3):
+        assert await rig.pipeline.process(batch(), time.time()) == COMMITTED
+    assert len(rig.inserter.blocks) == 1
+    assert rig.bytes_by_fate()["duplicate"] == 2 * 26500
+
+
+async def test_a_caller_that_goes_away_changes_nothing(build: Build) -> None:
+    rig = build(ready=False)
+    processing = asyncio.create_task(rig.pipeline.process(batch(), time.time()))
+    while not rig.inserter.waiting:
+        await asyncio.sleep(0.001)
+    processing.cancel()
+    await asyncio.sleep(0.01)
+    rig.inserter.gate.set()
+    assert await rig.pipeline.process(batch(), time.time()) == COMMITTED
+    assert len(rig.inserter.blocks) == 1
+    assert rig.bytes_by_fate()["committed"] == 10600
+
+
+async def test_what_the_inserter_hands_back_may_come_again(build: Build) -> None:
+    rig = build()
+    rig.inserter.outcome = CommitOutcome.HANDED_BACK
+    assert (await rig.pipeline.process(batch(), time.time())).outcome is Outcome.RETRY_LATER
+    assert rig.bytes_by_fate() == {"handed_back": 26500}
+    rig.inserter.outcome = CommitOutcome.COMMITTED
+    rig.inserter.blocks.clear()
+    assert await rig.pipeline.process(batch(), time.time()) == COMMITTED
+    assert rig.bytes_by_fate()["committed"] == 10600
+
+
+async def test_where_all_is_ignored_nothing_is_inserted(build: Build) -> None:
+    rig = build()
+    assert await rig.pipeline.process(batch([UDP, STRANGERS]), time.time()) == COMMITTED
+    assert await rig.pipeline.process(batch([], sequence=2), time.time()) == COMMITTED
+    assert rig.inserter.blocks == {}
+    assert rig.bytes_by_fate() == {"udp": 5300, "direction": 5300}
+
+
+async def test_without_ipv6_columns_ipv6_is_ignored_and_counted(build: Build) -> None:
+    rig = build()
+    rig.inserter.table = schema(ipv6=False)
+    assert await rig.pipeline.process(batch([OURS, IPV6]), time.time()) == COMMITTED
+    assert rig.bytes_by_fate() == {"committed": 5300, "ipv6": 5300}
+
+
+async def test_without_clickhouse_batches_are_attributed_counted_and_acked(build: Build) -> None:
+    rig = build(PipelineConfig(RowsConfig("test", "aws", "us-west-2", "blue"), store=False))
+    assert await rig.pipeline.process(batch(), time.time()) == COMMITTED
+    assert rig.inserter.blocks == {}
+    assert rig.bytes_by_fate() == {"disabled": 10600, "udp": 5300, "node": 5300, "direction": 5300}
+    assert rig.count(catalogue.SERVER_OBSERVATIONS, type="labeled") == 2
+
+
+async def test_what_cannot_be_processed_waits_at_the_agent(build: Build) -> None:
+    rig = build()
+
+    async def broken() -> TableSchema:
+        raise SchemaError(
+            "table default.network_flows_0 lacks the column bytes; run `kubenetmon schema apply`"
+        )
+
+    rig.inserter.wait_schema = broken  # type: ignore[method-assign]
+    verdict = await rig.pipeline.process(batch(), time.time())
+    assert verdict.outcome is Outcome.RETRY_LATER
+    assert "lacks the column bytes" in verdict.reason
+    assert rig.bytes_by_fate() == {"handed_back": 26500}
+
+
+async def test_a_defect_costs_no_bytes(build: Build, caplog: pytest.LogCaptureFixture) -> None:
+    rig = build()
+    broken = batch()
+    broken = replace(broken, ipv4=replace(broken.ipv4, protocol=np.zeros(99, np.uint8)))
+    assert (await rig.pipeline.process(broken, time.time())).outcome is Outcome.RETRY_LATER
+    assert rig.count(catalogue.SERVER_ERRORS, type="labeling_failed") == 1
+    assert rig.bytes_by_fate() == {"handed_back": 26500}
+
+
+async def test_only_so_many_batches_are_held_in_encoded_form(build: Build) -> None:
+    config = PipelineConfig(RowsConfig("test", "aws", "us-west-2", "blue"), inserters=3)
+    rig = build(config, ready=False)
+    processing = [
+        asyncio.create_task(rig.pipeline.process(batch(sequence=i), time.time())) for i in range(1, 11)
+    ]
+    while rig.inserter.waiting < 3:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)
+    assert len(rig.inserter.blocks) == 3
+    rig.inserter.gate.set()
+    assert await asyncio.gather(*processing) == [COMMITTED] * 10
+    assert rig.bytes_by_fate()["committed"] == 10 * 10600
+
+
+async def test_the_event_loop_stays_free_while_a_large_batch_is_encoded(build: Build) -> None:
+    rig = build()
+    flows = [flow(f"10.1.{i % 2 + 1}.{i % 250}", f"203.0.{i % 200}.{i % 250}") for i in range(1000)]
+    small = batch(flows)
+    large = replace(
+        small,
+        ipv4=replace(
+            small.ipv4,
+            **{
+                name: np.tile(getattr(small.ipv4, name), 15)
+                for name in type(small.ipv4).__dataclass_fields__
+                if name != "family"
+            },
+        ),
+    )
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.monotonic() - before)
+
+    watching = asyncio.create_task(watch())
+    started = time.monotonic()
+    assert await rig.pipeline.process(large, time.time()) == COMMITTED
+    took = time.monotonic() - started
+    watching.cancel()
+    assert longest < max(0.25, took)
