@@ -108,8 +108,8 @@ class Collector:
 
     async def run(self) -> None:
         """Collect until cancelled. Raises `MachineError` when reading conntrack is not permitted any more."""
-        self._running = True
         self._readiness.expect(CHECK, "waiting for the first read of conntrack")
+        self._running = True
         self._unsealed_from = int(self._clock.time())
         self._unsealed_from_monotonic = self._clock.monotonic()
         self._report_number = self._current_report(self._clock.time())

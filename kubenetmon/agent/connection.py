@@ -22,6 +22,7 @@ from grpclib.config import Configuration
 from grpclib.const import Cardinality, Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from h2.exceptions import StreamClosedError
 
 from kubenetmon.agent.waiting import within
 from kubenetmon.clock import Clock
@@ -183,25 +184,31 @@ _BEFORE_ANY_HANDLER = frozenset({Status.UNIMPLEMENTED, Status.UNAUTHENTICATED, S
 
 async def _open(stream: Stream[bytes, bytes]) -> None:
     await stream.__aenter__()
-    await stream.send_request()
     try:
+        await stream.send_request()
         await stream.recv_initial_metadata()
-    except StreamTerminatedError:
-        await _raise_status(stream)
+    except (GRPCError, StreamTerminatedError):
+        stream._maybe_raise()
         raise
 
 
 async def _submit(stream: Stream[bytes, bytes], frames: Iterable[bytes], begun: asyncio.Event) -> int:
-    async with stream:
-        await stream.send_request()
-        # Below grpclib's public face: its send_message costs one HTTP/2 frame and one system call a message,
-        # and an observation is some 80 bytes.
-        with stream._wrapper:
-            for joined in frames:
-                begun.set()
-                await stream._stream.send_data(joined)
-        await stream.end()
-        summary = await stream.recv_message()
+    try:
+        async with stream:
+            await stream.send_request()
+            # Below grpclib's public face: its send_message costs one HTTP/2 frame and one system call a
+            # message, and an observation is some 80 bytes.
+            with stream._wrapper:
+                for joined in frames:
+                    begun.set()
+                    await stream._stream.send_data(joined)
+            await stream.end()
+            summary = await stream.recv_message()
+    except (GRPCError, StreamTerminatedError, StreamClosedError):
+        # What the server said, rather than what it was found to violate: some answer an unknown method
+        # without a content type.
+        stream._maybe_raise()
+        raise
     if summary is None:
         raise ConnectionError("the server ended the stream without a summary")
     return ObservationSummary().parse(summary).observation_count

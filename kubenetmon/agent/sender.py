@@ -97,6 +97,7 @@ class Sender:
         self._stopping = asyncio.Event()
         self._drained = asyncio.Event()
         self._address = ""
+        self._connected = False
         self._answers = 0
         self._fallback_said = False
 
@@ -104,26 +105,19 @@ class Sender:
         """Send until cancelled. Raises `ConfigurationError` when TLS files or the token cannot be read."""
         self._config.credentials.check()
         self._readiness.expect(CHECK, f"waiting for a first connection to {self._target}")
+        logger.info("Connecting to %s", self._target)
         failures = 0
-        first = True
         while True:
-            if first:
-                # Without waiting for something to send: /ready says early whether the server is there.
-                logger.info("Connecting to %s", self._target)
-            else:
-                await self._wait_for_work()
+            await self._wait_for_work()
             began, answers = self._clock.monotonic(), self._answers
             try:
                 await self._session()
             except ConnectionFailedError as error:
                 self._failed(error)
-            else:
-                first = False
             lasted = self._clock.monotonic() - began
             proven = self._answers > answers or lasted > self._config.backoff.longest
             failures = 0 if proven else failures + 1
-            first = first and not self._stopping.is_set()
-            if first or not self._outbox.empty:
+            if not (self._connected and self._outbox.empty):
                 await self._pause(failures)
 
     async def stop(self) -> None:
@@ -151,6 +145,8 @@ class Sender:
             self._outbox.changed.clear()
             if self._stopping.is_set() and self._outbox.empty:
                 self._drained.set()
+            elif not self._connected:
+                return  # with nothing to send yet: /ready says early whether the server is there
             wait = self._schedule.until_due()
             if wait == 0.0:
                 return
@@ -186,8 +182,10 @@ class Sender:
             except ConnectionFailedError as error:
                 if error.status is not Status.UNIMPLEMENTED:
                     raise
+                self._connected = True
                 await self._submit_all(connection)
                 return
+            self._connected = True
             self._readiness.passed(CHECK, f"connected to {self._address}")
             session = PushSession(
                 self._config.push,
@@ -252,11 +250,11 @@ class Sender:
                 "no connection fails",
                 connection.address,
             )
+        self._readiness.passed(CHECK, f"connected to {connection.address}, by Submit")
         accepted = 0
         try:
             while batch := self._schedule.next_due(self._bound_to_push()):
                 accepted += await self._submit(connection, batch)
-                self._readiness.passed(CHECK, f"connected to {connection.address}, by Submit")
         finally:
             self._say_accepted(accepted)
         if bound := self._bound_to_push():

@@ -13,10 +13,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 from kubenetmon.clock import Clock
-from kubenetmon.config.agent import AgentConfig
 from kubenetmon.config.duration import format_duration
 from kubenetmon.errors import KubenetmonError, MachineError
 from kubenetmon.readiness import Readiness
@@ -49,15 +48,6 @@ class StartupConfig:
     uptime_wait: float = 300.0
     directory: Path = _DIRECTORY
     uptime: Path = Path("/proc/uptime")
-
-    @classmethod
-    def from_agent(cls, config: AgentConfig) -> Self:
-        """What the environment says, on this machine."""
-        return cls(
-            skip=config.skip_conntrack_sanity_check,
-            set_sysctls=config.set_sysctls,
-            uptime_wait=config.uptime_wait_duration,
-        )
 
 
 class Table(Protocol):

@@ -287,3 +287,7 @@ async def test_readiness_waits_for_the_first_read() -> None:
         assert not bed.readiness.ready
         await bed.clock.advance(1.1)
         assert bed.readiness.ready
+
+
+async def test_a_stop_before_it_runs_returns_at_once() -> None:
+    await asyncio.wait_for(Bed(CollectorConfig(), START).collector.stop(), 1)

@@ -11,23 +11,10 @@ from dataclasses import replace
 
 import pytest
 
-from kubenetmon.agent.connection import Timeouts
-from kubenetmon.agent.conntrack import SealedRecords
-from kubenetmon.agent.outbox import Outbox
-from kubenetmon.agent.push import PushConfig
 from kubenetmon.agent.schedule import Backoff
-from kubenetmon.agent.sender import Sender, SenderConfig
-from kubenetmon.clock import SYSTEM_CLOCK
-from kubenetmon.metrics import Metrics
-from kubenetmon.metrics.catalogue import (
-    AGENT_BATCH_BYTES,
-    AGENT_BATCHES,
-    AGENT_METRICS,
-    AGENT_UNACKNOWLEDGED,
-    COLLECTOR_ERRORS,
-)
-from kubenetmon.proto import FlowArrays, FlowBatch, Outcome
-from kubenetmon.readiness import Readiness
+from kubenetmon.agent.sender import SenderConfig
+from kubenetmon.metrics.catalogue import AGENT_BATCH_BYTES, AGENT_UNACKNOWLEDGED, COLLECTOR_ERRORS
+from kubenetmon.proto import FlowBatch, Outcome
 from tests.beds.collector_server import (
     COMMIT,
     CollectorServer,
@@ -39,60 +26,7 @@ from tests.beds.collector_server import (
     reset,
 )
 from tests.beds.proxy import TcpProxy
-
-FAST = SenderConfig(
-    host="127.0.0.1",
-    port=0,
-    jitter=0.0,
-    submit_timeout=5.0,
-    push=PushConfig(ack_timeout=0.5, longest_session=300.0, close_timeout=1.0),
-    backoff=Backoff(0.02, 0.2),
-    timeouts=Timeouts(connect=1.0, send=1.0, close=1.0),
-)
-
-
-class Bed:
-    def __init__(self, config: SenderConfig) -> None:
-        self.metrics = Metrics(AGENT_METRICS)
-        self.readiness = Readiness()
-        self.outbox = Outbox("node-a", metrics=self.metrics, clock=SYSTEM_CLOCK)
-        self.wishes: list[int] = []
-        self.sender = Sender(
-            config,
-            outbox=self.outbox,
-            metrics=self.metrics,
-            readiness=self.readiness,
-            clock=SYSTEM_CLOCK,
-            wished_report_interval=self.wishes.append,
-            chance=random.Random(1),
-        )
-        self.task = asyncio.create_task(self.sender.run())
-
-    def seal(self, batches: int = 1, *, filler: int = 10) -> None:
-        """One report of so many batches, each of 1,000 metered bytes and some `filler` on the wire."""
-        part = SealedRecords(FlowArrays(count=1, protocol=b"\x06" * filler), FlowArrays(), 1, 1000, 10)
-        self.outbox.put([part] * batches, 1_800_000_000, 1_800_000_060)
-
-    async def until_empty(self, seconds: float = 10.0) -> None:
-        async with asyncio.timeout(seconds):
-            while not self.outbox.empty:
-                self.outbox.changed.clear()
-                waiter = asyncio.create_task(self.outbox.changed.wait())
-                await asyncio.wait([waiter], timeout=0.05)
-                waiter.cancel()
-
-    def count(self, outcome: str) -> float:
-        return self.metrics.value(AGENT_BATCHES, outcome=outcome)
-
-
-@asynccontextmanager
-async def sending(port: int, config: SenderConfig = FAST) -> AsyncIterator[Bed]:
-    bed = Bed(replace(config, port=port))
-    try:
-        yield bed
-    finally:
-        bed.task.cancel()
-        await asyncio.gather(bed.task, return_exceptions=True)
+from tests.unit.sending import FAST, Bed, sending
 
 
 @asynccontextmanager
@@ -357,7 +291,19 @@ async def test_a_stop_cut_short_says_what_may_be_missing(caplog: pytest.LogCaptu
 async def test_stopping_with_nothing_to_send_returns_at_once() -> None:
     async with CollectorServer() as server, sending(server.port) as bed:
         await asyncio.wait_for(bed.sender.stop(), 1)
-        assert server.streams == 0
+        assert not server.batches
+    async with sending(1) as bed:
+        await asyncio.wait_for(bed.sender.stop(), 1)
+
+
+async def test_it_connects_before_there_is_anything_to_send() -> None:
+    async with CollectorServer() as server, sending(server.port) as bed:
+        async with asyncio.timeout(5):
+            while not bed.readiness.ready:  # noqa: ASYNC110 - readiness is plain data
+                await asyncio.sleep(0.01)
+        bed.seal()
+        await bed.until_empty()
+        assert server.streams == 1
 
 
 async def test_a_report_waits_for_its_turn() -> None:
