@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+from kubenetmon import __version__
 from kubenetmon.clock import Clock
 from kubenetmon.errors import ConfigurationError, KubenetmonError
 from kubenetmon.server.ranges.cache import MOST_BYTES, Origin
@@ -30,6 +31,11 @@ URLS: Mapping[str, str] = {
 }
 
 AZURE_LOOK_BACK_DAYS = 90
+
+
+def client_session() -> aiohttp.ClientSession:
+    """A session as downloads need it: proxies as the environment says, and our name."""
+    return aiohttp.ClientSession(trust_env=True, headers={"User-Agent": f"kubenetmon/{__version__}"})
 
 
 class FetchError(KubenetmonError):

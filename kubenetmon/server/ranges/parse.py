@@ -71,41 +71,41 @@ class ProviderRanges:
     distinct: int
 
 
-class _AwsPrefix(msgspec.Struct):
+class _AwsPrefix(msgspec.Struct, gc=False):
     region: str = ""
     service: str = ""
     ip_prefix: str = ""
     ipv6_prefix: str = ""
 
 
-class _AwsFile(msgspec.Struct):
+class _AwsFile(msgspec.Struct, gc=False):
     prefixes: list[_AwsPrefix]
     ipv6_prefixes: list[_AwsPrefix] = []
 
 
-class _GooglePrefix(msgspec.Struct, rename="camel"):
+class _GooglePrefix(msgspec.Struct, rename="camel", gc=False):
     ipv4_prefix: str = msgspec.field(default="", name="ipv4Prefix")
     ipv6_prefix: str = msgspec.field(default="", name="ipv6Prefix")
     service: str = ""
     scope: str = ""
 
 
-class _GoogleFile(msgspec.Struct):
+class _GoogleFile(msgspec.Struct, gc=False):
     prefixes: list[_GooglePrefix]
 
 
-class _AzureProperties(msgspec.Struct, rename="camel"):
+class _AzureProperties(msgspec.Struct, rename="camel", gc=False):
     address_prefixes: list[str]
     region: str = ""
     system_service: str = ""
 
 
-class _AzureTag(msgspec.Struct):
+class _AzureTag(msgspec.Struct, gc=False):
     name: str
     properties: _AzureProperties
 
 
-class _AzureFile(msgspec.Struct):
+class _AzureFile(msgspec.Struct, gc=False):
     values: list[_AzureTag]
 
 
