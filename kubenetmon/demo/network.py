@@ -31,7 +31,7 @@ from kubenetmon.errors import MachineError
 
 PREFIX = "kubenetmon-"
 NAMESPACE_DIRECTORY = Path("/run/netns")
-PACKAGES = {"ip": "iproute2", "nft": "nftables"}
+PACKAGES = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux"}
 
 _COMMAND_TIMEOUT = 60.0
 _INTERFACE_NAME_LIMIT = 15  # IFNAMSIZ is 16 with the closing zero
@@ -59,7 +59,7 @@ class Count:
 
 
 def require_machine() -> None:
-    """Raise `MachineError` unless this process can make namespaces: root, `ip` and `nft`."""
+    """Raise `MachineError` unless this process can make namespaces: root, and the tools of `PACKAGES`."""
     if os.geteuid() != 0:
         raise MachineError("network namespaces need root: run this command as root, for example with sudo")
     missing = [PACKAGES[tool] for tool in PACKAGES if shutil.which(tool) is None]
@@ -164,8 +164,11 @@ class Namespace:
         return self.path.exists()
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """The command line that runs `argv` inside."""
-        return ["ip", "netns", "exec", self.name, *argv]
+        """The command line that runs `argv` inside.
+
+        Not `ip netns exec`: that mounts /sys anew, without the cgroups that ClickHouse reads limits from.
+        """
+        return ["nsenter", f"--net={self.path}", "--", *argv]
 
     def run(
         self, argv: Sequence[str], input: str | None = None, check: bool = True
