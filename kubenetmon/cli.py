@@ -203,9 +203,10 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 def _ranges(options: argparse.Namespace) -> int:
-    from kubenetmon.server.ranges import download_command
+    from kubenetmon.server.ranges.keeper import download
 
-    return asyncio.run(download_command.run(options.out))
+    asyncio.run(download(options.out))
+    return 0
 
 
 def _print_config(_: argparse.Namespace) -> int:

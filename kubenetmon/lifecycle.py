@@ -13,7 +13,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from kubenetmon.errors import KubenetmonError
 
@@ -63,8 +63,9 @@ class Lifecycle:
             loop.add_signal_handler(number, self.request_stop)
         tasks = [asyncio.create_task(self._guard(part), name=part.name) for part in self._components]
         stop = asyncio.create_task(self._stop_requested.wait(), name="stop requested")
+        everything: list[asyncio.Task[Any]] = [stop, *tasks]
         try:
-            await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
             failed = [task for task in tasks if task.done()]
             if not failed:
                 logger.info("Stopping")
@@ -72,9 +73,9 @@ class Lifecycle:
             for task in failed:
                 task.result()
         finally:
-            for task in [stop, *tasks]:
-                task.cancel()
-            await asyncio.gather(stop, *tasks, return_exceptions=True)
+            for part in everything:
+                part.cancel()
+            await asyncio.gather(*everything, return_exceptions=True)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
 

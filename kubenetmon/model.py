@@ -8,7 +8,7 @@ agent hands byte columns through and does without numpy.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +58,9 @@ ARRAY_NAMES: tuple[str, ...] = tuple(field.name for field in fields(FlowRecords)
 
 def empty_records(family: Literal[4, 6]) -> FlowRecords:
     """No records of that family."""
-    address = np.empty(0, np.uint32) if family == 4 else np.empty((0, 2), np.uint64)
-    port, counter = np.empty(0, np.uint16), np.empty(0, np.uint64)
-    return FlowRecords(family, np.empty(0, np.uint8), *[address] * 4, *[port] * 4, *[counter] * 4)
+    address: Any = np.empty(0, np.uint32) if family == 4 else np.empty((0, 2), np.uint64)
+    columns: list[Any] = [address] * 4 + [np.empty(0, np.uint16)] * 4 + [np.empty(0, np.uint64)] * 4
+    return FlowRecords(family, np.empty(0, np.uint8), *columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,7 +190,7 @@ def _agents_tls(config: ServerConfig) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(config.tls_cert, config.tls_key, password="")  # noqa: S106 - none asked for
+        context.load_cert_chain(config.tls_cert, config.tls_key, password="")
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"tls_cert {config.tls_cert} and tls_key {config.tls_key} cannot be used ({error}): give a "

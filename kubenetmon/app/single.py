@@ -14,6 +14,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kubenetmon.agent.tracking import Tracking
 from kubenetmon.app.agent import build_agent
@@ -25,7 +26,7 @@ from kubenetmon.config import server as server_config
 from kubenetmon.errors import KubenetmonError, MachineError
 from kubenetmon.http import HttpServer
 from kubenetmon.lag import LoopLag
-from kubenetmon.lifecycle import Lifecycle
+from kubenetmon.lifecycle import Component, Lifecycle
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
 from kubenetmon.report import text
@@ -62,7 +63,7 @@ async def run_single(environ: Mapping[str, str], config_path: Path | None, overr
             http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness, host=LOOPBACK)
             lag = LoopLag(metrics=metrics, clock=SYSTEM_CLOCK)
             summary = Summary(config, server, clock=SYSTEM_CLOCK)
-            parts = [http, lag, summary, *server.components, *agent.components]
+            parts: list[Component] = [http, lag, summary, *server.components, *agent.components]
             await Lifecycle(parts, stop_deadline=STOP_DEADLINE).run()
             await summary.show_last()
         finally:
@@ -102,7 +103,7 @@ class Summary:
         logger.info("Metering this machine; rows go into %s, table %s", self._endpoint, self._table)
         while True:
             await self._clock.sleep(_SUMMARY_INTERVAL)
-            stored = await self._ask(f"SELECT count(), sum(bytes) FROM {self._table} WHERE {self._since()}")
+            stored = await self._ask("count(), sum(bytes)")
             if stored:
                 rows, total = stored[0]
                 logger.info("%s in %d rows since the start are in %s", text.size(total), rows, self._endpoint)
@@ -113,21 +114,20 @@ class Summary:
     async def show_last(self) -> None:
         """Print who this machine spoke to most since the start."""
         rows = await self._ask(
-            "SELECT toString(direction), proto, if(remoteIPv6 = toIPv6('::'), toString(remoteIPv4), "
-            "toString(remoteIPv6)) AS remote, remoteCloudService, connectionClass, sum(bytes) AS total "
-            f"FROM {self._table} WHERE {self._since()} GROUP BY ALL ORDER BY total DESC LIMIT 15"
+            "toString(direction), proto, if(remoteIPv6 = toIPv6('::'), toString(remoteIPv4), "
+            "toString(remoteIPv6)) AS remote, remoteCloudService, connectionClass, sum(bytes) AS total",
+            "GROUP BY ALL ORDER BY total DESC LIMIT 15",
         )
         if rows:
             heads = ("direction", "proto", "remote", "service", "class", "bytes")
             print(text.table(heads, [(*row[:-1], text.size(row[-1])) for row in rows]))
         print(f"All rows are in {self._endpoint}, table {self._table}.")
 
-    def _since(self) -> str:
-        return f"intervalStartTime >= toDateTime({self._begun - self._begun % 60})"
-
-    async def _ask(self, sql: str) -> list[tuple[object, ...]]:
+    async def _ask(self, columns: str, rest: str = "") -> list[tuple[Any, ...]]:
         if self._sink is None:
             return []
+        since = self._begun - self._begun % 60
+        sql = f"SELECT {columns} FROM {self._table} WHERE intervalStartTime >= toDateTime({since}) {rest}"  # noqa: S608 - all ours
         try:
             async with asyncio.timeout(30):
                 return await self._sink.query(sql)

@@ -25,8 +25,8 @@ def configuration() -> str:
     return "\n\n".join(
         [
             "# Configuration",
-            "Printed by `kubenetmon config`. Durations are written as `300s`, `5m` or `1h30m`. A name that is "
-            "not listed, a wrong type or a missing value is one line that names it, and exit status 2.",
+            "Printed by `kubenetmon config`. Durations are written as `300s`, `5m` or `1h30m`. A name that "
+            "is not listed, a wrong type or a missing value is one line that names it, and exit status 2.",
             "## Agent: environment variables\n\n" + _table(("variable", "default", "meaning"), agent_rows),
             "## Server: keys of the YAML file\n\nThe file is given by `--config FILE` (default "
             f"`{server.DEFAULT_PATH}`); every key can be overridden with `--set key=value`.\n\n"

@@ -3,6 +3,7 @@
 `generated/` is made by `nox -s proto` and is never edited; a test makes it anew and compares.
 """
 
+from kubenetmon.proto.generated.grpc import Flow as ObservedFlow
 from kubenetmon.proto.generated.grpc import (
     FlowHandlerBase,
     FlowHandlerStub,
@@ -10,7 +11,6 @@ from kubenetmon.proto.generated.grpc import (
     Observation,
     ObservationSummary,
 )
-from kubenetmon.proto.generated.grpc import Flow as ObservedFlow
 from kubenetmon.proto.generated.grpc import FlowTuple as ObservedTuple
 from kubenetmon.proto.generated.kubenetmon.v1 import (
     BatchAck,

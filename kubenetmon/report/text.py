@@ -21,10 +21,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def size(amount: float) -> str:
     """Bytes with a binary unit, as ClickHouse's formatReadableSize writes them."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if amount < 1024:
-            break
-        amount /= 1024
-    else:
-        unit = "PiB"
+    units = iter(("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
+    unit = next(units)
+    while amount >= 1024:
+        amount, unit = amount / 1024, next(units)
     return f"{amount:.2f} {unit}"
