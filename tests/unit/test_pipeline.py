@@ -96,7 +96,13 @@ def batch(flows: list[Flow] = MIXED, sequence: int = 1) -> FlowBatch:
 class Rig:
     pipeline: Pipeline
     inserter: RecordingInserter
+    ranges: Ranges
     metrics: Metrics
+
+    async def until_inserting(self, batches: int = 1) -> None:
+        async with asyncio.timeout(5):
+            while self.inserter.waiting < batches:  # noqa: ASYNC110 - asked often, and only here
+                await asyncio.sleep(0.001)
 
     def count(self, spec: catalogue.MetricSpec, **labels: str) -> float:
         return self.metrics.value(spec, **labels)
@@ -123,19 +129,20 @@ async def build() -> AsyncIterator[Build]:
 
     def make(config: PipelineConfig | None = None, *, ready: bool = True) -> Rig:
         inserter, metrics = RecordingInserter(), Metrics(catalogue.SERVER_METRICS)
+        ranges = Ranges(RangeTable([]))
         if ready:
             inserter.gate.set()
         pipeline = Pipeline(
             config or PipelineConfig(RowsConfig("test", "aws", "us-west-2", "blue")),
             cluster=inventory(),
-            ranges=Ranges(RangeTable([])),
+            ranges=ranges,
             attributor=Attributor(AttributionConfig("aws", "us-west-2", "blue", ipv6=True)),
             inserter=inserter,
             metrics=metrics,
             clock=SYSTEM_CLOCK,
         )
         made.append(pipeline)
-        return Rig(pipeline, inserter, metrics)
+        return Rig(pipeline, inserter, ranges, metrics)
 
     yield make
     for pipeline in made:
@@ -161,8 +168,7 @@ async def test_a_batch_becomes_one_block_under_its_token(build: Build) -> None:
 async def test_while_it_is_being_inserted_a_batch_is_pending(build: Build) -> None:
     rig = build(ready=False)
     processing = asyncio.create_task(rig.pipeline.process(batch(), time.time()))
-    while not rig.inserter.waiting:
-        await asyncio.sleep(0.001)
+    await rig.until_inserting()
     assert rig.bytes_by_fate() == {"pending": 26500}
     rig.inserter.gate.set()
     await processing
@@ -193,8 +199,7 @@ async def test_a_batch_sent_again_after_its_commit_is_not_inserted_again(build: 
 async def test_a_caller_that_goes_away_changes_nothing(build: Build) -> None:
     rig = build(ready=False)
     processing = asyncio.create_task(rig.pipeline.process(batch(), time.time()))
-    while not rig.inserter.waiting:
-        await asyncio.sleep(0.001)
+    await rig.until_inserting()
     processing.cancel()
     await asyncio.sleep(0.01)
     rig.inserter.gate.set()
@@ -254,9 +259,8 @@ async def test_what_cannot_be_processed_waits_at_the_agent(build: Build) -> None
 
 async def test_a_defect_costs_no_bytes(build: Build, caplog: pytest.LogCaptureFixture) -> None:
     rig = build()
-    broken = batch()
-    broken = replace(broken, ipv4=replace(broken.ipv4, protocol=np.zeros(99, np.uint8)))
-    assert (await rig.pipeline.process(broken, time.time())).outcome is Outcome.RETRY_LATER
+    del rig.ranges.table
+    assert (await rig.pipeline.process(batch(), time.time())).outcome is Outcome.RETRY_LATER
     assert rig.count(catalogue.SERVER_ERRORS, type="labeling_failed") == 1
     assert rig.bytes_by_fate() == {"handed_back": 26500}
 
@@ -267,8 +271,7 @@ async def test_only_so_many_batches_are_held_in_encoded_form(build: Build) -> No
     processing = [
         asyncio.create_task(rig.pipeline.process(batch(sequence=i), time.time())) for i in range(1, 11)
     ]
-    while rig.inserter.waiting < 3:
-        await asyncio.sleep(0.001)
+    await rig.until_inserting(3)
     await asyncio.sleep(0.05)
     assert len(rig.inserter.blocks) == 3
     rig.inserter.gate.set()
@@ -301,8 +304,6 @@ async def test_the_event_loop_stays_free_while_a_large_batch_is_encoded(build: B
             longest = max(longest, time.monotonic() - before)
 
     watching = asyncio.create_task(watch())
-    started = time.monotonic()
     assert await rig.pipeline.process(large, time.time()) == COMMITTED
-    took = time.monotonic() - started
     watching.cancel()
-    assert longest < max(0.25, took)
+    assert longest < 0.25
