@@ -51,7 +51,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def lock(session: nox.Session) -> None:
-    """Pin every dependency with hashes, for all platforms: run-time, with the embedded engine, development."""
+    """Pin every dependency with hashes, for all platforms."""
     shared = (
         "uv",
         "pip",
