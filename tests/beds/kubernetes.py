@@ -306,6 +306,17 @@ class Cluster:
                     raise
                 self.request("POST", path, wanted)
 
+    def allows(self, user: str, verb: str, resource: str) -> bool:
+        """Whether the user may do that to core resources, as the API server sees it now."""
+        attributes = {"verb": verb, "resource": resource}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {"user": user, "resourceAttributes": attributes},
+        }
+        answer = self.request("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+        return bool(answer["status"]["allowed"])
+
     def resource_version(self) -> str:
         """The cluster's newest resource version."""
         return str(self.request("GET", "/api/v1/pods?limit=1")["metadata"]["resourceVersion"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,8 @@ def manifest(name: str) -> dict[str, Any]:
 def bound(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster with our role bound to the server's account by our own manifests."""
     cluster.apply(manifest("cluster-role.yaml"), manifest("cluster-role-binding.yaml"))
+    while not cluster.allows(SERVER_ACCOUNT, "watch", "services"):
+        time.sleep(0.02)
     yield cluster
     cluster.apply(manifest("cluster-role.yaml"))
 
@@ -52,6 +55,7 @@ async def test_missing_permission_is_named_and_its_return_noticed(
     full = list(role["rules"])
     role["rules"] = [{**full[0], "resources": others}, {**full[0], "resources": [kind], "verbs": verbs}]
     bound.apply(role)
+    await eventually(lambda: not bound.allows(SERVER_ACCOUNT, verb, kind))
     async with following(bound.kubeconfig(SERVER_ACCOUNT)) as follower:
         expected = {
             "ok": False,
