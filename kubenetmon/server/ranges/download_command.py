@@ -1,7 +1,7 @@
 """`kubenetmon ranges download`: the providers' files into a directory, for `cloud_ranges_dir`.
 
-Contract: each provider on its own, each file checked and written whole; a provider that fails leaves its file as
-it was. Nothing outlives the call.
+Contract: each provider on its own, each file checked and written whole; a provider that fails leaves its file
+as it was. Nothing outlives the call.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ async def download(
     """
     failed: list[str] = []
     done: dict[str, int] = {}
+    try:
+        await asyncio.to_thread(out.mkdir, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"--out: {out} cannot be made: {error}") from error
     async with client_session() as session:
         fetcher = Fetcher(config or FetchConfig(), session, clock)
 
@@ -52,7 +56,6 @@ async def download(
             assert fetched.ranges is not None
             path = out / f"{provider}.json"
             try:
-                await asyncio.to_thread(out.mkdir, parents=True, exist_ok=True)
                 await asyncio.to_thread(write_whole, path, fetched.body)
             except OSError as error:
                 raise ConfigurationError(f"--out: {path} cannot be written: {error}") from error
