@@ -80,8 +80,8 @@ class _Engine:
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         """Runs in the query thread."""
-        text: str = self._query_connection.query(statement, _RESULT_FORMAT).data()
-        return [tuple(json.loads(line)) for line in text.splitlines()]
+        lines = bytes(self._query_connection.query(statement, _RESULT_FORMAT).bytes()).split(b"\n")
+        return [tuple(json.loads(line)) for line in lines if line]
 
     def close(self) -> None:
         """Blocks until both threads are done."""

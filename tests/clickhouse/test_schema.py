@@ -1,0 +1,156 @@
+"""The table: printed, applied, checked and read, on the real engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from kubenetmon.clickhouse.columns import COLUMNS, IPV6_COLUMNS
+from kubenetmon.clickhouse.schema import SchemaOptions, apply, check, ddl, read_table
+from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
+from kubenetmon.errors import ConfigurationError, SchemaError
+from tests.clickhouse.conftest import original_ddl
+
+pytestmark = pytest.mark.chdb
+
+DESCRIPTION = (
+    "SELECT name, type, compression_codec, is_in_sorting_key, is_in_primary_key, is_in_partition_key "
+    "FROM system.columns WHERE database = '{0}' AND table = '{1}' ORDER BY position"
+)
+TABLE = (
+    "SELECT replaceRegexpOne(engine_full, 'SETTINGS.*', ''), sorting_key, primary_key, partition_key "
+    "FROM system.tables WHERE database = '{0}' AND name = '{1}'"
+)
+
+
+async def test_our_table_is_the_originals_and_a_window(engine: EmbeddedSink, database: str) -> None:
+    await engine.query(original_ddl(database, "original"))
+    await apply(engine, SchemaOptions(database, "ours"))
+    for question in (DESCRIPTION, TABLE):
+        original = await engine.query(question.format(database, "original"))
+        assert await engine.query(question.format(database, "ours")) == original
+    assert len(COLUMNS) == 35
+    assert (await read_table(engine, database, "ours")).deduplication.blocks == 100_000
+
+
+async def test_what_is_printed_makes_the_table(engine: EmbeddedSink, database: str) -> None:
+    options = SchemaOptions(database, "printed", ipv6=True, ttl_days=7, deduplication_window=123)
+    await engine.query(ddl(options).removesuffix(";\n"))
+    assert await check(engine, options) == []
+    assert await apply(engine, options) == []
+    assert (await read_table(engine, database, "printed")).has_ipv6
+
+
+def test_ddl_without_ttl_and_on_a_cluster() -> None:
+    assert "TTL" not in ddl(SchemaOptions(ttl_days=0))
+    text = ddl(SchemaOptions("d", "t", cluster="c"))
+    assert "CREATE TABLE IF NOT EXISTS `d`.`t_local` ON CLUSTER `c`" in text
+    assert "ENGINE = ReplicatedSummingMergeTree(" in text
+    assert (
+        "replicated_deduplication_window = 100000, replicated_deduplication_window_seconds = 604800" in text
+    )
+    assert "ENGINE = Distributed('c', 'd', 't_local', cityHash64(localNode))" in text
+
+
+async def test_the_original_table_is_extended_once(engine: EmbeddedSink, database: str) -> None:
+    options = SchemaOptions(database, ipv6=True)
+    await engine.query(original_ddl(database))
+    problems = await check(engine, options)
+    assert any("IPv6" in problem for problem in problems)
+    assert any("0 blocks" in problem and "schema apply" in problem for problem in problems)
+    done = await apply(engine, options)
+    assert len(done) == 2
+    assert await apply(engine, options) == []
+    assert await check(engine, options) == []
+    columns = await engine.query(DESCRIPTION.format(database, "network_flows_0"))
+    assert [row[0] for row in columns if row[0].endswith("IPv6") and row[3]] == ["localIPv6", "remoteIPv6"]
+
+
+async def test_apply_keeps_rows_columns_and_a_longer_window(engine: EmbeddedSink, database: str) -> None:
+    await engine.query(original_ddl(database))
+    table = f"{database}.network_flows_0"
+    await engine.query(f"ALTER TABLE {table} ADD COLUMN own String DEFAULT 'mine'")
+    await engine.query(f"ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 500000")
+    await engine.query(f"INSERT INTO {table} (date, intervalStartTime, bytes) VALUES (today(), now(), 7)")
+    assert await apply(engine, SchemaOptions(database)) == []
+    assert await engine.query(f"SELECT own, sum(bytes) FROM {table} GROUP BY own") == [("mine", 7)]
+    assert (await read_table(engine, database, "network_flows_0")).deduplication.blocks == 500_000
+
+
+async def test_a_missing_column_is_named_and_added(engine: EmbeddedSink, database: str) -> None:
+    await engine.query(
+        f"CREATE TABLE {database}.short (date Date, bytes UInt64) ENGINE = SummingMergeTree ORDER BY date"
+    )
+    with pytest.raises(SchemaError, match=r"lacks the columns intervalStartTime, .*schema apply"):
+        await read_table(engine, database, "short")
+    await apply(engine, SchemaOptions(database, "short"))
+    await read_table(engine, database, "short")
+    in_key = await engine.query(
+        "SELECT count() FROM system.columns "
+        f"WHERE database = '{database}' AND table = 'short' AND is_in_sorting_key"
+    )
+    assert in_key == [(33,)]
+
+
+async def test_an_unknown_table_says_what_to_run(engine: EmbeddedSink, database: str) -> None:
+    with pytest.raises(SchemaError, match=r"does not exist.*kubenetmon schema apply"):
+        await read_table(engine, database, "nothing")
+
+
+async def test_a_column_of_an_unusable_type_is_named(engine: EmbeddedSink, database: str) -> None:
+    statement = original_ddl(database).replace(
+        "bytes                  UInt64", "bytes                  UInt16"
+    )
+    await engine.query(statement)
+    with pytest.raises(SchemaError, match=r"column bytes \(UInt16\).*too narrow"):
+        await read_table(engine, database, "network_flows_0")
+
+
+async def test_addresses_outside_the_sorting_key_are_not_used(engine: EmbeddedSink, database: str) -> None:
+    await engine.query(original_ddl(database))
+    added = ", ".join(f"ADD COLUMN {column.name} IPv6" for column in IPV6_COLUMNS)
+    await engine.query(f"ALTER TABLE {database}.network_flows_0 {added}")
+    assert not (await read_table(engine, database, "network_flows_0")).has_ipv6
+
+
+async def test_computed_columns_are_not_written(engine: EmbeddedSink, database: str) -> None:
+    await engine.query(original_ddl(database))
+    table = f"{database}.network_flows_0"
+    await engine.query(f"ALTER TABLE {table} ADD COLUMN gigabytes Float64 MATERIALIZED bytes / 1e9, "
+                       "ADD COLUMN cluster String ALIAS localCluster")  # fmt: skip
+    assert (
+        not {"gigabytes", "cluster"} & (await read_table(engine, database, "network_flows_0")).columns.keys()
+    )
+
+
+async def test_a_view_on_the_table_counts_too(engine: EmbeddedSink, database: str) -> None:
+    await apply(engine, SchemaOptions(database))
+    await engine.query(
+        f"CREATE TABLE {database}.daily (day Date, b UInt64) ENGINE = SummingMergeTree ORDER BY day"
+    )
+    await engine.query(
+        f"CREATE MATERIALIZED VIEW {database}.to_daily TO {database}.daily AS "
+        f"SELECT date AS day, sum(bytes) AS b FROM {database}.network_flows_0 GROUP BY day"
+    )
+    table = await read_table(engine, database, "network_flows_0")
+    assert table.own_window.blocks == 100_000
+    assert table.deduplication.blocks == 0
+    assert table.deduplication.remedy.startswith(f"ALTER TABLE `{database}`.`daily` MODIFY SETTING")
+    await engine.query(table.deduplication.remedy)
+    assert (await read_table(engine, database, "network_flows_0")).deduplication.blocks == 100_000
+
+
+async def test_names_are_quoted(engine: EmbeddedSink) -> None:
+    options = SchemaOptions("da`ta ba'se", "ta\\ble;--")
+    try:
+        assert len(await apply(engine, options)) == 2
+        await read_table(engine, options.database, options.table)
+    finally:
+        await engine.query("DROP DATABASE `da\\`ta ba'se` SYNC")
+
+
+@pytest.mark.parametrize(
+    "options", [{"table": ""}, {"database": "a\nb"}, {"ttl_days": -1}, {"deduplication_window": 0}]
+)
+def test_impossible_options_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError):
+        SchemaOptions(**options)  # type: ignore[arg-type]
