@@ -4,8 +4,7 @@
 downloads, `cache` keeps last good copies on disk, `keeper` is the component that owns the table in use.
 """
 
-from kubenetmon.server.ranges.download_command import download
-from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig
+from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig, download
 from kubenetmon.server.ranges.parse import PROVIDERS, Label
 from kubenetmon.server.ranges.table import RangeTable
 

@@ -13,16 +13,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kubenetmon.clock import SYSTEM_CLOCK, Clock
-from kubenetmon.errors import ConfigurationError
+from kubenetmon.errors import ConfigurationError, KubenetmonError
 from kubenetmon.metrics import Metrics
 from kubenetmon.metrics.catalogue import RANGE_AGE, RANGE_PREFIXES, RANGE_REFRESHES, REMOTE_LABELER_ERRORS
 from kubenetmon.readiness import Readiness
-from kubenetmon.server.ranges.cache import Origin, RangeCache, read_bounded
+from kubenetmon.server.ranges.cache import Origin, RangeCache, read_bounded, write_whole
 from kubenetmon.server.ranges.fetch import FetchConfig, Fetcher, FetchError, client_session
 from kubenetmon.server.ranges.parse import CLOUDS, PROVIDERS, ProviderRanges, parse
 from kubenetmon.server.ranges.table import RangeTable
@@ -290,3 +290,51 @@ def _signature(directory: Path) -> list[tuple[int, int] | None]:
         else:
             signature.append((status.st_mtime_ns, status.st_size))
     return signature
+
+
+async def download(
+    out: Path,
+    providers: Sequence[str] = PROVIDERS,
+    progress: Callable[[str], None] = print,
+    *,
+    config: FetchConfig | None = None,
+    clock: Clock = SYSTEM_CLOCK,
+) -> dict[str, int]:
+    """Write `<provider>.json` for each provider into `out`, made if need be; returns prefixes by provider.
+
+    `progress` gets one line a provider. A provider that fails leaves its file as it was. Raises
+    `KubenetmonError` at the end when one failed, `ConfigurationError` when `out` cannot be written.
+    """
+    failed: list[str] = []
+    done: dict[str, int] = {}
+    try:
+        await asyncio.to_thread(out.mkdir, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"--out: {out} cannot be made: {error}") from error
+    async with client_session() as session:
+        fetcher = Fetcher(config or FetchConfig(), session, clock)
+
+        async def one(provider: str) -> None:
+            try:
+                fetched = await fetcher.fetch(provider)
+            except FetchError as error:
+                failed.append(provider)
+                progress(f"{provider}: failed: {error}")
+                return
+            assert fetched.body is not None
+            assert fetched.ranges is not None
+            path = out / f"{provider}.json"
+            try:
+                await asyncio.to_thread(write_whole, path, fetched.body)
+            except OSError as error:
+                raise ConfigurationError(f"--out: {path} cannot be written: {error}") from error
+            done[provider] = fetched.ranges.distinct
+            progress(f"{provider}: {fetched.ranges.distinct} prefixes from {fetched.origin.url} in {path}")
+
+        results = await asyncio.gather(*map(one, providers), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    if failed:
+        raise KubenetmonError(f"the ranges of {', '.join(failed)} could not be downloaded")
+    return done
