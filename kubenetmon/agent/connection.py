@@ -12,6 +12,7 @@ time limits, and the sender reconnects.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class Timeouts:
     """Handing one message to the network."""
     close: float = 5.0
     """An orderly end of the stream."""
+    dead_peer: int = 20
+    """Until the kernel gives up a peer that acknowledges no packet, idle connections included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,8 @@ class Connection:
 
     async def open(self) -> None:
         """Connect. Raises `ConnectionFailedError`."""
-        await self._guard(self._channel.__connect__(), self._timeouts.connect, "connecting")
+        protocol = await self._guard(self._channel.__connect__(), self._timeouts.connect, "connecting")
+        _notice_dead_peers(protocol.connection._transport.get_extra_info("socket"), self._timeouts.dead_peer)
 
     async def push(self) -> PushStream:
         """Open Push and wait for the server's initial metadata: a server without Push has seen nothing then.
@@ -176,6 +180,15 @@ class PushStream:
         """Say that nothing more comes; the server ends the stream. Raises `ConnectionFailedError`."""
         connection = self._connection
         await connection._guard(self._stream.end(), connection._timeouts.close, "ending the stream")
+
+
+def _notice_dead_peers(sock: socket.socket, seconds: int) -> None:
+    """Have the kernel probe and time out (tcp(7)): the server may hold a batch far longer than a dead peer
+    should go unnoticed, and grpclib's own pings are experimental."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, seconds // 2))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 6))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)
 
 
 # Statuses that a gRPC server gives before a handler of the method has run.

@@ -32,19 +32,35 @@ class Credentials:
         self._ca, self._certificate, self._key, self._token = ca, certificate, key, token
         self._context: ssl.SSLContext | None = None
         self._metadata: dict[str, str] = {}
+        self._checked: tuple[object, ...] = ()
 
     def check(self) -> None:
         """Read all files. Raises `ConfigurationError`."""
+        signature = self._signature()
         self._context = self._read_context()
         self._metadata = self._read_metadata()
+        self._checked = signature
 
     def current(self) -> tuple[ssl.SSLContext | None, dict[str, str]]:
         """For one new connection: the TLS context (None: plain text) and the request's metadata."""
+        if self._signature() == self._checked:
+            return self._context, self._metadata
         try:
             self.check()
         except ConfigurationError as error:
             logger.warning("%s; what it held before stays in use", error)
         return self._context, self._metadata
+
+    def _signature(self) -> tuple[object, ...]:
+        """Differs once a file was replaced or written to: a context takes tens of milliseconds to make."""
+        found: list[object] = ["checked"]
+        for path in (self._ca, self._certificate, self._key, self._token):
+            try:
+                state = path.stat() if path is not None else None
+            except OSError:
+                state = None
+            found.append(state and (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
+        return tuple(found)
 
     def _read_context(self) -> ssl.SSLContext | None:
         if self._ca is None and self._certificate is None:

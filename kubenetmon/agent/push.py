@@ -31,8 +31,9 @@ class PushConfig:
 
     in_flight: int = 4
     """Batches sent and not answered, at most."""
-    ack_timeout: float = 60.0
-    """The server answers a batch once ClickHouse holds it; beyond this the connection is taken for dead."""
+    ack_timeout: float = 120.0
+    """The server answers a batch once ClickHouse holds it; beyond this another connection is tried. A peer
+    that is gone shows much earlier (`Timeouts.dead_peer`)."""
     longest_session: float = 300.0
     """After this, and up to a fifth earlier, another address is drawn."""
     close_timeout: float = 5.0

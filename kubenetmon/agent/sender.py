@@ -165,13 +165,9 @@ class Sender:
         if error.status in (Status.UNAUTHENTICATED, Status.PERMISSION_DENIED):
             hint = "; check KUBENETMON_TOKEN_FILE and KUBENETMON_TLS_CERT"
         self._readiness.failed(CHECK, f"{error}{hint}")
-        logger.warning(
-            "Sending to %s failed, %d batches wait to be sent again: %s%s",
-            self._target,
-            len(self._outbox.waiting()),
-            error,
-            hint,
-        )
+        waiting = len(self._outbox.waiting())
+        unsent = f"{waiting} batches wait to be sent again" if waiting else "nothing waits to be sent"
+        logger.warning("The connection to %s failed, %s: %s%s", self._target, unsent, error, hint)
 
     async def _session(self) -> None:
         connection = await self._connect()

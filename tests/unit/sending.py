@@ -34,7 +34,7 @@ BEGIN, END = 1_800_000_000, 1_800_000_060
 
 
 class Bed:
-    def __init__(self, config: SenderConfig) -> None:
+    def __init__(self, config: SenderConfig, chance: random.Random) -> None:
         self.metrics = Metrics(AGENT_METRICS)
         self.readiness = Readiness()
         self.outbox = Outbox("node-a", metrics=self.metrics, clock=SYSTEM_CLOCK)
@@ -46,7 +46,7 @@ class Bed:
             readiness=self.readiness,
             clock=SYSTEM_CLOCK,
             wished_report_interval=self.wishes.append,
-            chance=random.Random(1),
+            chance=chance,
         )
         self.task = asyncio.create_task(self.sender.run())
 
@@ -69,8 +69,10 @@ class Bed:
 
 
 @asynccontextmanager
-async def sending(port: int, config: SenderConfig = FAST) -> AsyncIterator[Bed]:
-    bed = Bed(replace(config, port=port))
+async def sending(
+    port: int, config: SenderConfig = FAST, *, chance: random.Random | None = None
+) -> AsyncIterator[Bed]:
+    bed = Bed(replace(config, port=port), chance or random.Random(1))
     try:
         yield bed
     finally:
