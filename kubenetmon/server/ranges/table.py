@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kubenetmon.errors import ConfigurationError
-from kubenetmon.server.ranges.parse import NO_LABEL, Label, ProviderRanges, normalised, resolve
+from kubenetmon.server.ranges.parse import NO_LABEL, Label, ProviderRanges, resolve
 from kubenetmon.server.snapshot import Addresses, Family
 
 _LOW_HALF = (1 << 64) - 1
@@ -145,8 +145,8 @@ class RangeTable:
         return bool(self._regions.get(cloud))
 
     def has_region(self, cloud: str, region: str) -> bool:
-        """True when that cloud has prefixes in that region."""
-        return normalised(region) in self._regions.get(cloud, ())
+        """True when that cloud has prefixes in that region, spelled as in labels."""
+        return region in self._regions.get(cloud, ())
 
     def check_region(self, cloud: str, region: str) -> None:
         """Raise `ConfigurationError` when this cloud's ranges are here and none is in the region."""
