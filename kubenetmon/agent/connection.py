@@ -12,6 +12,7 @@ time limits, and the sender reconnects.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from collections.abc import Coroutine, Iterable
@@ -101,9 +102,12 @@ class Connection:
         )
 
     async def open(self) -> None:
-        """Connect. Raises `ConnectionFailedError`."""
-        protocol = await self._guard(self._channel.__connect__(), self._timeouts.connect, "connecting")
-        _notice_dead_peers(protocol.connection._transport.get_extra_info("socket"), self._timeouts.dead_peer)
+        """Connect. Raises `ConnectionFailedError`, and is closed then."""
+        try:
+            await self._guard(self._open(), self._timeouts.connect, "connecting")
+        except BaseException:
+            self.close()
+            raise
 
     async def push(self) -> PushStream:
         """Open Push and wait for the server's initial metadata: a server without Push has seen nothing then.
@@ -132,6 +136,12 @@ class Connection:
     def close(self) -> None:
         """Drop the connection; whatever waits on it fails."""
         self._channel.close()
+
+    async def _open(self) -> None:
+        protocol = await self._channel.__connect__()
+        if protocol.connection.is_closing():
+            raise ConnectionResetError(errno.ECONNRESET, "closed by the server at once")
+        _notice_dead_peers(protocol.connection._transport.get_extra_info("socket"), self._timeouts.dead_peer)
 
     def _request(self, method: str, cardinality: Cardinality) -> Stream[bytes, bytes]:
         return self._channel.request(method, cardinality, bytes, bytes, metadata=self._metadata)
