@@ -1,0 +1,218 @@
+"""What an operator gets wrong, as the processes meet it: one clear line and exit 2, or a reason in /ready."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubenetmon.clickhouse.schema import SchemaOptions, ddl
+from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
+from tests.beds.clickhouse_front import clickhouse_front
+
+RANGES = Path(__file__).resolve().parents[2] / "kubenetmon" / "demo" / "ranges"
+PATIENCE = 30.0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A server process with a configuration of its own in `directory`."""
+
+    def __init__(self, directory: Path, **changes: object) -> None:
+        self.metrics_port = _free_port()
+        cluster = directory / "cluster.json"
+        cluster.write_text('{"kind": "List", "items": []}')
+        settings: dict[str, object] = {
+            "environment": "development",
+            "cloud": "aws",
+            "region": "us-west-2",
+            "cluster": "test",
+            "metrics_port": self.metrics_port,
+            "grpc_port": _free_port(),
+            "kubernetes_source": f"file:{cluster}",
+            "cloud_ranges_dir": str(RANGES),
+            "clickhouse_endpoint": f"127.0.0.1:{_free_port()}",
+            "clickhouse_disable_tls": True,
+            "clickhouse_credentials_dir": str(directory),
+            **changes,
+        }
+        config = directory / "config.yaml"
+        config.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
+        self._command = [sys.executable, "-m", "kubenetmon", "--role", "server", "--config", str(config)]
+        self._environment = {"PATH": os.environ["PATH"], "HOME": str(directory)}
+
+    def outcome(self) -> tuple[int, str]:
+        """Exit status and what was said, of a server that does not start."""
+        result = subprocess.run(
+            self._command, capture_output=True, text=True, timeout=PATIENCE, env=self._environment
+        )
+        return result.returncode, result.stderr
+
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen[str]]:
+        """The process, stopped in order at the end, when it must not have said a traceback."""
+        process = subprocess.Popen(
+            self._command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=self._environment
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            _, said = process.communicate(timeout=PATIENCE)
+        assert "Traceback" not in said
+        assert process.returncode == 0
+
+    def reason(self, check: str) -> str:
+        """What /ready says of a check that does not pass, once it says more than that it waits."""
+        deadline = time.monotonic() + PATIENCE
+        found = ""
+        while time.monotonic() < deadline:
+            found = self._ready().get(check, {}).get("detail", "")
+            if found and "not answered yet" not in found and "being loaded" not in found:
+                return found
+            time.sleep(0.1)
+        return found
+
+    def _ready(self) -> dict[str, Any]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/ready", timeout=5) as answer:
+                body = answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                body = error.read()
+        except OSError:
+            return {}
+        checks: dict[str, Any] = json.loads(body)["checks"]
+        return checks
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"colour": "green"}, "unknown key 'colour'"),
+        ({"grpc_port": "many"}, "grpc_port: 'many' is not a port"),
+        ({"cluster": None}, "cluster is missing"),
+        ({"region": "mars-1"}, "'mars-1' is none of the regions of aws"),
+        ({"kubernetes_source": "file:/nonexistent.json"}, "/nonexistent.json"),
+        ({"kubernetes_source": "kubeconfig"}, "there is no kubeconfig at"),
+        ({"kubernetes_source": "auto"}, "no cluster to watch"),
+        ({"cloud_ranges_dir": "/nonexistent"}, "/nonexistent"),
+        ({"tls_cert": "/nonexistent", "tls_key": "/nonexistent"}, "tls_cert /nonexistent"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_exit_2(
+    tmp_path: Path, changes: dict[str, object], says: str
+) -> None:
+    status, said = Server(tmp_path, **changes).outcome()
+    last = said.strip().splitlines()[-1]
+    assert (status, last.startswith("kubenetmon: ")) == (2, True), said
+    assert says in last
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"prefixes": []}', "<html></html>"])
+def test_a_ranges_file_without_ranges_is_refused(tmp_path: Path, content: str) -> None:
+    ranges = tmp_path / "ranges"
+    ranges.mkdir()
+    (ranges / "aws.json").write_text(content)
+    status, said = Server(tmp_path, cloud_ranges_dir=str(ranges)).outcome()
+    assert status == 2, said
+    assert "aws.json" in said.strip().splitlines()[-1]
+
+
+def test_an_unreachable_clickhouse_is_a_reason_in_ready(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    with server.running():
+        assert "Connection refused" in server.reason("clickhouse")
+
+
+def test_a_secret_that_cannot_be_read_is_a_reason_in_ready(tmp_path: Path) -> None:
+    (tmp_path / "password").mkdir()
+    server = Server(tmp_path)
+    with server.running():
+        assert f"{tmp_path / 'password'} cannot be read" in server.reason("clickhouse")
+
+
+@pytest.mark.chdb
+@pytest.mark.parametrize(
+    ("statements", "says"),
+    [
+        ([], "does not exist"),
+        ([ddl(SchemaOptions()), "ALTER TABLE default.network_flows_0 DROP COLUMN bytes"], "bytes"),
+    ],
+    ids=["no table", "a table without a column"],
+)
+async def test_a_table_that_does_not_fit_is_a_reason_in_ready(
+    tmp_path: Path, statements: list[str], says: str
+) -> None:
+    async with clickhouse_front(tmp_path / "engine") as front:
+        endpoint = f"127.0.0.1:{front.port}"
+        sink = TcpSink(TcpConfig(endpoints=(endpoint,), tls=None))
+        if statements:
+            create = (
+                statements[0].strip().rstrip(";").replace("SummingMergeTree((bytes, packets))", "MergeTree")
+            )
+            for statement in (create, *statements[1:]):
+                await sink.query(statement)
+        await sink.close()
+        server = Server(tmp_path, clickhouse_endpoint=endpoint)
+        with server.running():
+            reason = await asyncio.to_thread(server.reason, "clickhouse")
+        assert says in reason
+        assert "kubenetmon schema apply" in reason
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"COLLECTION_INTERVAL": "1"}, "COLLECTION_INTERVAL"),
+        ({"METRICS_PORT": "-1"}, "METRICS_PORT"),
+        ({"KUBENETMON_SERVER_SERVICE_PORT": "tcp://10.0.0.1:8884"}, "write 8884"),
+        ({"KUBENETMON_TLS_CA": "/nonexistent"}, "KUBENETMON_TLS_CA"),
+        ({"KUBENETMON_TOKEN_FILE": "/nonexistent"}, "KUBENETMON_TOKEN_FILE"),
+    ],
+)
+def test_an_agent_says_which_variable_is_wrong(environment: dict[str, str], says: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "kubenetmon", "--role", "agent"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={"PATH": os.environ["PATH"], **environment},
+    )
+    assert result.returncode == 2, result.stderr
+    assert says in result.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("role", ["agent", "all"])
+def test_without_root_one_line_says_why_not(role: str) -> None:
+    result = subprocess.run(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        + [sys.executable, "-m", "kubenetmon", "--role", role],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "METRICS_PORT": "0"},
+    )
+    assert result.returncode == 1, result.stderr
+    assert "root" in result.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in result.stderr
