@@ -5,11 +5,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OBSERVATION_NODES 512 /* distinct node names one slice can hold */
-#define OBSERVATION_NODE_SLOTS 2048 /* hash slots, a power of two, at least twice the names */
-#define OBSERVATION_NAME_BYTES \
-	253 /* longest node name: a DNS subdomain (RFC 1123 as Kubernetes applies it) */
-#define OBSERVATION_ARENA 32768 /* bytes of all names of one slice */
+/* Distinct node names one slice can hold; hash slots for them, a power of two; the longest name (a DNS
+ * subdomain, "Object Names and IDs" of Kubernetes); bytes of all names. */
+#define OBSERVATION_NODES 512
+#define OBSERVATION_NODE_SLOTS 2048
+#define OBSERVATION_NAME_BYTES 253
+#define OBSERVATION_ARENA 32768
 
 enum observation_status {
 	OBSERVATION_OK = 0, /* every whole frame is decoded; what is left over is a frame's beginning */
