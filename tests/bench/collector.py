@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 
 import grpclib.server
 import numpy as np
+from grpclib.const import Cardinality, Handler
 
-from kubenetmon.proto import BatchAck, FlowArrays, FlowBatch, FlowCollectorBase, Outcome
+from kubenetmon.proto import PUSH_METHOD, BatchAck, FlowArrays, FlowBatch, Outcome
 
 
 @dataclass(slots=True)
@@ -28,19 +28,25 @@ class Sums:
     received: int = 0
 
 
-class Collector(FlowCollectorBase):
+class Collector:
     """Push, answered at once. A batch that comes again counts once."""
 
     def __init__(self) -> None:
         self.sums = Sums()
         self._seen: set[tuple[bytes, int]] = set()
 
-    async def push(self, messages: AsyncIterator[FlowBatch]) -> AsyncIterator[BatchAck]:
-        async for batch in messages:
+    def __mapping__(self) -> dict[str, Handler]:
+        return {PUSH_METHOD: Handler(self._push, Cardinality.STREAM_STREAM, FlowBatch, BatchAck)}
+
+    async def _push(self, stream: grpclib.server.Stream[FlowBatch, BatchAck]) -> None:
+        await stream.send_initial_metadata()
+        async for batch in stream:
             if (batch.epoch, batch.sequence) not in self._seen:
                 self._seen.add((batch.epoch, batch.sequence))
                 self._add(batch)
-            yield BatchAck(epoch=batch.epoch, sequence=batch.sequence, outcome=Outcome.COMMITTED)
+            await stream.send_message(
+                BatchAck(epoch=batch.epoch, sequence=batch.sequence, outcome=Outcome.COMMITTED)
+            )
 
     def _add(self, batch: FlowBatch) -> None:
         self.sums.batches += 1
