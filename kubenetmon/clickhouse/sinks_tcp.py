@@ -15,7 +15,6 @@ the server is asked to answer with lz4).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import ssl
@@ -147,12 +146,7 @@ class TcpSink:
             await _begin(connection, statement, {**settings, "insert_deduplication_token": token})
             await _write(connection, end)
             await _read_sample_block(connection)
-            try:
-                await _write(connection, packet)
-                await _write(connection, end)
-            except OSError as error:
-                await _raise_late_exception(connection, error)
-            await _read_to_end(connection, lambda packet: None)
+            await _write_and_read_to_end(connection, [*packet, *end])
 
         await self._request(request)
 
@@ -288,12 +282,21 @@ async def _read_to_end(connection: _Connection, take: Callable[[Any], None]) -> 
         take(packet)
 
 
-async def _raise_late_exception(connection: _Connection, error: OSError) -> None:
-    """A server that refuses in the middle of the data says why before it closes: look for that."""
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(_LATE_EXCEPTION_WAIT):
-            await _read_to_end(connection, lambda packet: None)
-    raise error
+async def _write_and_read_to_end(connection: _Connection, pieces: list[bytes]) -> None:
+    """Listen while writing: a server that refuses in the middle of the data says why and then may close."""
+    reading = asyncio.create_task(_read_to_end(connection, lambda packet: None))
+    writing = asyncio.create_task(_write(connection, pieces))
+    try:
+        await asyncio.wait([reading, writing], return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done() and writing.exception() is not None:
+            await asyncio.wait([reading], timeout=_LATE_EXCEPTION_WAIT)
+        if not reading.done():
+            writing.result()
+        await reading
+    finally:
+        for task in (reading, writing):
+            task.cancel()
+        await asyncio.gather(reading, writing, return_exceptions=True)
 
 
 async def _discard(connection: _Connection) -> None:
@@ -318,7 +321,7 @@ def _tls_context(config: TlsConfig) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=config.ca or None)
     except OSError as error:
-        raise ConfigurationError(f"clickhouse_tls_ca {config.ca}: {_reason(error)}") from None
+        raise ConfigurationError(f"clickhouse_ca {config.ca}: {_reason(error)}") from None
     if config.insecure_skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -326,7 +329,7 @@ def _tls_context(config: TlsConfig) -> ssl.SSLContext:
         try:
             context.load_cert_chain(config.certificate, config.key or None)
         except OSError as error:
-            raise ConfigurationError(f"clickhouse_tls_cert {config.certificate}: {_reason(error)}") from None
+            raise ConfigurationError(f"clickhouse_cert {config.certificate}: {_reason(error)}") from None
     return context
 
 

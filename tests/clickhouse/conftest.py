@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import pytest_asyncio
 
+from kubenetmon.clickhouse.block import Block, Constant, Values, encode
+from kubenetmon.clickhouse.schema import SchemaOptions, apply, read_table
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
+from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
+from kubenetmon.clickhouse.table import TableSchema
+from tests.beds.clickhouse_front import RunningFront, clickhouse_front
 
 ORIGINAL_DDL = (Path(__file__).resolve().parents[1] / "data" / "network_flows_0.sql").read_text()
 INSERT_SETTINGS = {"insert_deduplicate": 1, "async_insert": 0}
+REAL_SERVER = os.environ.get("KUBENETMON_TEST_CLICKHOUSE", "")
+DAY = 25_000  # far from the table's TTL
 _numbers = itertools.count()
 
 
@@ -35,3 +46,52 @@ async def database(engine: EmbeddedSink) -> AsyncIterator[str]:
     await engine.query(f"CREATE DATABASE {name}")
     yield name
     await engine.query(f"DROP DATABASE {name} SYNC")
+
+
+def make_block(table: TableSchema, rows: int, *, day: int = DAY, bytes_each: int = 1) -> Block:
+    """Rows that differ in their port, each with so many bytes."""
+    columns = {
+        "date": Constant(day),
+        "intervalStartTime": Constant(day * 86400),
+        "localPort": Values(np.arange(rows) % 65536),
+        "localNode": Constant("node"),
+        "bytes": Constant(bytes_each),
+    }
+    return encode(columns, table, rows)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_front(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningFront | None]:
+    """A front for all tests of a module; None where a real server is to be used."""
+    if REAL_SERVER:
+        yield None
+        return
+    async with clickhouse_front(tmp_path_factory.mktemp("front")) as front:
+        yield front
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def front(shared_front: RunningFront | None) -> AsyncIterator[RunningFront]:
+    """The front, for tests that need its faults."""
+    if shared_front is None:
+        pytest.skip("a real server has no faults on demand")
+    yield shared_front
+    await shared_front.command(heal=True, listen=True)
+
+
+@pytest.fixture
+def config(shared_front: RunningFront | None) -> TcpConfig:
+    """How to reach the front or the real server."""
+    endpoint = shared_front.endpoint if shared_front else REAL_SERVER
+    return TcpConfig((endpoint,), tls=None, request_timeout=20, dial_timeout=5)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def remote_table(config: TcpConfig) -> AsyncIterator[TableSchema]:
+    """A table of ours in a database of this test's own, dropped at the end."""
+    sink = TcpSink(replace(config, compression="none"))
+    options = SchemaOptions(f"remote_{next(_numbers)}")
+    await apply(sink, options)
+    yield await read_table(sink, options.database, options.table)
+    await sink.query(f"DROP DATABASE {options.database} SYNC")
+    await sink.close()

@@ -1,4 +1,4 @@
-"""What `encode` makes, the engine reads back unchanged: all types, any string, large dictionaries, no rows."""
+"""What `encode` makes, the engine reads back unchanged: all types, any string, large dictionaries, none."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def table(engine: EmbeddedSink, database: str) -> TableSchema:
     return TableSchema(database, "t", dict(rows))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(drawn=rows_and_columns())
 async def test_any_block_is_read_back_as_written(
     engine: EmbeddedSink, table: TableSchema, drawn: tuple[int, dict[str, Column]]
