@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from kubenetmon.agent.batch import varint
 from kubenetmon.proto import FlowArrays, FlowBatch
 
 _FLOWS_A_PIECE = 1000
@@ -82,16 +83,7 @@ def _piece(arrays: FlowArrays, width: int, start: int, stop: int, tail: bytes) -
     return b"".join(pieces)
 
 
-def _encode_varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
-
-
-_SHORT = [_encode_varint(number) for number in range(1 << 14)]
+_SHORT = [varint(number) for number in range(1 << 14)]
 
 
 def _varint(number: int) -> bytes:
@@ -100,4 +92,4 @@ def _varint(number: int) -> bytes:
         return _SHORT[number]
     if number < 0x200000:
         return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
-    return _encode_varint(number)
+    return varint(number)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kubenetmon.agent.batch import serialise
 from kubenetmon.clock import Clock
 from kubenetmon.metrics import Metrics
 from kubenetmon.metrics.catalogue import (
@@ -24,7 +25,7 @@ from kubenetmon.metrics.catalogue import (
     AGENT_BATCHES,
     AGENT_UNACKNOWLEDGED,
 )
-from kubenetmon.proto import EPOCH_BYTES, FlowBatch, Outcome
+from kubenetmon.proto import EPOCH_BYTES, Outcome
 
 if TYPE_CHECKING:
     from kubenetmon.agent.conntrack import SealedRecords
@@ -144,16 +145,14 @@ class Outbox:
         self._forget(batch, "submit_unknown")
 
     def _serialise(self, records: SealedRecords, interval_start: int, interval_end: int) -> bytes:
-        return bytes(
-            FlowBatch(
-                node_name=self.node_name,
-                epoch=self.epoch,
-                sequence=self._next_sequence,
-                interval_start=interval_start,
-                interval_end=interval_end,
-                ipv4=records.ipv4,
-                ipv6=records.ipv6,
-            )
+        return serialise(
+            node_name=self.node_name,
+            epoch=self.epoch,
+            sequence=self._next_sequence,
+            interval_start=interval_start,
+            interval_end=interval_end,
+            ipv4=records.ipv4,
+            ipv6=records.ipv6,
         )
 
     def _forget(self, batch: SealedBatch, outcome: str) -> None:

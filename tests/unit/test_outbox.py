@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kubenetmon.agent.batch import serialise
 from kubenetmon.agent.conntrack import SealedRecords
 from kubenetmon.agent.outbox import MAX_REPORTS, Outbox
 from kubenetmon.metrics import Metrics
@@ -139,3 +141,30 @@ def test_sealed_is_always_settled_plus_waiting_and_bytes_never_change(history: l
             assert metrics.value(spec, outcome="sealed") == settled + waiting
         metrics.render()
         assert metrics.value(AGENT_UNACKNOWLEDGED) == len(sequences)
+
+
+columns = st.builds(
+    FlowArrays, st.integers(0, 2**32 - 1), *[st.binary(max_size=300)] * len(fields(FlowArrays)[1:])
+)
+
+
+@given(
+    st.text(max_size=253),
+    st.binary(max_size=16),
+    *[st.integers(0, 2**64 - 1)] * 3,
+    columns,
+    columns,
+)
+def test_the_message_is_what_a_protobuf_library_reads(
+    name: str, epoch: bytes, sequence: int, begin: int, end: int, ipv4: FlowArrays, ipv6: FlowArrays
+) -> None:
+    message = serialise(
+        node_name=name,
+        epoch=epoch,
+        sequence=sequence,
+        interval_start=begin,
+        interval_end=end,
+        ipv4=ipv4,
+        ipv6=ipv6,
+    )
+    assert FlowBatch().parse(message) == FlowBatch(name, epoch, sequence, begin, end, ipv4, ipv6)
