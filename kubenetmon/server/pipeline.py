@@ -43,11 +43,10 @@ _REMEMBERED = 16384
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
-    """`inserters`: batches encoded and inserted at once. `store`: False attributes and counts only."""
+    """`inserters`: batches that are encoded and inserted at once."""
 
     rows: rows.RowsConfig
     inserters: int = 20
-    store: bool = True
 
 
 class RangesHolder(Protocol):
@@ -81,10 +80,11 @@ class Pipeline:
         cluster: ClusterView,
         ranges: RangesHolder,
         attributor: Attributor,
-        inserter: BlockInserter,
+        inserter: BlockInserter | None,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
+        """Without an inserter batches are attributed, counted and acknowledged, and nothing is stored."""
         self._config = config
         self._cluster = cluster
         self._ranges = ranges
@@ -150,7 +150,8 @@ class Pipeline:
 
     async def _store(self, batch: FlowBatch, received_at: float, ignored: dict[str, Ignored]) -> Verdict:
         """Attribute, encode, commit; fills `ignored` with what makes no rows."""
-        schema = await self._inserter.wait_schema() if self._config.store else None
+        inserter = self._inserter
+        schema = None if inserter is None else await inserter.wait_schema()
         if schema is not None and not schema.has_ipv6 and len(batch.ipv6):
             # Only the table says whether IPv6 can be kept; without the columns such rows would merge.
             ipv6 = batch.ipv6
@@ -171,12 +172,12 @@ class Pipeline:
             self._metrics.add(
                 catalogue.REMOTE_LABELER_ERRORS, attributed.empty_region, type="intra_cloud_empty_region"
             )
-        if block is None:
-            if schema is None:
+        if inserter is None or block is None:
+            if inserter is None and records:
                 ignored["disabled"] = Ignored(records, attributed.total_bytes(), attributed.total_packets())
             return Verdict(Outcome.COMMITTED)
         self._observed("enqueued", records)
-        outcome = await self._inserter.commit(block, batch.identity.token)
+        outcome = await inserter.commit(block, batch.identity.token)
         if outcome is not CommitOutcome.COMMITTED:
             self._observed("dropped", records)
             return Verdict(Outcome.RETRY_LATER, "the server is stopping")

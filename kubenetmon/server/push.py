@@ -156,7 +156,15 @@ class PushStream:
             epoch=identity.epoch, sequence=identity.sequence, outcome=verdict.outcome, reason=verdict.reason
         )
         http_stream = self._rpc._stream
-        gone = (H2Error, GrpclibProtocolError, StreamTerminatedError, ConnectionError, AttributeError)
+        # The last two: grpclib on a connection that closed meanwhile, and uvloop's transport then.
+        gone = (
+            H2Error,
+            GrpclibProtocolError,
+            StreamTerminatedError,
+            ConnectionError,
+            AttributeError,
+            RuntimeError,
+        )
         with contextlib.suppress(*gone):
             async with self._sending:
                 try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -12,6 +13,7 @@ from dataclasses import replace
 import grpc
 import grpclib.client
 import pytest
+import trustme
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
@@ -267,7 +269,7 @@ async def test_what_came_on_a_cut_connection_is_stored(rig: Rig) -> None:
             await proxy.cut()
             await asyncio.sleep(0.1)
 
-        with pytest.raises((StreamTerminatedError, ConnectionError, GRPCError)):
+        with pytest.raises((StreamTerminatedError, ConnectionError, GRPCError, RuntimeError)):
             await asyncio.wait_for(FlowHandlerStub(channel).submit(slowly()), 4)
         await until(lambda: rig.pipeline.records() == 100)
 
@@ -428,3 +430,38 @@ async def test_agents_are_counted(rig: Rig, channel: grpclib.client.Channel) -> 
     assert rig.metrics.value(catalogue.SERVER_AGENTS) == 1
     channel.close()
     await until(lambda: rig.metrics.value(catalogue.SERVER_AGENTS) == 0)
+
+
+async def test_agents_show_and_check_certificates() -> None:
+    authority = trustme.CA()
+    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(server_side)
+    authority.configure_trust(server_side)
+    server_side.verify_mode = ssl.CERT_REQUIRED
+    client_side = ssl.create_default_context()
+    client_side.set_alpn_protocols(["h2"])
+    authority.configure_trust(client_side)
+    async with running_receiver(QUICK, tls=server_side) as rig:
+        anonymous = grpclib.client.Channel("127.0.0.1", rig.port, ssl=client_side)
+        with pytest.raises((OSError, StreamTerminatedError, GRPCError)):
+            await push(anonymous, [current_batch()])
+        anonymous.close()
+        assert not rig.pipeline.batches
+        certificate = authority.issue_cert("node-1")
+        certificate.configure_cert(client_side)
+        known = grpclib.client.Channel("127.0.0.1", rig.port, ssl=client_side)
+        acks = await push(known, [current_batch(15_000, sequence=i) for i in range(1, 4)])
+        assert len(acks) == 3
+        known.close()
+        credentials = grpc.ssl_channel_credentials(
+            authority.cert_pem.bytes(),
+            certificate.private_key_pem.bytes(),
+            certificate.cert_chain_pems[0].bytes(),
+        )
+        core = grpc.secure_channel(f"127.0.0.1:{rig.port}", credentials)
+        call = core.stream_unary(
+            SUBMIT_METHOD, request_serializer=bytes, response_deserializer=ObservationSummary.parse
+        )
+        summary = await asyncio.to_thread(call, iter([current_observation()] * 100))
+        assert summary.observation_count == 100
+        await asyncio.to_thread(core.close)

@@ -102,9 +102,9 @@ class RawClient:
             while True:
                 for event in self.events:
                     if isinstance(event, h2.events.TrailersReceived | h2.events.ResponseReceived):
-                        headers = dict(event.headers)
+                        headers = {str(name): str(value) for name, value in event.headers}
                         if event.stream_id == stream and "grpc-status" in headers:
-                            return str(headers["grpc-status"])
+                            return headers["grpc-status"]
                 data = await self.reader.read(65536)
                 assert data, "connection closed"
                 self.events += self.h2.receive_data(data)
