@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,15 @@ from kubenetmon.clickhouse.schema import SchemaOptions, apply, read_table
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.rows import RowsConfig, columns
-from tests.beds.attribution import CASE_CLOUDS, batch_of, inventory_of, load_cases, load_ranges
+from tests.beds.attribution import (
+    CASE_CLOUDS,
+    batch_of,
+    expected_sums,
+    inventory_of,
+    load_cases,
+    load_ranges,
+    stored_sums,
+)
 from tests.beds.small_cluster import CONFIG, RANGES, SNAPSHOT, flow
 
 pytestmark = pytest.mark.chdb
@@ -82,11 +89,6 @@ async def test_all_cases_come_back_as_the_original_answers(
     ranges = load_ranges(shared_data / "cloud-ranges")
     snapshot = inventory_of(cases.cluster_json).snapshot()
     config = AttributionConfig(cases.cloud, cases.region, "blue", ignore_udp=cases.ignore_udp)
-    expected: dict[tuple[Any, ...], tuple[int, int]] = {}
-    names = sorted(
-        next(case.expect for case in cases.cases if not isinstance(case.expect, str)).keys()
-        - {"bytesIn", "bytesOut", "packetsIn", "packetsOut"}
-    )
     for node, of_node in cases.by_node().items():
         batch = batch_of([case.flow for case in of_node], node, NOW - 60)
         count, found = columns(
@@ -95,17 +97,4 @@ async def test_all_cases_come_back_as_the_original_answers(
             RowsConfig("test", cases.cloud, cases.region, "blue"),
         )
         await sink.insert(*TABLE, encode(found, schema, count), node, {})
-        for case in of_node:
-            if isinstance(case.expect, str):
-                continue
-            for direction, suffix in (("out", "Out"), ("in", "In")):
-                key = (*(case.expect[name] for name in names), direction)
-                before = expected.get(key, (0, 0))
-                expected[key] = (
-                    before[0] + case.expect[f"bytes{suffix}"], before[1] + case.expect[f"packets{suffix}"]
-                )  # fmt: skip
-    shown = ", ".join(f"toString({name})" if name.endswith("IPv4") else name for name in names)
-    rows = await sink.query(
-        f"SELECT {shown}, direction, sum(bytes), sum(packets) FROM network_flows_0 GROUP BY ALL"
-    )
-    assert {row[:-2]: row[-2:] for row in rows} == expected
+    assert await stored_sums(sink, cases) == expected_sums(cases)

@@ -3,104 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kubenetmon.clickhouse.schema import SchemaOptions, ddl
 from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from tests.beds.clickhouse_front import clickhouse_front
-
-RANGES = Path(__file__).resolve().parents[2] / "kubenetmon" / "demo" / "ranges"
-PATIENCE = 30.0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Server:
-    """A server process with a configuration of its own in `directory`."""
-
-    def __init__(self, directory: Path, **changes: object) -> None:
-        self.metrics_port = _free_port()
-        cluster = directory / "cluster.json"
-        cluster.write_text('{"kind": "List", "items": []}')
-        settings: dict[str, object] = {
-            "environment": "development",
-            "cloud": "aws",
-            "region": "us-west-2",
-            "cluster": "test",
-            "metrics_port": self.metrics_port,
-            "grpc_port": _free_port(),
-            "kubernetes_source": f"file:{cluster}",
-            "cloud_ranges_dir": str(RANGES),
-            "clickhouse_endpoint": f"127.0.0.1:{_free_port()}",
-            "clickhouse_disable_tls": True,
-            "clickhouse_credentials_dir": str(directory),
-            **changes,
-        }
-        config = directory / "config.yaml"
-        config.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
-        self._command = [sys.executable, "-m", "kubenetmon", "--role", "server", "--config", str(config)]
-        self._environment = {"PATH": os.environ["PATH"], "HOME": str(directory)}
-
-    def outcome(self) -> tuple[int, str]:
-        """Exit status and what was said, of a server that does not start."""
-        result = subprocess.run(
-            self._command, capture_output=True, text=True, timeout=PATIENCE, env=self._environment
-        )
-        return result.returncode, result.stderr
-
-    @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[str]]:
-        """The process, stopped in order at the end, when it must not have said a traceback."""
-        process = subprocess.Popen(
-            self._command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=self._environment
-        )
-        try:
-            yield process
-        finally:
-            process.terminate()
-            _, said = process.communicate(timeout=PATIENCE)
-        assert "Traceback" not in said
-        assert process.returncode == 0
-
-    def reason(self, check: str) -> str:
-        """What /ready says of a check that does not pass, once it says more than that it waits."""
-        deadline = time.monotonic() + PATIENCE
-        found = ""
-        while time.monotonic() < deadline:
-            found = self._ready().get(check, {}).get("detail", "")
-            if found and "not answered yet" not in found and "being loaded" not in found:
-                return found
-            time.sleep(0.1)
-        return found
-
-    def _ready(self) -> dict[str, Any]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/ready", timeout=5) as answer:
-                body = answer.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                body = error.read()
-        except OSError:
-            return {}
-        checks: dict[str, Any] = json.loads(body)["checks"]
-        return checks
+from tests.beds.server_process import PATIENCE, Server
 
 
 @pytest.mark.parametrize(
@@ -125,6 +38,9 @@ def test_what_cannot_work_is_one_line_and_exit_2(
     assert (status, last.startswith("kubenetmon: ")) == (2, True), said
     assert says in last
     assert "Traceback" not in said
+
+
+_AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"prefixes": []}', "<html></html>"])
@@ -206,8 +122,7 @@ def test_an_agent_says_which_variable_is_wrong(environment: dict[str, str], says
 @pytest.mark.parametrize("role", ["agent", "all"])
 def test_without_root_one_line_says_why_not(role: str) -> None:
     result = subprocess.run(
-        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-        + [sys.executable, "-m", "kubenetmon", "--role", role],
+        [*_AS_NOBODY, sys.executable, "-m", "kubenetmon", "--role", role],
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -1,0 +1,169 @@
+"""Three processes as a user starts them, real traffic, and what the nodes' own packet counters saw of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubenetmon.demo import plan
+from kubenetmon.demo.world import FlowCount
+from tests.beds.metered_world import MeteredWorld, Movement, expected
+
+pytestmark = [pytest.mark.root, pytest.mark.chdb, pytest.mark.timeout(300)]
+
+SECONDS = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a finished run left to look at."""
+
+    flows: list[FlowCount]
+    sizes: Counter[Movement]
+    packets: Counter[Movement]
+    agents: dict[str, dict[str, float]]
+    server: dict[str, float]
+    ask: Callable[[str], list[tuple[Any, ...]]]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["offloads", "no-offloads"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Traffic of every kind, metered to its end; once with segmentation offloads and once without."""
+    with MeteredWorld(tmp_path_factory.mktemp("sums"), offloads=request.param) as metered:
+        metered.start()
+        metered.begin_traffic(seed=1)
+        metered.run_for(SECONDS)
+        metered.end_traffic()
+        agents = {name: agent.metrics() for name, agent in metered.agents.items()}
+        assert metered.server is not None
+        server = metered.server.metrics()
+        flows = metered.finish()
+        sizes, packets = metered.stored()
+        yield Run(flows, sizes, packets, agents, server, metered.ask)
+
+
+def test_bytes_are_those_of_the_counters_by_workload_protocol_and_direction(run: Run) -> None:
+    assert run.sizes == expected(run.flows)[0]
+
+
+def test_packets_are_those_of_the_counters_by_workload_protocol_and_direction(run: Run) -> None:
+    assert run.packets == expected(run.flows)[1]
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("direction", ["out", "in"])
+def test_both_protocols_move_both_ways(run: Run, protocol: str, direction: str) -> None:
+    assert any(key[3:] == (protocol, direction) and size for key, size in run.sizes.items())
+
+
+def test_a_service_resolves_to_the_pods_behind_it_on_both_nodes(run: Run) -> None:
+    service = next(service for service in plan.SERVICES if service.name == "catalog")
+    remotes = {key[2] for key in run.sizes}
+    assert service.address not in remotes
+    assert {pod.address for pod in plan.PODS if pod.app == "catalog"} <= remotes
+
+
+def test_connections_that_ended_within_the_run_came_by_events(run: Run) -> None:
+    for metrics in run.agents.values():
+        assert metrics["kubenetmon_agent_destroy_events_total"] > 0
+
+
+def test_agents_account_for_every_byte_they_observed(run: Run) -> None:
+    for metrics in run.agents.values():
+        for unit in ("bytes", "packets"):
+            ignored = sum(
+                value
+                for name, value in metrics.items()
+                if name.startswith("kubenetmon_agent_ignored_total") and f'unit="{unit}"' in name
+            )
+            assert metrics[f'kubenetmon_agent_observed_total{{unit="{unit}"}}'] == (
+                metrics[f'kubenetmon_agent_reported_total{{unit="{unit}"}}']
+                + metrics[f'kubenetmon_agent_pending{{unit="{unit}"}}']
+                + ignored
+            )
+
+
+def test_the_server_accounts_for_every_byte_it_received(run: Run) -> None:
+    for unit in ("bytes", "packets"):
+        parts = {
+            name: value
+            for name, value in run.server.items()
+            if name.startswith(
+                (
+                    "kubenetmon_server_committed_total",
+                    "kubenetmon_server_ignored_total",
+                    "kubenetmon_server_handed_back_total",
+                    "kubenetmon_server_pending",
+                )
+            )
+            and f'unit="{unit}"' in name
+        }
+        assert run.server[f'kubenetmon_server_received_total{{unit="{unit}"}}'] == sum(parts.values())
+
+
+def test_paths_have_the_class_they_are_billed_by(run: Run) -> None:
+    classes = dict(
+        run.ask(
+            "SELECT toString(remoteIPv4), any(connectionClass) FROM default.network_flows_0 "
+            "WHERE remotePod = '' GROUP BY remoteIPv4"
+        )
+    )
+    assert classes == {
+        plan.S3_ADDRESS: "INTRA_REGION",
+        plan.OTHER_REGION_ADDRESS: "INTER_REGION",
+        plan.PUBLIC_ADDRESS: "PUBLIC_INTERNET",
+        plan.VISITOR_ADDRESS: "PUBLIC_INTERNET",
+    }
+
+
+def test_rows_say_who_where_and_how(run: Run) -> None:
+    [row] = run.ask(
+        "SELECT DISTINCT environment, localCloud, localRegion, localCluster, localAvailabilityZone, "
+        "localNamespace, localPod, localApp, remoteCloud, remoteRegion, remoteCloudService "
+        f"FROM default.network_flows_0 WHERE remoteIPv4 = toIPv4('{plan.S3_ADDRESS}')"
+    )
+    backup = plan.pod_of_app("backup")
+    assert row == (
+        "development", "aws", plan.REGION, plan.CLUSTER, "us-west-2b",
+        backup.namespace, backup.name, backup.app, "aws", plan.REGION, "s3",
+    )  # fmt: skip
+
+
+def test_a_server_that_restarts_in_the_middle_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    with MeteredWorld(tmp_path) as metered:
+        metered.start()
+        metered.begin_traffic(seed=2)
+        metered.run_for(3)
+        assert metered.server is not None
+        metered.server.stop()
+        metered.server = None
+        metered.run_for(6)
+        metered.start_server()
+        metered.run_for(3)
+        metered.end_traffic()
+        flows = metered.finish()
+        assert metered.stored() == expected(flows)
+
+
+def test_an_agent_that_starts_late_meters_from_then_on(tmp_path: Path) -> None:
+    late = plan.NODES[1].name
+    with MeteredWorld(tmp_path) as metered:
+        metered.start_server()
+        metered.start_agent(plan.NODES[0].name)
+        metered.begin_traffic(seed=3)
+        metered.run_for(2)
+        metered.start_agent(late)
+        metered.run_for(2)
+        metered.end_traffic()
+        flows = metered.finish()
+        wanted, stored = expected(flows)[0], metered.stored()[0]
+        early = {key: size for key, size in wanted.items() if key[0] != late}
+        assert {key: size for key, size in stored.items() if key[0] != late} == early
+        late_wanted = sum(size for key, size in wanted.items() if key[0] == late)
+        late_stored = sum(size for key, size in stored.items() if key[0] == late)
+        assert 0 < late_stored < late_wanted
