@@ -1,12 +1,29 @@
 /* The ledger: what the kernel counted per flow, and what of that has been reported.
  *
+ * What is booked, and when:
+ * - The identity of a flow is (zone, family, protocol, original tuple, id, start). A sighting moves the flow's
+ *   counters to what the message says, so that repetitions within a dump and dumps read twice add nothing.
+ * - A flow that began before we listened is the baseline: what it had counted when first seen is not metered,
+ *   what it counts from then on is. Where the kernel gives start times they decide, in whatever message the
+ *   flow turns up first; where not, what comes before the first full dump has ended is baseline.
+ * - A DESTROY event carries final counters: what they have above the last ones is booked, and a tombstone stays
+ *   for two full dumps and for as long as the kernel will send the event again, so that neither a dump that
+ *   still shows the flow nor the repeated event is taken for another life.
+ * - A flow that two full dumps in a row did not show is asked for by its tuple, which also makes the kernel
+ *   end it if it had expired. One that is not there becomes a tombstone; if no event comes while that
+ *   stays, it is counted as vanished, and what it moved after its last sighting is what is lost.
+ * - A counter that falls within one life (same start) was reset by another process: all four count from zero.
+ *   Without start times it is another life: the old one waits for its DESTROY event, and the case is counted
+ *   as ambiguous, as is every life that only the order of messages tells from the one before.
+ * - Flows without counters are counted and have no entry.
+ *
  * One contiguous region, a header page and entries of fixed size that refer to each other by number, grown by
  * mremap; nothing in it is a pointer. The hash index is derived and lives outside. Entries are freed when a
- * flow has ended, its tombstone has outlived two full dumps and nothing of it is pending, so that the region
- * is bounded by the flows that lived at once. Not locked: the meter serialises.
+ * flow has ended, its tombstone has done its service and nothing of it is pending, so that the region is
+ * bounded by the flows that lived at once. Not locked: the meter serialises.
  *
  * Per flow `last` holds the counters read last and is written by reading alone, `reported` what went into
- * sealed batches and is written by sealing alone; their difference is pending. */
+ * sealed batches and is written by sealing alone (but for a reset); their difference is pending. */
 #ifndef KUBENETMON_LEDGER_H
 #define KUBENETMON_LEDGER_H
 

@@ -24,7 +24,8 @@ const struct nlmsghdr *message_next(const uint8_t *bytes, size_t length, size_t 
 	return message;
 }
 
-/* A walk over attributes, inlined: the calls of libmnl's helpers took a tenth of a whole dump. */
+/* A walk over attributes, inlined: 48 ns a flow, against 272 by libmnl's calls and 676 by nfct_nlmsg_parse(), where
+ * receiving takes some 1,400. */
 struct walk {
 	const uint8_t *position;
 	size_t left;

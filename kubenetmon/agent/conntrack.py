@@ -8,7 +8,7 @@ keep. At shutdown `close` breaks a running dump off (nothing of it is lost to a 
 counters are never reset), ends both threads and drops the ledger.
 
 Identity: `Totals` says in bytes and packets, exactly and at any time, observed = reported +
-ignored{protocol, loopback, baseline} + pending. docs/conntrack.md says what is counted when.
+ignored{protocol, loopback, baseline} + pending. csrc/ledger.h says what is booked when.
 """
 
 from __future__ import annotations
