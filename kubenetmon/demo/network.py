@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import fcntl
 import ipaddress
+import itertools
 import json
 import os
 import shutil
@@ -43,6 +44,8 @@ _ETHTOOL_OFFLOADS = {
     "generic segmentation": 0x24,
     "generic receive": 0x2C,
 }
+
+_numbers = itertools.count(1)
 
 T = TypeVar("T")
 
@@ -116,11 +119,11 @@ def remove_own() -> None:
 def create_namespace(label: str) -> Namespace:
     """A new namespace with its loopback up and IPv6 duplicate address detection off.
 
-    `label` tells the namespaces of one run apart. Raises `MachineError` when the kernel or the privileges
+    `label` is for people; the name is unique whatever it says. Raises `MachineError` when the kernel or the privileges
     do not allow it.
     """
     require_machine()
-    namespace = Namespace(own_prefix() + label)
+    namespace = Namespace(f"{own_prefix()}{next(_numbers)}-{label}")
     _run(["ip", "netns", "add", namespace.name])
     try:
         for scope in ("all", "default"):

@@ -84,6 +84,13 @@ class World:
                 self._prepare_pod(pod, f"pod{number}")
             self._undo = undo.pop_all()
 
+    def disable_offloads(self) -> None:
+        """Make every packet that a pod or the internet sends an skb of its own."""
+        for pod in self.pods.values():
+            pod.disable_offloads("eth0")
+        for node in plan.NODES:
+            self.internet.disable_offloads(node.name)
+
     def close(self) -> None:
         """Remove the namespaces, and end what still runs in them."""
         self._undo.close()

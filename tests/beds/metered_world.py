@@ -1,0 +1,160 @@
+"""The demo's world with a server and agents in it, step by step, for tests that interfere.
+
+Contract: a context manager that removes everything. `start` brings up the processes, `begin_traffic` and
+`end_traffic` frame what is metered, `finish` stops the processes in order, so that everything is committed,
+and returns what the nodes' counters saw. `ask` queries the database that the server has let go of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
+from kubenetmon.demo import plan, processes, scenario
+from kubenetmon.demo.actors import Actors
+from kubenetmon.demo.processes import Intervals, Role
+from kubenetmon.demo.run import wait_until_quiet
+from kubenetmon.demo.world import FlowCount, World
+
+Movement = tuple[str, str, str, str, str]
+"""Node, local address, remote address, protocol, direction: what rows are summed by."""
+
+BY_MOVEMENT = """
+SELECT localNode, toString(localIPv4), toString(remoteIPv4), proto, toString(direction),
+       sum(bytes), sum(packets)
+FROM default.network_flows_0 GROUP BY ALL
+"""
+
+
+class MeteredWorld:
+    """World, processes and traffic of one test."""
+
+    def __init__(self, directory: Path, intervals: Intervals | None = None, *, offloads: bool = True) -> None:
+        self.directory = directory
+        self.database = directory / "clickhouse"
+        self._intervals = intervals or Intervals()
+        self.world = World()
+        if not offloads:
+            self.world.disable_offloads()
+        self.actors = Actors()
+        self.agents: dict[str, Role] = {}
+        self.server: Role | None = None
+        self._config = processes.write_server_files(directory, f"chdb:{self.database}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End and remove everything."""
+        self.actors.close()
+        for role in (*self.agents.values(), self.server):
+            if role is not None:
+                role.kill()
+        self.world.close()
+
+    def start(self) -> None:
+        """Server and agents, ready."""
+        self.start_server()
+        for node in plan.NODES:
+            self.start_agent(node.name)
+
+    def start_server(self) -> Role:
+        """A server, ready; in place of the one before."""
+        self.server = processes.start_server(self.world.server, self._config, self.directory)
+        self.server.wait_ready()
+        return self.server
+
+    def start_agent(self, node_name: str) -> Role:
+        """An agent, ready; in place of the node's one before."""
+        node = next(node for node in plan.NODES if node.name == node_name)
+        agent = processes.start_agent(node, self.world.nodes[node_name], self.directory, self._intervals)
+        self.agents[node_name] = agent
+        agent.wait_ready()
+        return agent
+
+    def begin_traffic(self, seed: int = 0) -> None:
+        """Everything that the demo's scenario has."""
+        self.actors.begin(scenario.scripts(self.world, seed))
+        self.actors.go()
+
+    def run_for(self, seconds: float) -> None:
+        """Let time pass, while nothing may end on its own."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(0.5, left))
+
+    def check(self) -> None:
+        """Raise when a process has ended on its own."""
+        self.actors.check()
+        for role in (*self.agents.values(), self.server):
+            if role is not None:
+                role.check()
+
+    def end_traffic(self) -> None:
+        """Let every exchange end, and every packet arrive."""
+        self.actors.stop()
+        wait_until_quiet(self.world)
+
+    def finish(self) -> list[FlowCount]:
+        """Agents report what is left, the server commits it; what the counters saw."""
+        for agent in self.agents.values():
+            agent.stop()
+        self.agents.clear()
+        if self.server is not None:
+            self.server.stop()
+            self.server = None
+        return self.world.flows()
+
+    def ask(self, sql: str) -> list[tuple[Any, ...]]:
+        """The rows of a query."""
+
+        async def query() -> list[tuple[Any, ...]]:
+            sink = EmbeddedSink(self.database)
+            try:
+                return await sink.query(sql)
+            finally:
+                await sink.close()
+
+        return asyncio.run(query())
+
+    def stored(self) -> tuple[Counter[Movement], Counter[Movement]]:
+        """Bytes and packets in ClickHouse by movement."""
+        sizes: Counter[Movement] = Counter()
+        packets: Counter[Movement] = Counter()
+        for *key, size, count in self.ask(BY_MOVEMENT):
+            movement = (key[0], key[1], key[2], key[3].lower(), key[4])
+            sizes[movement], packets[movement] = size, count
+        return sizes, packets
+
+
+def expected(flows: list[FlowCount]) -> tuple[Counter[Movement], Counter[Movement]]:
+    """Bytes and packets that must be in ClickHouse: the counters' flows, seen from the side that is local.
+
+    Local is who opened the connection where that is a pod of the node, else who answered.
+    """
+    homes = {pod.address: pod.node for pod in plan.PODS}
+    sizes: Counter[Movement] = Counter()
+    packets: Counter[Movement] = Counter()
+    for flow in flows:
+        opened_here = homes.get(flow.original_source) == flow.node
+        local, remote = (
+            (flow.original_source, flow.reply_source)
+            if opened_here
+            else (flow.reply_source, flow.original_source)
+        )
+        outwards = opened_here == (flow.direction == "original")
+        movement = (flow.node, local, remote, flow.protocol, "out" if outwards else "in")
+        sizes[movement] += flow.count.bytes
+        packets[movement] += flow.count.packets
+    return sizes, packets
