@@ -98,7 +98,7 @@ class _PodRecord:
         self.pod = pod
         self.generation = generation
         self.endpoint = 0
-        self.claims: tuple[tuple[Family, Claim], ...] = ()
+        self.claims: tuple[Claim, ...] = ()
 
 
 class Inventory:
@@ -115,7 +115,7 @@ class Inventory:
         self._pods: dict[str, _PodRecord] = {}
         self._pods_on: dict[str, set[str]] = {}
         self._services: dict[str, int] = {}
-        self._ended: deque[tuple[float, Family, Claim]] = deque()
+        self._ended: deque[tuple[float, Claim]] = deque()
         self._generation: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self._snapshot: ClusterSnapshot | None = None
 
@@ -180,8 +180,8 @@ class Inventory:
         if record is None:
             return
         self._leave_node(record.pod)
-        for family, claim in record.claims:
-            self._end(family, claim, now)
+        for claim in record.claims:
+            self._end(claim, now)
 
     def put_node(self, node: Node) -> None:
         """A node was created, listed or changed."""
@@ -212,8 +212,8 @@ class Inventory:
         """Forget what ended longer ago than is kept; to be called every few seconds."""
         keep = max(self._config.history, self._config.pod_grace)
         while self._ended and (self._ended[0][0] + keep < now or len(self._ended) > _MOST_ENDED_CLAIMS):
-            _, family, claim = self._ended.popleft()
-            self._history[family].forget(claim)
+            _, claim = self._ended.popleft()
+            self._history[claim.family].forget(claim)
             self._snapshot = None
         if self._nodes.expire(now - self._config.pod_grace):
             self._snapshot = None
@@ -225,25 +225,25 @@ class Inventory:
         if pod.owns_addresses:
             wanted.update({(4, address): None for address in pod.ipv4})
             wanted.update({(6, address): None for address in pod.ipv6})
-        for family, claim in record.claims:
-            if (family, claim.address) in wanted:
-                wanted[family, claim.address] = claim
+        for claim in record.claims:
+            if (claim.family, claim.address) in wanted:
+                wanted[claim.family, claim.address] = claim
             else:
-                self._end(family, claim, now)
+                self._end(claim, now)
         if not wanted:
             record.claims = ()
             record.endpoint = 0
             return
         self._describe(record)
-        claims: list[tuple[Family, Claim]] = []
+        claims: list[Claim] = []
         for (family, address), held in wanted.items():
             if held is not None:
                 claim = held
             else:
-                claim = Claim(address, min(max(start, 0), FOREVER - 1), pod.created, record.endpoint)
+                claim = Claim(family, address, min(max(start, 0), FOREVER - 1), pod.created, record.endpoint)
                 self._history[family].add(claim)
                 self._snapshot = None
-            claims.append((family, claim))
+            claims.append(claim)
         record.claims = tuple(claims)
 
     def _describe(self, record: _PodRecord) -> None:
@@ -261,14 +261,14 @@ class Inventory:
         if record.endpoint and self._endpoints.description(record.endpoint) == description:
             return
         record.endpoint = self._endpoints.add(description, self._nodes.number(pod.node))
-        for family, claim in record.claims:
+        for claim in record.claims:
             if claim.end == FOREVER:
-                self._history[family].move(claim, record.endpoint)
+                self._history[claim.family].move(claim, record.endpoint)
         self._snapshot = None
 
-    def _end(self, family: Family, claim: Claim, now: float) -> None:
-        self._history[family].end(claim, int(now))
-        self._ended.append((now, family, claim))
+    def _end(self, claim: Claim, now: float) -> None:
+        self._history[claim.family].end(claim, int(now))
+        self._ended.append((now, claim))
         self._snapshot = None
 
     def _leave_node(self, pod: Pod) -> None:

@@ -33,9 +33,10 @@ _MAX_CLAIMS_PER_ADDRESS = 64
 class Claim:
     """One endpoint's hold on one address from `start` to `end` (Unix seconds, end excluded)."""
 
-    __slots__ = ("address", "created", "end", "endpoint", "start")
+    __slots__ = ("address", "created", "end", "endpoint", "family", "start")
 
-    def __init__(self, address: int, start: int, created: int, endpoint: int) -> None:
+    def __init__(self, family: Family, address: int, start: int, created: int, endpoint: int) -> None:
+        self.family: Family = family
         self.address = address
         self.start = start
         self.end = FOREVER
@@ -149,31 +150,42 @@ class AddressHistory:
             claim.endpoint = int(new_ids[claim.endpoint])
 
     def _merge(self, changed: list[int]) -> OwnershipRows:
+        """The rows with those of the changed addresses (sorted) replaced: slices of old and of new ones."""
         starts: list[tuple[int, int]] = []
         ends: list[int] = []
         endpoints: list[int] = []
+        bounds = [0]
         for address in changed:
             for start, end, endpoint in self._steps(self._claims.get(address, ())):
                 starts.append((address, start))
                 ends.append(end)
                 endpoints.append(endpoint)
+            bounds.append(len(starts))
         old = self._rows
-        # Row 0, the sentinel, has the address 0, which no one can claim.
+        # Row 0, the sentinel, has the address 0, which no one can claim: it stays the first.
         first = old.keys.searchsorted(self._keys([(address, 0) for address in changed]), side="left")
         last = old.keys.searchsorted(self._keys([(address, FOREVER) for address in changed]), side="right")
-        stale = np.zeros(len(old.keys) + 1, np.int8)
-        occupied = first < last
-        np.add.at(stale, first[occupied], 1)
-        np.add.at(stale, last[occupied], -1)
-        keep = np.cumsum(stale[:-1], dtype=np.int8) == 0
-        kept_keys = old.keys[keep]
-        new_keys = self._keys(starts)
-        at = kept_keys.searchsorted(new_keys)
+        # Changed addresses with no other between them are replaced as one run.
+        breaks = np.flatnonzero(first[1:] != last[:-1])
+        run_first, run_last = np.append(0, breaks + 1), np.append(breaks, len(changed) - 1)
+        kept_from, kept_to = [0, *last[run_last].tolist()], [*first[run_first].tolist(), len(old.keys)]
+        kept = [slice(*pair) for pair in zip(kept_from, kept_to, strict=True)]
+        new_bounds = np.array(bounds)
+        new_from, new_to = new_bounds[run_first].tolist(), new_bounds[run_last + 1].tolist()
+        added = [slice(*pair) for pair in zip(new_from, new_to, strict=True)]
+
+        def merged(old_column: NDArray[Any], new_column: NDArray[Any]) -> NDArray[Any]:
+            pieces = [old_column[kept[0]]]
+            for new_rows, old_rows in zip(added, kept[1:], strict=True):
+                pieces.append(new_column[new_rows])
+                pieces.append(old_column[old_rows])
+            return np.concatenate(pieces)
+
         return OwnershipRows(
             self._family,
-            np.insert(kept_keys, at, new_keys),
-            np.insert(old.ends[keep], at, ends),
-            np.insert(old.endpoints[keep], at, endpoints),
+            merged(old.keys, self._keys(starts)),
+            merged(old.ends, np.array(ends, np.int64)),
+            merged(old.endpoints, np.array(endpoints, np.int32)),
         )
 
     def _steps(self, claims: tuple[Claim, ...]) -> list[tuple[int, int, int]]:
