@@ -28,7 +28,7 @@ from h2.exceptions import StreamClosedError
 
 from kubenetmon.agent.waiting import within
 from kubenetmon.clock import Clock
-from kubenetmon.proto import PUSH_METHOD, SUBMIT_METHOD, BatchAck, ObservationSummary
+from kubenetmon.proto import EPOCH_BYTES, PUSH_METHOD, SUBMIT_METHOD, BatchAck, ObservationSummary
 
 _Result = TypeVar("_Result")
 
@@ -182,7 +182,10 @@ class PushStream:
             if message is None:
                 await _raise_status(self._stream)
                 return None
-            return BatchAck().parse(message)
+            ack = BatchAck().parse(message)
+            if len(ack.epoch) != EPOCH_BYTES:
+                raise ValueError("one came that cannot be read")
+            return ack
         except Exception as error:  # as in Connection._guard, and what a hostile peer sends
             raise _failure("waiting for acknowledgements", error) from error
 

@@ -159,10 +159,16 @@ def _warn_of_unknown(environ: Mapping[str, str]) -> None:
     for name in sorted(environ):
         if not name.startswith("KUBENETMON_") or name in known or _SERVICE_VARIABLE.fullmatch(name):
             continue
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        nearest = max(known, key=lambda candidate: _likeness(name, candidate))
         logger.warning(
             "the environment variable %s is unknown and has no effect; did you mean %s?", name, nearest
         )
+
+
+def _likeness(given: str, known: str) -> float:
+    """Between 0 and 1, without what all names share; a beginning alone will do."""
+    given, known = given.removeprefix("KUBENETMON_"), known.removeprefix("KUBENETMON_")
+    return max(difflib.SequenceMatcher(None, given, form).ratio() for form in (known, known[: len(given)]))
 
 
 def _read(

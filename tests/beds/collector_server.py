@@ -100,6 +100,7 @@ class CollectorServer:
         self.arrived = asyncio.Event()
         self._push, self._tls = push, tls
         self._server: grpclib.server.Server | None = None
+        self._transports: set[asyncio.Transport] = set()
 
     def __mapping__(self) -> dict[str, Handler]:
         if not self._push:
@@ -112,6 +113,7 @@ class CollectorServer:
 
     async def _serve(self, stream: grpclib.server.Stream[FlowBatch, BatchAck]) -> None:
         self.streams += 1
+        self._transports.add(stream._stream._transport)
         self.metadata.append(dict(stream.metadata or {}))
         await stream.send_initial_metadata()
         async for batch in stream:
@@ -137,6 +139,9 @@ class CollectorServer:
         """Close the listener and every connection."""
         if self._server is not None:
             self._server.close()
+            for transport in self._transports:  # which grpclib leaves open
+                transport.abort()
+            self._transports.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._server.wait_closed(), 5)
             self._server = None

@@ -140,12 +140,19 @@ def test_gos_forms_of_false(value: str) -> None:
 
 def test_an_unknown_variable_is_named_with_the_nearest_known(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        from_environment({"KUBENETMON_REPORT_INTERVALL": "5s", "KUBENETMON_SERVER_SERVICE_HOTS": "x"})
+        from_environment(
+            {
+                "KUBENETMON_REPORT_INTERVALL": "5s",
+                "KUBENETMON_SERVER_SERVICE_HOTS": "x",
+                "KUBENETMON_TOKEN": "x",
+            }
+        )
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2
+    assert len(said) == 3
     assert "KUBENETMON_REPORT_INTERVALL" in said[0]
     assert "did you mean KUBENETMON_REPORT_INTERVAL?" in said[0]
     assert "did you mean KUBENETMON_SERVER_SERVICE_HOST?" in said[1]
+    assert "did you mean KUBENETMON_TOKEN_FILE?" in said[2]
 
 
 def test_the_variables_that_kubernetes_makes_of_services_are_not_unknown(

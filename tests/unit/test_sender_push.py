@@ -26,15 +26,17 @@ from tests.beds.collector_server import (
     reset,
 )
 from tests.beds.proxy import TcpProxy
-from tests.unit.sending import FAST, Bed, sending
+from tests.unit.sending import FAST, IMPATIENT, Bed, sending
 
 
 @asynccontextmanager
-async def sending_through_proxy() -> AsyncIterator[tuple[CollectorServer, TcpProxy, Bed]]:
+async def sending_through_proxy(
+    config: SenderConfig,
+) -> AsyncIterator[tuple[CollectorServer, TcpProxy, Bed]]:
     async with (
         CollectorServer() as server,
         TcpProxy("127.0.0.1", server.port) as proxy,
-        sending(proxy.port) as bed,
+        sending(proxy.port, config) as bed,
     ):
         yield server, proxy, bed
 
@@ -106,7 +108,7 @@ async def test_an_answer_without_meaning_keeps_the_batch() -> None:
 
 @pytest.mark.parametrize("fault", [ignore, reset, go_away, end_with_error, end_quietly])
 async def test_after_a_fault_the_unanswered_go_out_again_under_their_identity(fault: object) -> None:
-    async with CollectorServer() as server, sending(server.port) as bed:
+    async with CollectorServer() as server, sending(server.port, IMPATIENT) as bed:
         server.script.extend([COMMIT, fault])  # type: ignore[list-item]
         bed.seal(3)
         await bed.until_empty()
@@ -123,7 +125,7 @@ async def test_after_a_fault_the_unanswered_go_out_again_under_their_identity(fa
 
 
 async def test_at_most_a_few_batches_are_in_flight() -> None:
-    async with CollectorServer() as server, sending(server.port, pushing(in_flight=2, ack_timeout=30)) as bed:
+    async with CollectorServer() as server, sending(server.port, pushing(in_flight=2)) as bed:
         server.script.extend([ignore, ignore])
         bed.seal(5)
         await server.until(2)
@@ -137,7 +139,7 @@ async def test_an_ack_that_comes_twice_or_for_another_epoch_changes_nothing() ->
         for subject in (stranger, batch, batch):
             await COMMIT(server, stream, subject)  # type: ignore[arg-type]
 
-    async with CollectorServer() as server, sending(server.port) as bed:
+    async with CollectorServer() as server, sending(server.port, IMPATIENT) as bed:
         server.script.extend([twice, ignore])  # type: ignore[list-item]
         bed.seal(2)
         await bed.until_empty()
@@ -186,7 +188,7 @@ async def test_without_a_server_batches_wait_and_arrive_when_it_comes(
 
 
 async def test_a_half_open_connection_is_left_after_the_ack_timeout() -> None:
-    async with sending_through_proxy() as (server, proxy, bed):
+    async with sending_through_proxy(IMPATIENT) as (server, proxy, bed):
         bed.seal()
         await bed.until_empty()
         proxy.to_client.dropping = True
@@ -201,7 +203,7 @@ async def test_a_half_open_connection_is_left_after_the_ack_timeout() -> None:
 
 
 async def test_a_server_that_reads_nothing_is_left_too() -> None:
-    async with sending_through_proxy() as (server, proxy, bed):
+    async with sending_through_proxy(IMPATIENT) as (server, proxy, bed):
         proxy.to_upstream.stall()
         bed.seal(3, filler=900_000)
         await asyncio.sleep(0.5)
@@ -213,7 +215,7 @@ async def test_a_server_that_reads_nothing_is_left_too() -> None:
 
 async def test_a_connection_cut_at_any_byte_loses_nothing() -> None:
     chance = random.Random(7)
-    async with sending_through_proxy() as (server, proxy, bed):
+    async with sending_through_proxy(FAST) as (server, proxy, bed):
         for _ in range(25):
             direction = chance.choice([proxy.to_upstream, proxy.to_client])
             direction.cut_after_bytes(chance.randrange(1, 400))
@@ -279,7 +281,7 @@ async def test_stopping_ends_a_long_backoff() -> None:
 
 
 async def test_a_stop_cut_short_says_what_may_be_missing(caplog: pytest.LogCaptureFixture) -> None:
-    async with CollectorServer() as server, sending(server.port, pushing(ack_timeout=30)) as bed:
+    async with CollectorServer() as server, sending(server.port) as bed:
         server.script.append(ignore)
         bed.seal()
         await server.until(1)

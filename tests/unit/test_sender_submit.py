@@ -218,7 +218,7 @@ async def test_what_may_have_left_by_push_waits_for_a_server_that_has_push(
         ours.script.append(ignore)
         async with (
             TcpProxy(ours.host, ours.port) as proxy,
-            sending(proxy.port, replace(FAST, push=replace(FAST.push, ack_timeout=30.0))) as bed,
+            sending(proxy.port) as bed,
         ):
             bed.put(sealed(random_rows(4, 10), []))
             await ours.until(1)
