@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -96,29 +95,42 @@ class Pipeline:
         self._committed: OrderedDict[str, None] = OrderedDict()
         self._slots = asyncio.Semaphore(config.inserters)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="attribution")
-        self._pending_bytes = 0
-        self._pending_packets = 0
+        self._pending = {"bytes": 0, "packets": 0}
 
     async def process(self, batch: FlowBatch, received_at: float) -> Verdict:
         """Settle the batch; `received_at` is when it came, in the clock's Unix seconds."""
+        joined = self.join(batch)
+        if joined is not None:
+            return await joined
         token = batch.identity.token
-        if token in self._committed:
-            self._count_duplicate(batch)
-            return Verdict(Outcome.COMMITTED)
-        first = self._in_flight.get(token)
-        if first is not None:
-            verdict = await asyncio.shield(first)
-            if verdict.outcome is Outcome.COMMITTED:
-                self._count_duplicate(batch)
-            return verdict
         task = asyncio.create_task(self._settle(batch, received_at), name=f"batch {token}")
         self._in_flight[token] = task
         task.add_done_callback(lambda _: self._in_flight.pop(token, None))
         return await asyncio.shield(task)
 
+    def join(self, batch: FlowBatch) -> asyncio.Task[Verdict] | None:
+        """The verdict of an earlier copy of this batch, or None where there is none.
+
+        What is returned keeps no hold of the batch: during an outage agents send the same batches again and
+        again, and only one copy of each may stay in memory.
+        """
+        token, amounts = batch.identity.token, _amounts(batch)
+        first = self._in_flight.get(token)
+        if first is None and token not in self._committed:
+            return None
+        return asyncio.create_task(self._joined(first, amounts))
+
     def close(self) -> None:
         """End the worker thread once it has finished what it is at."""
         self._worker.shutdown(wait=False)
+
+    async def _joined(self, first: asyncio.Task[Verdict] | None, amounts: dict[str, int]) -> Verdict:
+        verdict = Verdict(Outcome.COMMITTED) if first is None else await asyncio.shield(first)
+        if verdict.outcome is Outcome.COMMITTED:
+            for unit, amount in amounts.items():
+                self._metrics.add(catalogue.SERVER_RECEIVED, amount, unit=unit)
+                self._metrics.add(catalogue.SERVER_IGNORED, amount, reason="duplicate", unit=unit)
+        return verdict
 
     async def _settle(self, batch: FlowBatch, received_at: float) -> Verdict:
         self._count(catalogue.SERVER_RECEIVED, batch)
@@ -202,7 +214,7 @@ class Pipeline:
 
     def _count_settled(self, batch: FlowBatch, ignored: dict[str, Ignored]) -> None:
         """What became of a committed batch's bytes and packets: committed = all - ignored."""
-        committed = {"bytes": batch.total_bytes(), "packets": batch.total_packets()}
+        committed = _amounts(batch)
         for reason, part in ignored.items():
             for unit, amount in (("bytes", part.bytes), ("packets", part.packets)):
                 self._metrics.add(catalogue.SERVER_IGNORED, amount, reason=reason, unit=unit)
@@ -210,22 +222,20 @@ class Pipeline:
         for unit, amount in committed.items():
             self._metrics.add(catalogue.SERVER_COMMITTED, amount, unit=unit)
 
-    def _count_duplicate(self, batch: FlowBatch) -> None:
-        self._count(catalogue.SERVER_RECEIVED, batch)
-        add: Callable[..., None] = self._metrics.add
-        add(catalogue.SERVER_IGNORED, batch.total_bytes(), reason="duplicate", unit="bytes")
-        add(catalogue.SERVER_IGNORED, batch.total_packets(), reason="duplicate", unit="packets")
-
     def _count(self, spec: MetricSpec, batch: FlowBatch) -> None:
-        self._metrics.add(spec, batch.total_bytes(), unit="bytes")
-        self._metrics.add(spec, batch.total_packets(), unit="packets")
+        for unit, amount in _amounts(batch).items():
+            self._metrics.add(spec, amount, unit=unit)
 
     def _pend(self, batch: FlowBatch, sign: int) -> None:
-        self._pending_bytes += sign * batch.total_bytes()
-        self._pending_packets += sign * batch.total_packets()
-        self._metrics.set(catalogue.SERVER_PENDING, self._pending_bytes, unit="bytes")
-        self._metrics.set(catalogue.SERVER_PENDING, self._pending_packets, unit="packets")
+        for unit, amount in _amounts(batch).items():
+            self._pending[unit] += sign * amount
+            self._metrics.set(catalogue.SERVER_PENDING, self._pending[unit], unit=unit)
 
     def _observed(self, what: str, records: int) -> None:
         if records:
             self._metrics.add(catalogue.SERVER_OBSERVATIONS, records, type=what)
+
+
+def _amounts(batch: FlowBatch) -> dict[str, int]:
+    """Bytes and packets of both directions, by unit."""
+    return {"bytes": batch.total_bytes(), "packets": batch.total_packets()}

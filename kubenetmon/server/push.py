@@ -1,9 +1,9 @@
 """One Push stream: batches in, acknowledgements out.
 
 Contract: `run` reads until the agent ends the stream or reading is stopped, keeps at most `in_flight` batches
-unsettled, and answers each as it settles. A batch whose agent has gone is settled all the same (it will be
-sent again, and its identity makes that harmless). The stream's own errors are gRPC statuses; a batch that can
-never be accepted is REJECTED by name, and the stream goes on.
+unsettled, and answers each as it settles. A batch whose agent has gone is settled all the same; when it is
+sent again, the copy is dropped at once and the answer to the first is awaited. The stream's own errors are
+gRPC statuses; a batch that can never be accepted is REJECTED by name, and the stream goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ class PushStream:
         limits: StreamLimits,
         *,
         memory: MemoryBudget,
+        join: Callable[[FlowBatch], Awaitable[Verdict] | None],
         settle: Callable[[FlowBatch], Awaitable[Verdict]],
         spawn: Callable[[Any], asyncio.Task[None]],
         now: Callable[[], float],
@@ -67,6 +68,7 @@ class PushStream:
         self._buffer = buffer
         self._limits = limits
         self._memory = memory
+        self._join = join
         self._settle = settle
         self._spawn = spawn
         self._now = now
@@ -74,9 +76,18 @@ class PushStream:
         self._slots = asyncio.Semaphore(limits.in_flight)
         self._sending = asyncio.Lock()
         self._settling: set[asyncio.Task[None]] = set()
+        self._joined: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Serve the stream to its end; raises `GRPCError` for what it must be refused for."""
+        try:
+            await self._serve()
+        finally:
+            # With the stream gone no one waits for these answers; what they wait for has tasks of its own.
+            for task in self._joined:
+                task.cancel()
+
+    async def _serve(self) -> None:
         await self._rpc.send_initial_metadata()
         try:
             while await self._receive_one():
@@ -105,7 +116,7 @@ class PushStream:
                 Status.RESOURCE_EXHAUSTED, f"a message of {length} bytes is longer than {MAX_MESSAGE_BYTES}"
             )
         await reserve(self._memory, length, self._limits.memory_timeout)
-        task: asyncio.Task[None] | None = None
+        held = length
         try:
             message = await self._read_message(length)
             try:
@@ -113,20 +124,29 @@ class PushStream:
             except InconsistentBatch as error:
                 logger.warning("Rejected batch %s: %s", error.identity.token, error)
                 self._rejected()
-                answer = self._answer(error.identity, Verdict(Outcome.REJECTED, str(error)))
-            else:
-                answer = self._settle_and_answer(batch)
-            task = self._spawn(answer)
+                self._begin(self._answer(error.identity, Verdict(Outcome.REJECTED, str(error))), 0)
+                return True
+            earlier = self._join(batch)
+            if earlier is not None:
+                self._joined.add(self._begin(self._await_and_answer(batch.identity, earlier), 0))
+                return True
+            held = 0
+            self._begin(self._await_and_answer(batch.identity, self._settle(batch)), length)
+            return True
         finally:
-            if task is None:
-                self._memory.release(length)
-        self._settling.add(task)
-        task.add_done_callback(lambda done: self._settled(done, length))
-        return True
+            self._memory.release(held)
 
-    def _settled(self, task: asyncio.Task[None], length: int) -> None:
+    def _begin(self, answer: Coroutine[Any, Any, None], held: int) -> asyncio.Task[None]:
+        """Answer in a task of its own, which gives back `held` bytes and the batch's place at its end."""
+        task = self._spawn(answer)
+        self._settling.add(task)
+        task.add_done_callback(lambda done: self._settled(done, held))
+        return task
+
+    def _settled(self, task: asyncio.Task[None], held: int) -> None:
         self._settling.discard(task)
-        self._memory.release(length)
+        self._joined.discard(task)
+        self._memory.release(held)
         self._slots.release()
 
     async def _read_message(self, length: int) -> bytes:
@@ -144,11 +164,8 @@ class PushStream:
             raise StreamCut
         return message
 
-    async def _settle_and_answer(self, batch: FlowBatch) -> None:
-        identity = batch.identity
-        verdict = await self._settle(batch)
-        del batch
-        await self._answer(identity, verdict)
+    async def _await_and_answer(self, identity: BatchIdentity, verdict: Awaitable[Verdict]) -> None:
+        await self._answer(identity, await verdict)
 
     async def _answer(self, identity: BatchIdentity, verdict: Verdict) -> None:
         """Send the ack if the agent is still there; if not, it will ask again."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,6 +80,10 @@ class BatchPipeline(Protocol):
 
     async def process(self, batch: FlowBatch, received_at: float) -> Verdict:
         """Return when the batch is committed or has to be sent again."""
+        ...
+
+    def join(self, batch: FlowBatch) -> asyncio.Task[Verdict] | None:
+        """The verdict of an earlier copy of the batch, if there is one; keeps no hold of this copy."""
         ...
 
 
@@ -214,6 +218,7 @@ class Receiver:
             buffer,
             limits,
             memory=self._memory,
+            join=self._join_pushed,
             settle=self._settle_pushed,
             spawn=self._spawn,
             now=self._clock.time,
@@ -248,22 +253,26 @@ class Receiver:
             raise
         await rpc.send_message(ObservationSummary(observation_count=min(count, 0xFFFF_FFFF)))
 
+    def _join_pushed(self, batch: FlowBatch) -> Awaitable[Verdict] | None:
+        earlier = self._pipeline.join(batch)
+        return None if earlier is None else asyncio.create_task(self._until_stopping(earlier, "push"))
+
     async def _settle_pushed(self, batch: FlowBatch) -> Verdict:
         if not self._readiness.ready:
-            verdict = Verdict(Outcome.RETRY_LATER, "the server is starting")
-        else:
-            verdict = await self._process(batch)
-        self._metrics.add(catalogue.SERVER_BATCHES, wire="push", outcome=verdict.outcome.name.lower())
-        return verdict
+            return Verdict(Outcome.RETRY_LATER, "the server is starting")
+        return await self._until_stopping(self._pipeline.process(batch, self._clock.time()), "push")
 
     async def _settle_submitted(self, batch: FlowBatch) -> Verdict:
-        verdict = await self._process(batch)
-        self._metrics.add(catalogue.SERVER_BATCHES, wire="submit", outcome=verdict.outcome.name.lower())
-        return verdict
+        return await self._until_stopping(self._pipeline.process(batch, self._clock.time()), "submit")
 
-    async def _process(self, batch: FlowBatch) -> Verdict:
+    async def _until_stopping(self, verdict: Awaitable[Verdict], wire: str) -> Verdict:
         """What the pipeline says, or that we stop, whichever comes first."""
-        processing = asyncio.ensure_future(self._pipeline.process(batch, self._clock.time()))
+        settled = await self._or_stopping(verdict)
+        self._metrics.add(catalogue.SERVER_BATCHES, wire=wire, outcome=settled.outcome.name.lower())
+        return settled
+
+    async def _or_stopping(self, verdict: Awaitable[Verdict]) -> Verdict:
+        processing = asyncio.ensure_future(verdict)
         giving_up = asyncio.ensure_future(self._give_up.wait())
         try:
             await asyncio.wait({processing, giving_up}, return_when=asyncio.FIRST_COMPLETED)

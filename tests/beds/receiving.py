@@ -31,10 +31,14 @@ class RememberingPipeline:
 
     batches: list[FlowBatch] = field(default_factory=list)
     answer: Callable[[FlowBatch], Awaitable[Verdict]] | None = None
+    earlier: Callable[[FlowBatch], asyncio.Task[Verdict] | None] | None = None
 
     async def process(self, batch: FlowBatch, received_at: float) -> Verdict:
         self.batches.append(batch)
         return COMMITTED if self.answer is None else await self.answer(batch)
+
+    def join(self, batch: FlowBatch) -> asyncio.Task[Verdict] | None:
+        return None if self.earlier is None else self.earlier(batch)
 
     def identities(self) -> list[BatchIdentity]:
         return [batch.identity for batch in self.batches]

@@ -148,6 +148,32 @@ async def test_batches_settle_in_any_order_and_four_at_a_time(
     assert sorted(order) == list(range(1, 9))
 
 
+async def test_copies_sent_again_while_the_first_is_unsettled_hold_no_memory(rig: Rig) -> None:
+    settled: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+
+    async def wait() -> Verdict:
+        return await asyncio.shield(settled)
+
+    rig.pipeline.answer = lambda batch: wait()
+    message = current_batch(10_000)
+    waiting = []
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(10):
+            channel = await stack.enter_async_context(connected(rig.port))
+            waiting.append(asyncio.create_task(push(channel, [message])))
+            await until(lambda: rig.pipeline.batches)
+            rig.pipeline.earlier = lambda batch: asyncio.create_task(wait())
+        await asyncio.sleep(0.3)
+        assert rig.receiver.memory_reserved == len(bytes(message))
+        assert len(rig.pipeline.batches) == 1
+        for task in waiting[:5]:
+            task.cancel()
+        settled.set_result(Verdict(Outcome.COMMITTED))
+        for task in waiting[5:]:
+            assert (await task)[1].outcome is Outcome.COMMITTED
+    await until(lambda: rig.receiver.memory_reserved == 0)
+
+
 async def test_retry_and_reason_reach_the_agent(rig: Rig, channel: grpclib.client.Channel) -> None:
     async def answer(batch: FlowBatch) -> Verdict:
         return Verdict(Outcome.RETRY_LATER, "ClickHouse is away")

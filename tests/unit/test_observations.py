@@ -175,8 +175,12 @@ def tuples_of(ends: Any) -> Any:
 
 
 flows = st.one_of(
-    st.builds(ObservedFlow, proto=st.sampled_from([6, 17]), original=tuples_of(ends), reply=tuples_of(ends))
-    for ends in (endpoints, ipv6_endpoints)
+    [
+        st.builds(
+            ObservedFlow, proto=st.sampled_from([6, 17]), original=tuples_of(ends), reply=tuples_of(ends)
+        )
+        for ends in (endpoints, ipv6_endpoints)
+    ]
 )
 observations = st.builds(
     Observation,
