@@ -18,7 +18,7 @@ import socket
 import ssl
 import sys
 import types
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 LARGEST_PAGE = 256 << 20
 LARGEST_LINE = 16 << 20
 """Bytes. etcd keeps no object above 1.5 MiB; JSON is a few times larger than what etcd keeps."""
+
+_PAGE_PATIENCE = 10
+"""A page may take so many times the longest silence allowed."""
 
 _THREE_WAYS = (
     "no cluster to watch: run inside Kubernetes, or have a kubeconfig (KUBECONFIG or ~/.kube/config), "
@@ -186,14 +189,19 @@ class KubernetesClient:
         if continue_token:
             query["continue"] = continue_token
         body = bytearray()
-        async with self._get(kind, "list", query, self._read_timeout) as response:
+        timeout = aiohttp.ClientTimeout(
+            total=_PAGE_PATIENCE * self._read_timeout,
+            connect=self._connect_timeout,
+            sock_read=self._read_timeout,
+        )
+        async with self._get(kind, "list", query, timeout) as response:
             async for chunk in response.content.iter_any():
                 body += chunk
                 if len(body) > LARGEST_PAGE:
                     raise ApiError(f"a page of {kind} is larger than {LARGEST_PAGE >> 20} MiB")
         return body
 
-    async def watch(self, kind: Kind, resource_version: str, timeout: int) -> AsyncIterator[list[bytes]]:
+    async def watch(self, kind: Kind, resource_version: str, timeout: int) -> AsyncGenerator[list[bytes]]:
         """Lines of a watch as they come, several at a time, none at first; ends when the server ends it.
 
         `timeout` in seconds is the server's; our own is a little longer. A line above `LARGEST_LINE` is
@@ -205,7 +213,8 @@ class KubernetesClient:
             "resourceVersion": resource_version,
             "timeoutSeconds": str(timeout),
         }
-        async with self._get(kind, "watch", query, timeout + self._read_timeout) as response:
+        patience = aiohttp.ClientTimeout(total=timeout + self._read_timeout, connect=self._connect_timeout)
+        async with self._get(kind, "watch", query, patience) as response:
             _keep_alive(response)
             splitter = LineSplitter(LARGEST_LINE)
             yield []
@@ -222,29 +231,29 @@ class KubernetesClient:
 
     @contextlib.asynccontextmanager
     async def _get(
-        self, kind: Kind, verb: str, query: dict[str, str], read_timeout: float
+        self, kind: Kind, verb: str, query: dict[str, str], timeout: aiohttp.ClientTimeout
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         await self.open()
         session = self._session
         assert session is not None
-        async with self._answer(session, kind, query, read_timeout) as response:
+        async with self._answer(session, kind, query, timeout) as response:
             if response.status != 401:
                 await self._refuse(session, response, kind, verb)
                 yield response
                 return
         # A token or certificate was replaced: load what there is now and ask once more.
         session = await self._renew(session)
-        async with self._answer(session, kind, query, read_timeout) as response:
+        async with self._answer(session, kind, query, timeout) as response:
             await self._refuse(session, response, kind, verb)
             yield response
 
     @contextlib.asynccontextmanager
     async def _answer(
-        self, session: _Session, kind: Kind, query: dict[str, str], read_timeout: float
+        self, session: _Session, kind: Kind, query: dict[str, str], timeout: aiohttp.ClientTimeout
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         session.users += 1
         try:
-            response = await self._request(session, kind, query, read_timeout)
+            response = await self._request(session, kind, query, timeout)
             try:
                 yield response
             finally:
@@ -260,7 +269,7 @@ class KubernetesClient:
                 await session.transport.close()
 
     async def _request(
-        self, session: _Session, kind: Kind, query: dict[str, str], read_timeout: float
+        self, session: _Session, kind: Kind, query: dict[str, str], timeout: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
         # Compressing a list costs the API server more than it saves on a cluster's own network.
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "kubenetmon"}
@@ -270,12 +279,6 @@ class KubernetesClient:
             raise UnauthorizedError(f"cannot use the Kubernetes source {self._source}: {error}") from error
         if authorization:
             headers["Authorization"] = authorization.strip()
-        timeout = aiohttp.ClientTimeout(
-            total=None,
-            connect=self._connect_timeout,
-            sock_connect=self._connect_timeout,
-            sock_read=read_timeout,
-        )
         response: aiohttp.ClientResponse = await session.transport.GET(
             f"{session.configuration.host}/api/v1/{kind}",
             headers=headers,

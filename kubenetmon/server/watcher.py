@@ -10,7 +10,9 @@ cannot be used at start ends the program (`ConfigurationError`). Stop needs no w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import os
 import random
 from collections.abc import AsyncGenerator, Coroutine
@@ -43,6 +45,10 @@ logger = logging.getLogger(__name__)
 CHECK = "kubernetes"
 
 _GONE = 410
+_EVENTS_AT_ONCE = 200
+"""Some 3 ms of work; then others may run."""
+
+_SKIPPED_LOG_INTERVAL = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,7 @@ class Watcher:
         self._decoder = ObjectDecoder(config.inventory)
         self._synced: set[Kind] = set()
         self._trouble: dict[Kind, str] = {}
+        self._skipped_logged_at: dict[Kind, float] = {}
         self._announced = False
         self._jitter = random.Random()  # noqa: S311 - spreads load, guards nothing
         readiness.expect(CHECK, f"reading pods, nodes and services ({self._source})")
@@ -182,19 +189,20 @@ class Watcher:
     async def _watch(self, client: KubernetesClient, kind: Kind, version: str) -> AsyncGenerator[str, None]:
         """Apply changes from `version` on; gives the newest version at the start and after each lot."""
         timeout = int(self._config.watch_timeout * self._jitter.uniform(1.0, 2.0)) or 1
-        async for lines in client.watch(kind, version, timeout):
-            skipped = 0
-            for number, line in enumerate(lines, 1):
-                if not line:
-                    skipped += 1
-                    continue
-                event = self._decoder.event(kind, line)
-                version = self._apply(kind, event) or version
-                if number % 200 == 0:
-                    await asyncio.sleep(0)
-            self._metrics.add(WATCH_EVENTS, len(lines), kind=kind)
-            self._count_skipped(kind, skipped)
-            yield version
+        async with contextlib.aclosing(client.watch(kind, version, timeout)) as changes:
+            async for lines in changes:
+                skipped = 0
+                for number, line in enumerate(lines, 1):
+                    if not line:
+                        skipped += 1
+                        continue
+                    event = self._decoder.event(kind, line)
+                    version = self._apply(kind, event) or version
+                    if number % _EVENTS_AT_ONCE == 0:
+                        await asyncio.sleep(0)
+                self._metrics.add(WATCH_EVENTS, len(lines), kind=kind)
+                self._count_skipped(kind, skipped)
+                yield version
 
     def _apply(self, kind: Kind, event: Event) -> str:
         """Apply one event; returns its version. Raises `ApiError` for an ERROR event."""
@@ -309,9 +317,18 @@ class Watcher:
             self._readiness.passed(CHECK)
 
     def _count_skipped(self, kind: Kind, skipped: int) -> None:
-        if skipped:
-            self._metrics.add(WATCH_SKIPPED, skipped, kind=kind)
-            logger.warning("Left out %d %s that cannot be understood", skipped, kind)
+        if not skipped:
+            return
+        self._metrics.add(WATCH_SKIPPED, skipped, kind=kind)
+        now = self._clock.monotonic()
+        if now - self._skipped_logged_at.get(kind, -math.inf) >= _SKIPPED_LOG_INTERVAL:
+            self._skipped_logged_at[kind] = now
+            logger.warning(
+                "Left out %d of the %s, which cannot be understood (%d so far)",
+                skipped,
+                kind,
+                self._metrics.value(WATCH_SKIPPED, kind=kind),
+            )
 
     def _count_objects(self) -> None:
         for kind, count in self._inventory.counts().items():

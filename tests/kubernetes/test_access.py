@@ -97,6 +97,27 @@ async def test_service_account_token_that_rotates_is_read_again(
         await client.close()
 
 
+async def test_credentials_of_a_plugin_are_asked_for_again(cluster: Cluster, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    plugin = tmp_path / "plugin"
+    plugin.write_text(
+        "#!/bin/sh\n"
+        'printf \'{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential",\'\n'
+        f'printf \'"status":{{"token":"%s"}}}}\' "$(cat {token})"\n'
+    )
+    plugin.chmod(0o755)
+    config = cluster.kubeconfig()
+    content = yaml.safe_load(config.read_text())
+    arguments = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin)}
+    content["users"][0]["user"] = {"exec": arguments}
+    config.write_text(yaml.safe_dump(content))
+    token.write_text("expired")
+    async with following(config) as follower:
+        await eventually(lambda: "does not accept our credentials" in follower.check()["detail"])
+        token.write_text(cluster.tokens["admin"])
+        await eventually(lambda: follower.readiness.ready)
+
+
 async def test_unreachable_api_is_said_and_waited_for(cluster: Cluster) -> None:
     nowhere = free_port()
     async with following(cluster.kubeconfig(port=nowhere)) as follower:
