@@ -23,8 +23,7 @@ from grpclib.client import Channel, Stream
 from grpclib.config import Configuration
 from grpclib.const import Cardinality, Status
 from grpclib.encoding.base import CodecBase
-from grpclib.exceptions import GRPCError, StreamTerminatedError
-from h2.exceptions import StreamClosedError
+from grpclib.exceptions import GRPCError
 
 from kubenetmon.agent.waiting import within
 from kubenetmon.clock import Clock
@@ -91,7 +90,7 @@ class Connection:
         clock: Clock,
     ) -> None:
         self.address = address
-        self._timeouts, self._clock = timeouts, clock
+        self.timeouts, self._clock = timeouts, clock
         self._metadata = metadata
         self._channel = Channel(
             address,
@@ -104,7 +103,7 @@ class Connection:
     async def open(self) -> None:
         """Connect. Raises `ConnectionFailedError`, and is closed then."""
         try:
-            await self._guard(self._open(), self._timeouts.connect, "connecting")
+            await self.guard(self._open(), self.timeouts.connect, "connecting")
         except BaseException:
             self.close()
             raise
@@ -115,7 +114,7 @@ class Connection:
         Raises `ConnectionFailedError`, with status UNIMPLEMENTED where the server has no Push.
         """
         stream = self._request(PUSH_METHOD, Cardinality.STREAM_STREAM)
-        await self._guard(_open(stream), self._timeouts.connect, "opening Push")
+        await self.guard(_open(stream), self.timeouts.connect, "opening Push")
         return PushStream(stream, self)
 
     async def submit(self, frames: Iterable[bytes], *, timeout: float) -> SubmitResult:
@@ -126,7 +125,7 @@ class Connection:
         stream = self._request(SUBMIT_METHOD, Cardinality.STREAM_UNARY)
         begun = asyncio.Event()
         try:
-            count = await self._guard(_submit(stream, frames, begun), timeout, "submitting")
+            count = await self.guard(_submit(stream, frames, begun), timeout, "submitting")
         except ConnectionFailedError as error:
             if not begun.is_set() or error.status in _BEFORE_ANY_HANDLER:
                 raise
@@ -141,15 +140,18 @@ class Connection:
         protocol = await self._channel.__connect__()
         if protocol.connection.is_closing():
             raise ConnectionResetError(errno.ECONNRESET, "closed by the server at once")
-        _notice_dead_peers(protocol.connection._transport.get_extra_info("socket"), self._timeouts.dead_peer)
+        _notice_dead_peers(protocol.connection._transport.get_extra_info("socket"), self.timeouts.dead_peer)
 
     def _request(self, method: str, cardinality: Cardinality) -> Stream[bytes, bytes]:
         return self._channel.request(method, cardinality, bytes, bytes, metadata=self._metadata)
 
-    async def _guard(self, work: Coroutine[Any, Any, _Result], seconds: float, doing: str) -> _Result:
+    async def guard(self, work: Coroutine[Any, Any, _Result], seconds: float, doing: str) -> _Result:
+        """What `work` on this connection gives. Raises `ConnectionFailedError` whatever goes wrong."""
         try:
             return await within(self._clock, seconds, work)
-        except TimeoutError:
+        except TimeoutError as error:
+            if error.errno is not None:  # the kernel's
+                raise _failure(doing, error) from error
             raise ConnectionFailedError(f"{doing} took longer than {seconds:g}s") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -169,7 +171,7 @@ class PushStream:
     async def send(self, batch: bytes) -> None:
         """Hand one serialised `FlowBatch` to the network. Raises `ConnectionFailedError`."""
         connection = self._connection
-        await connection._guard(self._stream.send_message(batch), connection._timeouts.send, "sending")
+        await connection.guard(self._stream.send_message(batch), connection.timeouts.send, "sending")
 
     async def receive(self) -> BatchAck | None:
         """The next acknowledgement, however long it takes; None when the server ended the stream in order.
@@ -180,19 +182,19 @@ class PushStream:
         try:
             message = await self._stream.recv_message()
             if message is None:
-                await _raise_status(self._stream)
+                self._stream._maybe_raise()
                 return None
             ack = BatchAck().parse(message)
             if len(ack.epoch) != EPOCH_BYTES:
                 raise ValueError("one came that cannot be read")
             return ack
-        except Exception as error:  # as in Connection._guard, and what a hostile peer sends
-            raise _failure("waiting for acknowledgements", error) from error
+        except Exception as error:  # as in Connection.guard, and what a hostile peer sends
+            raise _failure("waiting for acknowledgements", _said(self._stream, error)) from error
 
     async def finish(self) -> None:
         """Say that nothing more comes; the server ends the stream. Raises `ConnectionFailedError`."""
         connection = self._connection
-        await connection._guard(self._stream.end(), connection._timeouts.close, "ending the stream")
+        await connection.guard(self._stream.end(), connection.timeouts.close, "ending the stream")
 
 
 def _notice_dead_peers(sock: socket.socket, seconds: int) -> None:
@@ -213,9 +215,8 @@ async def _open(stream: Stream[bytes, bytes]) -> None:
     try:
         await stream.send_request()
         await stream.recv_initial_metadata()
-    except (GRPCError, StreamTerminatedError):
-        stream._maybe_raise()
-        raise
+    except Exception as error:
+        raise _said(stream, error) from error
 
 
 async def _submit(stream: Stream[bytes, bytes], frames: Iterable[bytes], begun: asyncio.Event) -> int:
@@ -230,20 +231,22 @@ async def _submit(stream: Stream[bytes, bytes], frames: Iterable[bytes], begun: 
                     await stream._stream.send_data(joined)
             await stream.end()
             summary = await stream.recv_message()
-    except (GRPCError, StreamTerminatedError, StreamClosedError):
-        # What the server said, rather than what it was found to violate: some answer an unknown method
-        # without a content type.
-        stream._maybe_raise()
-        raise
+    except Exception as error:
+        raise _said(stream, error) from error
     if summary is None:
         raise ConnectionError("the server ended the stream without a summary")
     return ObservationSummary().parse(summary).observation_count
 
 
-async def _raise_status(stream: Stream[bytes, bytes]) -> None:
-    """Raise `GRPCError` where the server's trailers give a status other than OK, and let go of the stream."""
-    ended = StreamTerminatedError("the server ended the stream")
-    await stream.__aexit__(StreamTerminatedError, ended, None)
+def _said(stream: Stream[bytes, bytes], error: Exception) -> Exception:
+    """The status that the server gave for the stream, else `error`: grpclib may notice first what followed
+    the status (a reset), or what the answer lacks (some answer an unknown method without a content type)."""
+    try:
+        if stream._send_request_done:
+            stream._maybe_raise()
+    except GRPCError as status:
+        return status
+    return error
 
 
 def _failure(doing: str, error: Exception) -> ConnectionFailedError:

@@ -113,6 +113,8 @@ class PushSession:
             await cancel_all(send)
 
     def _ended_by_server(self, reader: asyncio.Task[None]) -> None:
+        if reader.cancelled():  # by grpclib, whose streams end so
+            raise ConnectionFailedError("the connection ended")
         error = reader.exception()
         if isinstance(error, ConnectionFailedError):
             if self._deadlines or error.status is not None:
@@ -134,7 +136,8 @@ class PushSession:
 
     def _take(self, ack: BatchAck) -> None:
         batch = self._outbox.settle(ack.epoch, ack.sequence, ack.outcome, ack.reason)
-        self._deadlines.pop(ack.sequence, None)
+        if ack.epoch == self._outbox.epoch:
+            self._deadlines.pop(ack.sequence, None)
         self._outbox.changed.set()
         if batch is None:
             return  # answered already, over a connection that died behind the answer

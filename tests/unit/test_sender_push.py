@@ -107,7 +107,9 @@ async def test_an_answer_without_meaning_keeps_the_batch() -> None:
 
 
 @pytest.mark.parametrize("fault", [ignore, reset, go_away, end_with_error, end_quietly])
-async def test_after_a_fault_the_unanswered_go_out_again_under_their_identity(fault: object) -> None:
+async def test_after_a_fault_the_unanswered_go_out_again_under_their_identity(
+    fault: object, caplog: pytest.LogCaptureFixture
+) -> None:
     async with CollectorServer() as server, sending(server.port, IMPATIENT) as bed:
         server.script.extend([COMMIT, fault])  # type: ignore[list-item]
         bed.seal(3)
@@ -122,6 +124,8 @@ async def test_after_a_fault_the_unanswered_go_out_again_under_their_identity(fa
         assert all(len(forms) == 1 for forms in by_sequence.values())
         assert bed.count("committed") == 3
         assert bed.metrics.value(COLLECTOR_ERRORS, type="send_failed") >= 1
+        if fault is end_with_error:
+            assert "the server said RESOURCE_EXHAUSTED (scripted)" in caplog.text
 
 
 async def test_at_most_a_few_batches_are_in_flight() -> None:
@@ -135,7 +139,7 @@ async def test_at_most_a_few_batches_are_in_flight() -> None:
 
 async def test_an_ack_that_comes_twice_or_for_another_epoch_changes_nothing() -> None:
     async def twice(server: CollectorServer, stream: object, batch: FlowBatch) -> None:
-        stranger = FlowBatch(epoch=b"x" * 16, sequence=2)
+        stranger = FlowBatch(epoch=b"x" * 16, sequence=1)
         for subject in (stranger, batch, batch):
             await COMMIT(server, stream, subject)  # type: ignore[arg-type]
 
