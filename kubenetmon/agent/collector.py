@@ -109,6 +109,12 @@ class Collector:
     async def run(self) -> None:
         """Collect until cancelled. Raises `MachineError` when reading conntrack is not permitted any more."""
         self._readiness.expect(CHECK, "waiting for the first read of conntrack")
+        logger.info(
+            "Reading conntrack every %gs, reporting every %ds as node %s",
+            self._config.collection_interval,
+            self._report_interval,
+            self._outbox.node_name,
+        )
         self._running = True
         self._unsealed_from = int(self._clock.time())
         self._unsealed_from_monotonic = self._clock.monotonic()
