@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_PORT = 9000
 DEFAULT_TLS_PORT = 9440
 _IDLE_BEFORE_PING = 1.0
+_PONG_TIMEOUT = 5.0
 _LATE_EXCEPTION_WAIT = 2.0
 _CLIENT_NAME = "kubenetmon"
 
@@ -194,18 +195,18 @@ class TcpSink:
         credentials = self._credentials()
         while self._idle:
             connection = self._idle.pop()
-            fresh = connection.credentials == credentials
+            fresh = connection.credentials == credentials and not _closed_by_peer(connection)
             if fresh and self._clock.monotonic() - connection.idle_since < _IDLE_BEFORE_PING:
                 return connection
             try:
-                alive = fresh and await connection.ping()
-            except BaseException as error:
+                async with asyncio.timeout(_PONG_TIMEOUT):
+                    if fresh and await connection.ping():
+                        return connection
+            except Exception:  # noqa: BLE001 - however it fails, it is of no use any more
+                logger.debug("An idle connection to %s has died", self.address)
+            except BaseException:
                 await _discard(connection)
-                if not isinstance(error, Exception):
-                    raise
-                continue
-            if alive:
-                return connection
+                raise
             await _discard(connection)
         return await self._connect(credentials)
 
@@ -222,9 +223,11 @@ class TcpSink:
                 password=credentials[1],
                 database="",
                 client_name=_CLIENT_NAME,
-                connect_timeout=config.dial_timeout,
-                send_receive_timeout=config.request_timeout,
-                sync_request_timeout=min(5.0, config.dial_timeout),
+                # The deadlines are ours: asynch's use asyncio.wait_for, which in Python 3.11 may swallow a
+                # cancellation.
+                connect_timeout=None,
+                send_receive_timeout=None,
+                sync_request_timeout=None,
                 compression=False if config.compression == "none" else "lz4",
             )
             try:
@@ -297,6 +300,11 @@ async def _write_and_read_to_end(connection: _Connection, pieces: list[bytes]) -
         for task in (reading, writing):
             task.cancel()
         await asyncio.gather(reading, writing, return_exceptions=True)
+
+
+def _closed_by_peer(connection: _Connection) -> bool:
+    stream = connection.writer.writer
+    return bool(stream.transport.is_closing() or connection.reader.reader.at_eof())
 
 
 async def _discard(connection: _Connection) -> None:

@@ -301,6 +301,11 @@ class Session:
         )
         header = b"".join(_string(name) + _string(type_name) for name, type_name in columns)
         await self._send_block(DATA, columns, 0, header, request.compressed)
+        for fault in front.faults:
+            if fault.at == "data":
+                await self._scan(_at_least(self._raw, fault.bytes))
+                await front.fault("data", self, request)
+                break
         blocks = []
         while (block := await self._data(request)).columns:
             if block.rows:
@@ -323,7 +328,7 @@ class Session:
             raise EOFError
         await self._string()
         if not request.compressed:
-            block = await self._scan(scan_block(self._raw, 0, info=True), request)
+            block = await self._scan(scan_block(self._raw, 0, info=True))
             del self._raw[: block.end]
             return block
         scan = scan_block(self._plain, 0, info=True)
@@ -333,12 +338,12 @@ class Session:
             except StopIteration as done:
                 del self._plain[: done.value.end]
                 return done.value  # type: ignore[no-any-return]
-            self._plain += await self._frame(request)
+            self._plain += await self._frame()
 
-    async def _frame(self, request: Request) -> bytes:
-        await self._scan(_at_least(self._raw, 25), request)
+    async def _frame(self) -> bytes:
+        await self._scan(_at_least(self._raw, 25))
         low, high, method, size, plain_size = struct.unpack_from("<QQBII", self._raw)
-        await self._scan(_at_least(self._raw, 16 + size), request)
+        await self._scan(_at_least(self._raw, 16 + size))
         content = bytes(self._raw[16 : 16 + size])
         del self._raw[: 16 + size]
         if CityHash128(content) != low << 64 | high:
@@ -349,16 +354,12 @@ class Session:
             return zstandard.ZstdDecompressor().decompress(content[9:], max_output_size=plain_size)
         return content[9:]
 
-    async def _scan(self, scan: Generator[None, None, Scanned], request: Request | None = None) -> Scanned:
+    async def _scan(self, scan: Generator[None, None, Scanned]) -> Scanned:
         while True:
             try:
                 next(scan)
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
-            for fault in self._front.faults if request is not None else ():
-                if fault.at == "data" and request.kind == "insert" and len(self._raw) >= fault.bytes:
-                    await self._front.fault("data", self, request)
-                    break
             received = await self._reader.read(1 << 18)
             if not received:
                 raise EOFError

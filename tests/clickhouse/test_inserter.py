@@ -1,0 +1,256 @@
+"""The inserter through the front over the real engine: every block once, whatever fails in between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from kubenetmon.clickhouse.inserter import CommitOutcome, Inserter, InserterConfig
+from kubenetmon.clickhouse.schema import SchemaOptions, apply
+from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
+from kubenetmon.clickhouse.table import TableSchema
+from kubenetmon.metrics import catalogue
+from kubenetmon.metrics.registry import Metrics
+from kubenetmon.readiness import Readiness
+from tests.beds.clickhouse_front import RunningFront
+from tests.clickhouse.conftest import make_block
+
+pytestmark = [pytest.mark.chdb, pytest.mark.asyncio(loop_scope="module")]
+
+
+class Running:
+    """An inserter at work and what it shows."""
+
+    def __init__(self, config: InserterConfig, sink: TcpSink) -> None:
+        self.metrics = Metrics(catalogue.SERVER_METRICS)
+        self.readiness = Readiness()
+        self.sink = sink
+        self.config = config
+        self.inserter = Inserter(config, sink=sink, metrics=self.metrics, readiness=self.readiness)
+        self._task = asyncio.create_task(self.inserter.run())
+
+    def detail(self) -> str:
+        checks = self.readiness.report()["checks"]
+        assert isinstance(checks, dict)
+        return str(checks["clickhouse"]["detail"])
+
+    async def commit(self, token: str, rows: int = 10) -> CommitOutcome:
+        table = await self.inserter.wait_schema()
+        return await asyncio.wait_for(self.inserter.commit(make_block(table, rows), token), 20)
+
+    async def total(self) -> int:
+        rows = await self.sink.query(f"SELECT sum(bytes) FROM {self.config.database}.{self.config.table}")
+        return int(rows[0][0])
+
+    async def until(self, what: str) -> None:
+        """Wait until readiness says so."""
+        await self.eventually(lambda: what in self.detail())
+
+    async def eventually(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds."""
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.01)
+
+    async def end(self) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        await self.sink.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def running(config: TcpConfig, remote_table: TableSchema) -> AsyncIterator[Running]:
+    running = Running(quick(remote_table.database), TcpSink(replace(config, request_timeout=1)))
+    yield running
+    await running.end()
+
+
+def quick(database: str, **options: object) -> InserterConfig:
+    defaults = InserterConfig(
+        database, "network_flows_0", first_delay=0.02, longest_delay=0.1, held_delay=0.3, schema_interval=0.2
+    )
+    return replace(defaults, **options)  # type: ignore[arg-type]
+
+
+async def test_commits_and_says_so(running: Running) -> None:
+    assert await running.commit("a") is CommitOutcome.COMMITTED
+    assert await running.commit("a") is CommitOutcome.COMMITTED
+    assert await running.commit("b") is CommitOutcome.COMMITTED
+    assert await running.total() == 20
+    assert running.readiness.ready
+    assert running.metrics.value(catalogue.EXACTLY_ONCE) == 1
+    assert running.metrics.value(catalogue.WORKER_BATCHES, type="inserted") == 3
+    assert running.metrics.value(catalogue.WORKER_ROWS, type="inserted") == 30
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"at": "before_commit", "do": "drop", "times": 3},
+        {"at": "after_commit", "do": "drop", "times": 3},
+        {"at": "after_commit", "do": "stall"},
+        {"at": "data", "do": "drop", "bytes": 100},
+        {"at": "before_commit", "do": "exception", "code": 252, "times": 3, "behind_packets": True},
+        {"at": "after_commit", "do": "exception", "code": 319, "times": 2, "behind_packets": True},
+        {"at": "query", "do": "exception", "code": 242, "times": 4, "kind": "insert"},
+        {"at": "sample", "do": "exception", "code": 159, "times": 2},
+        {"at": "hello", "do": "drop", "times": 2},
+    ],
+    ids=lambda fault: "-".join(str(value) for value in fault.values()),
+)
+async def test_every_block_once_through_what_passes(
+    front: RunningFront, running: Running, fault: dict[str, object]
+) -> None:
+    await running.commit("before")
+    await front.command(fault=fault, drop=fault["at"] == "hello")
+    outcomes = await asyncio.gather(*(running.commit(f"token-{number}") for number in range(4)))
+    assert set(outcomes) == {CommitOutcome.COMMITTED}
+    assert await running.total() == 50
+    assert running.metrics.value(catalogue.INSERT_RETRIES) >= 1
+    await running.until("network_flows_0 on")
+
+
+async def test_an_outage_is_waited_out(front: RunningFront, running: Running) -> None:
+    await running.commit("before")
+    await front.command(listen=False, drop=True)
+    waiting = [asyncio.create_task(running.commit(f"out-{number}")) for number in range(30)]
+    await running.until("check clickhouse_endpoint")
+    assert not any(task.done() for task in waiting)
+    await front.command(listen=True)
+    assert set(await asyncio.gather(*waiting)) == {CommitOutcome.COMMITTED}
+    assert await running.total() == 310
+    assert running.metrics.value(catalogue.CLICKHOUSE_ERRORS, code="0") > 0
+
+
+async def test_a_random_token_per_attempt_would_double(front: RunningFront, running: Running) -> None:
+    """The control: it is the repeated token that keeps a repeated insert from doubling."""
+    await front.fault("after_commit", "drop", kind="insert")
+    table = await running.inserter.wait_schema()
+    block = make_block(table, 10)
+    with contextlib.suppress(Exception):
+        await running.sink.insert(table.database, table.table, block, "one", {"async_insert": 0})
+    await running.sink.insert(table.database, table.table, block, "another", {"async_insert": 0})
+    assert await running.total() == 20
+
+
+async def test_a_dropped_table_is_held_until_mended(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="kubenetmon")
+    await running.commit("before")
+    await running.sink.query(f"DROP TABLE {running.config.database}.network_flows_0 SYNC")
+    held = [asyncio.create_task(running.commit(f"held-{number}")) for number in range(25)]
+    await running.until("kubenetmon schema apply")
+    await running.eventually(lambda: running.metrics.value(catalogue.HELD_BATCHES) == 25)
+    assert running.metrics.value(catalogue.CLICKHOUSE_ERRORS, code="60") >= 25
+    await apply(running.sink, SchemaOptions(running.config.database))
+    assert set(await asyncio.gather(*held)) == {CommitOutcome.COMMITTED}
+    assert await running.total() == 250
+    await running.until("network_flows_0 on")
+    assert running.metrics.value(catalogue.HELD_BATCHES) == 0
+    complaints = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert 1 <= len(complaints) <= 4  # a line per change of state, not per attempt
+    assert any("takes rows again" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize(("code", "remedy"), [(497, "grant"), (201, "quota"), (53, "schema print")])
+async def test_what_an_operator_must_mend_is_shown(
+    front: RunningFront, running: Running, code: int, remedy: str
+) -> None:
+    await running.inserter.wait_schema()
+    await front.fault("query", "exception", code=code, times=0, kind="insert", message="no")
+    held = asyncio.create_task(running.commit("held"))
+    await running.until(remedy)
+    assert str(code) in running.detail()
+    await front.command(heal=True)
+    assert await held is CommitOutcome.COMMITTED
+    assert await running.total() == 10
+
+
+async def test_one_batch_that_is_refused_does_not_stop_the_others(
+    front: RunningFront, running: Running
+) -> None:
+    await running.inserter.wait_schema()
+    await front.fault("query", "exception", code=117, kind="insert")
+    held = asyncio.create_task(running.commit("refused"))
+    await running.until("117")
+    for number in range(5):
+        assert await running.commit(f"fine-{number}") is CommitOutcome.COMMITTED
+    assert await held is CommitOutcome.COMMITTED
+    assert await running.total() == 60
+
+
+async def test_wrong_credentials_at_start_are_a_reason_not_an_exit(front: RunningFront) -> None:
+    running = Running(quick("default"), TcpSink(TcpConfig((front.endpoint,), tls=None, password="wrong")))
+    await running.until("clickhouse_credentials_dir")
+    assert not running.readiness.ready
+    await running.end()
+
+
+async def test_a_table_missing_at_start_is_waited_for(front: RunningFront, config: TcpConfig) -> None:
+    running = Running(quick("made_later"), TcpSink(config))
+    await running.until("kubenetmon schema apply")
+    assert running.metrics.value(catalogue.EXACTLY_ONCE) == 0
+    await apply(running.sink, SchemaOptions("made_later"))
+    assert await running.commit("first") is CommitOutcome.COMMITTED
+    await running.sink.query("DROP DATABASE made_later SYNC")
+    await running.end()
+
+
+async def test_a_short_window_is_shown_with_its_remedy(running: Running) -> None:
+    table = await running.inserter.wait_schema()
+    await running.sink.query(f"ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 0")
+    await running.until("MODIFY SETTING non_replicated_deduplication_window")
+    assert running.metrics.value(catalogue.EXACTLY_ONCE) == 0
+
+
+async def test_stop_ends_what_is_under_way_and_hands_back_the_rest(
+    front: RunningFront, config: TcpConfig, remote_table: TableSchema
+) -> None:
+    running = Running(quick(remote_table.database, workers=2), TcpSink(config))
+    await running.inserter.wait_schema()
+    await front.fault("before_commit", "delay", seconds=0.3, times=2)
+    tasks = [asyncio.create_task(running.commit(f"stop-{number}")) for number in range(6)]
+    await asyncio.sleep(0.1)
+    await asyncio.wait_for(running.inserter.stop(), 5)
+    outcomes = [task.result() for task in tasks]
+    assert sorted(outcome.value for outcome in outcomes) == ["committed"] * 2 + ["handed_back"] * 4
+    assert await running.total() == 20
+    assert await running.commit("late") is CommitOutcome.HANDED_BACK
+    await running.end()
+
+
+async def test_stop_hands_back_what_waits_and_what_is_held(
+    front: RunningFront, config: TcpConfig, remote_table: TableSchema
+) -> None:
+    for code in (252, 60):
+        running = Running(
+            quick(remote_table.database, longest_delay=60, first_delay=60, held_delay=60), TcpSink(config)
+        )
+        await running.inserter.wait_schema()
+        await front.fault("query", "exception", code=code, times=0, kind="insert")
+        task = asyncio.create_task(running.commit("waiting"))
+        await running.until(str(code))
+        await asyncio.wait_for(running.inserter.stop(), 1)
+        assert await task is CommitOutcome.HANDED_BACK
+        await front.command(heal=True)
+        await running.end()
+
+
+async def test_a_cancelled_commit_leaves_nothing_behind(front: RunningFront, running: Running) -> None:
+    await running.inserter.wait_schema()
+    await front.fault("query", "exception", code=252, times=0, kind="insert")
+    task = asyncio.create_task(running.commit("cancelled"))
+    await running.until("252")
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await front.command(heal=True)
+    await asyncio.wait_for(running.inserter.stop(), 1)
