@@ -217,14 +217,19 @@ int ledger_sight(struct ledger *ledger, const struct sighting *sighting)
 			return error;
 	} else {
 		advance(ledger, number, sighting->counters);
+		if (entry_at(ledger, number)->key.flags & FLAG_DEAD)
+			renew(ledger, entry_at(ledger, number)); /* as long as dumps show it */
 	}
 	mark_seen(ledger, number);
 	return 0;
 }
 
-/* The entry whose end this event is; NO_ENTRY when it is that of a life not known so far. */
-static uint32_t find_for_destroy(struct ledger *ledger, const struct sighting *sighting, uint32_t hash)
+/* The entry whose end this event is; NO_ENTRY when it is that of a life not known so far, which may be one
+ * *before a known one. */
+static uint32_t find_for_destroy(struct ledger *ledger, const struct sighting *sighting, uint32_t hash,
+				 bool *before)
 {
+	*before = false;
 	const struct flow_key *key = &sighting->key;
 	if (key->start != 0)
 		return ledger_find(ledger, key, hash, 0, FLAG_SUPERSEDED);
@@ -242,6 +247,7 @@ static uint32_t find_for_destroy(struct ledger *ledger, const struct sighting *s
 	ledger->header->totals.ambiguous_identity++;
 	if (known_end)
 		entry->key.flags |= FLAG_SUPERSEDED;
+	*before = !known_end;
 	return NO_ENTRY;
 }
 
@@ -254,7 +260,8 @@ int ledger_destroy(struct ledger *ledger, const struct sighting *sighting)
 		return 0;
 	}
 	uint32_t hash = key_hash(&sighting->key, ledger->header->seed);
-	uint32_t number = find_for_destroy(ledger, sighting, hash);
+	bool before;
+	uint32_t number = find_for_destroy(ledger, sighting, hash, &before);
 	if (number == NO_ENTRY) {
 		bool baseline = is_baseline(ledger->header, sighting->key.start);
 		int error = create(ledger, sighting, hash, baseline, &number);
@@ -262,13 +269,17 @@ int ledger_destroy(struct ledger *ledger, const struct sighting *sighting)
 			return error;
 		ledger->header->totals.destroy_events++;
 		if (number != NO_ENTRY)
-			bury(ledger, number, 0);
+			bury(ledger, number, before ? FLAG_SUPERSEDED : 0);
 		return 0;
 	}
 	totals->destroy_events++;
-	if (any_fell(entry_at(ledger, number), sighting->counters))
+	/* A packet between the event and the flow's removal, and a dump that shows it, make a sighting stand
+	 * above the final counters: it stays. Where a neighbour is known to reset counters, that was it. */
+	bool fell = any_fell(entry_at(ledger, number), sighting->counters);
+	if (fell && totals->foreign_resets > 0)
 		rebase(ledger, number);
-	advance(ledger, number, sighting->counters);
+	if (!fell || totals->foreign_resets > 0)
+		advance(ledger, number, sighting->counters);
 	struct entry *entry = entry_at(ledger, number);
 	if (entry->key.flags & FLAG_DEAD) {
 		entry->key.flags &= (uint8_t)~FLAG_VANISHED;

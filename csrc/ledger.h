@@ -7,8 +7,8 @@
  *   what it counts from then on is. Where the kernel gives start times they decide, in whatever message the
  *   flow turns up first; where not, what comes before the first full dump has ended is baseline.
  * - A DESTROY event carries final counters: what they have above the last ones is booked, and a tombstone stays
- *   for two full dumps and for as long as the kernel will send the event again, so that neither a dump that
- *   still shows the flow nor the repeated event is taken for another life.
+ *   for two full dumps and for as long as dumps show the flow or the kernel will send the event again, so
+ *   that neither is taken for another life. Where a dump overtook the event the higher counters stand.
  * - A flow that two full dumps in a row did not show is asked for by its tuple, which also makes the kernel
  *   end it if it had expired. One that is not there becomes a tombstone; if no event comes while that
  *   stays, it is counted as vanished, and what it moved after its last sighting is what is lost.

@@ -292,6 +292,49 @@ static void test_a_fall_within_one_life_is_a_foreign_reset(void)
 	end();
 }
 
+static void test_a_dump_may_overtake_the_event(void)
+{
+	begin(false);
+	empty_dump();
+	struct test_flow flow = born(TCP_FLOW, now());
+	dump_of(with(flow, 100, 50)); /* a packet came after the event below was made */
+	destroy(with(flow, 90, 50));
+	CHECK(totals()->pending_bytes == 150 && totals()->foreign_resets == 0 && totals()->flows == 0);
+	end();
+}
+
+static void test_a_flow_given_up_and_shown_again_goes_on(void)
+{
+	begin(false);
+	empty_dump();
+	struct test_flow flow = born(TCP_FLOW, now());
+	dump_of(with(flow, 100, 50));
+	empty_dump();
+	empty_dump();
+	uint32_t position = 0;
+	ledger_vanish(&ledger, ledger_next_absent(&ledger, &position));
+	for (uint64_t bytes = 110; bytes < 200; bytes += 10) {
+		dump_of(with(flow, bytes, 50));
+		seal_all();
+	}
+	CHECK(totals()->reported_bytes == 240);
+	destroy(with(flow, 210, 50));
+	CHECK(totals()->observed_bytes == 260 && totals()->vanished == 0);
+	end();
+}
+
+static void test_an_end_without_start_that_fits_no_known_life_is_an_earlier_one(void)
+{
+	begin(false);
+	empty_dump();
+	dump_of(with(TCP_FLOW, 100, 50));
+	destroy(with(TCP_FLOW, 20, 10));
+	dump_of(with(TCP_FLOW, 110, 50));
+	destroy(with(TCP_FLOW, 120, 50));
+	CHECK(totals()->observed_bytes == 30 + 170 && totals()->flows == 0);
+	end();
+}
+
 static void test_same_id_and_different_ids_zones_and_families_are_different_flows(void)
 {
 	begin(false);
@@ -483,6 +526,9 @@ int main(void)
 	test_lives_without_start_are_told_apart_by_order();
 	test_a_fall_without_start_is_a_new_life_and_the_old_one_still_ends();
 	test_a_fall_within_one_life_is_a_foreign_reset();
+	test_a_dump_may_overtake_the_event();
+	test_a_flow_given_up_and_shown_again_goes_on();
+	test_an_end_without_start_that_fits_no_known_life_is_an_earlier_one();
 	test_same_id_and_different_ids_zones_and_families_are_different_flows();
 	test_what_is_not_metered_is_counted_by_reason();
 	test_one_absence_proves_nothing_and_two_make_us_ask();

@@ -118,8 +118,11 @@ static void dump(bool resize, bool complete)
 	for (size_t step = 0; step < TUPLES; step++) {
 		struct life *life = &lives[step];
 		bool skipped = resize && chance(30);
-		if (!skipped && (life->alive || (life->linked && chance(50))))
+		if (!skipped && (life->alive || (life->linked && chance(50)))) {
+			if (!life->alive && chance(30))
+				move(life); /* a packet that came before the flow was unlinked */
 			show(&life->flow, ledger_sight);
+		}
 		if (!life->alive)
 			life->linked = false;
 		const struct life *repeated = &lives[draw(step + 1)];
