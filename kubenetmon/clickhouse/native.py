@@ -94,6 +94,7 @@ def varint(number: int) -> bytes:
     return bytes(encoded)
 
 
+@lru_cache(maxsize=1 << 15)  # the same names come in every batch; some 5 MB at most
 def text(value: str) -> bytes:
     """One String value: its length in bytes as varint, then the bytes; lone surrogates become `?`."""
     encoded = value.encode("utf-8", "replace")
@@ -147,7 +148,7 @@ def integers(array: NDArray[np.integer[Any]], dtype: np.dtype[Any]) -> bytes:
 def strings(values: Sequence[str], inverse: NDArray[np.unsignedinteger[Any]]) -> bytes:
     """A String column: the row i holds `values[inverse[i]]`."""
     encoded = np.empty(len(values), object)
-    encoded[:] = [text(value) for value in values]
+    encoded[:] = list(map(text, values))
     return b"".join(encoded[inverse].tolist())
 
 
