@@ -152,11 +152,6 @@ AGENT_FLOWS = MetricSpec("kubenetmon_agent_flows", Kind.GAUGE, "Flows in the led
 AGENT_EVENTS = MetricSpec(
     "kubenetmon_agent_destroy_events_total", Kind.COUNTER, "DESTROY events read from the kernel."
 )
-AGENT_EVENT_GAP = MetricSpec(
-    "kubenetmon_agent_event_gap_seconds",
-    Kind.COUNTER,
-    "Time during which ended flows could go unseen because no one listened to the kernel's events.",
-)
 AGENT_AMBIGUOUS_IDENTITY = MetricSpec(
     "kubenetmon_agent_ambiguous_identity_total",
     Kind.COUNTER,
@@ -310,7 +305,6 @@ AGENT_METRICS = (
     AGENT_UNACKNOWLEDGED,
     AGENT_FLOWS,
     AGENT_EVENTS,
-    AGENT_EVENT_GAP,
     AGENT_AMBIGUOUS_IDENTITY,
     AGENT_FOREIGN_RESETS,
     AGENT_NO_COUNTERS,
