@@ -36,7 +36,10 @@ COMPACT_ABOVE = 10_000
 
 @dataclass(frozen=True, slots=True)
 class InventoryConfig:
-    """Which labels mean what, and how long the past is kept (seconds). An empty label name: never set."""
+    """Which labels mean what, and how long the past is kept (seconds). An empty label name: never set.
+
+    App and instance id are labels of pods, the zone of nodes; the cell is the pod's label, else its node's.
+    """
 
     app_labels: tuple[str, ...] = ("app.kubernetes.io/name", "k8s-app")
     instance_id_label: str = "control-plane-id"
@@ -80,6 +83,9 @@ class ClusterSnapshot:
 
     def node_id(self, node_name: str) -> int:
         return self.node_numbers.get(node_name, 0)
+
+    def node_zone(self, node_name: str) -> str:
+        return self.node_lookup.zones.get(node_name, "")
 
     def pods(self, family: Family, addresses: Addresses, at: int) -> NDArray[np.int32]:
         return self.ownership[family].owners(addresses, at)
@@ -185,11 +191,11 @@ class Inventory:
 
     def put_node(self, node: Node) -> None:
         """A node was created, listed or changed."""
-        previous_zone = self._nodes.zone(node.name)
+        previous_place = self._nodes.place(node.name)
         if not self._nodes.put(node, self._generation["nodes"]):
             return
         self._snapshot = None
-        if node.zone != previous_zone:
+        if (node.zone, node.cell) != previous_place:
             for uid in self._pods_on.get(node.name, ()):
                 record = self._pods[uid]
                 if record.claims:
@@ -249,14 +255,9 @@ class Inventory:
     def _describe(self, record: _PodRecord) -> None:
         """Let the pod's endpoint say what is known of it now; its claims follow."""
         pod = record.pod
+        zone, node_cell = self._nodes.place(pod.node)
         description = Description(
-            pod.name,
-            pod.namespace,
-            pod.node,
-            self._nodes.zone(pod.node),
-            pod.app,
-            pod.instance_id,
-            pod.cell,
+            pod.name, pod.namespace, pod.node, zone, pod.app, pod.instance_id, pod.cell or node_cell
         )
         if record.endpoint and self._endpoints.description(record.endpoint) == description:
             return

@@ -344,6 +344,8 @@ class KubernetesClient:
             AssertionError,
         ) as error:
             reason = " ".join(str(error).split()) or "it is not a kubeconfig"
+            if isinstance(self._source, InCluster):
+                reason += " (does the pod have automountServiceAccountToken: true?)"
             raise ConfigurationError(f"cannot use the Kubernetes source {self._source}: {reason}") from error
 
 

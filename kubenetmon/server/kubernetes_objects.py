@@ -317,6 +317,7 @@ class ObjectDecoder:
             tuple(ipv4),
             tuple(ipv6),
             tuple(parse_network(text) for text in networks),
+            sys.intern(getattr(metadata.labels, self._cell_field, None) or ""),
         )
 
     def _service(self, decoded: Any) -> Service:

@@ -36,6 +36,7 @@ class Node(NamedTuple):
     ipv4: tuple[int, ...]
     ipv6: tuple[int, ...]
     pod_networks: tuple[Network, ...]
+    cell: str = ""
 
 
 class _NodeRecord:
@@ -50,7 +51,7 @@ class _NodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class NodeLookup:
-    """Sorted InternalIPs and their endpoints per family, and each node's pod networks. Immutable.
+    """Sorted InternalIPs and their endpoints per family, each node's pod networks and zone. Immutable.
 
     keys: uint32 for IPv4, 16 bytes big-endian as "S16" for IPv6; endpoints: int32 of the same length.
     """
@@ -58,6 +59,7 @@ class NodeLookup:
     keys: dict[Family, NDArray[Any]]
     endpoints: dict[Family, NDArray[np.int32]]
     pod_networks: dict[str, tuple[Network, ...]]
+    zones: dict[str, str]
 
     def owners(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
         """Endpoint id of the node with each address; 0 = none. Shape (n,)."""
@@ -111,10 +113,10 @@ class KnownNodes:
             return 0
         return self.numbers.setdefault(name, len(self.numbers) + 1)
 
-    def zone(self, name: str) -> str:
-        """The node's zone, empty when unknown."""
+    def place(self, name: str) -> tuple[str, str]:
+        """The node's zone and cell, empty when unknown."""
         record = self._records.get(name)
-        return record.node.zone if record else ""
+        return (record.node.zone, record.node.cell) if record else ("", "")
 
     def put(self, node: Node, generation: int) -> bool:
         """A node was seen; True when attribution can see the difference."""
@@ -126,7 +128,8 @@ class KnownNodes:
         else:
             self._alive += 1
         endpoint = self._endpoints.add(
-            Description(node=node.name, zone=node.zone, app=HOST_APP), self.number(node.name)
+            Description(node=node.name, zone=node.zone, app=HOST_APP, cell=node.cell),
+            self.number(node.name),
         )
         self._records[node.name] = _NodeRecord(node, endpoint, generation)
         self._lookup = None
@@ -199,4 +202,5 @@ class KnownNodes:
                 6: np.array([ipv6[address] for address in sorted_ipv6], np.int32),
             },
             {record.node.name: record.node.pod_networks for record in records if record.node.pod_networks},
+            {record.node.name: record.node.zone for record in records},
         )

@@ -58,6 +58,10 @@ class Snapshot(Protocol):
         """The number of the node with that name; 0 = never heard of."""
         ...
 
+    def node_zone(self, node_name: str) -> str:
+        """The zone of the node with that name; empty when unknown."""
+        ...
+
     def pods(self, family: Family, addresses: Addresses, at: int) -> NDArray[np.int32]:
         """Endpoint id of the pod that owned each address at Unix second `at`; 0 = none."""
         ...

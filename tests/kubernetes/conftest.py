@@ -53,13 +53,13 @@ class Follower:
         else:
             halves = [[int(parsed) >> 64, int(parsed) & (2**64 - 1)]]
             endpoint = known.pods(6, np.array(halves, np.uint64), moment)[0]
-        return known.table.pod[endpoint]
+        return str(known.table.pod[endpoint])
 
     def zone(self, address: str) -> str:
         """The zone of the pod at that address."""
         known = self.inventory.snapshot()
         endpoint = known.pods(4, np.array([int(ipaddress.IPv4Address(address))], np.uint32), int(time.time()))
-        return known.table.zone[endpoint[0]]
+        return str(known.table.zone[endpoint[0]])
 
     def check(self) -> dict[str, Any]:
         """The check "kubernetes" of /ready."""

@@ -49,7 +49,7 @@ def owner(known: ClusterSnapshot, address: int, at: int, family: Literal[4, 6] =
 
 
 def node_at(known: ClusterSnapshot, address: int) -> str:
-    return known.table.node[known.nodes(4, np.array([address], np.uint32))[0]]
+    return str(known.table.node[known.nodes(4, np.array([address], np.uint32))[0]])
 
 
 @dataclass
@@ -311,14 +311,20 @@ def test_deleted_node_stays_for_the_grace_time_and_yields_to_the_living() -> Non
     assert node_at(inventory.snapshot(), 50) == ""
 
 
-def test_pods_take_the_zone_of_a_node_that_comes_later_or_changes() -> None:
+def test_pods_take_zone_and_cell_of_a_node_that_comes_later_or_changes() -> None:
     inventory = Inventory(CONFIG)
     inventory.put_pod(pod("one", 7), 10)
-    assert inventory.snapshot().table.zone[endpoint(inventory.snapshot(), 7, 10)] == ""
-    for zone in ("z1", "z2"):
-        inventory.put_node(node("node-a", 50, zone=zone))
+    inventory.put_pod(pod("celled", 8)._replace(cell="own"), 10)
+    first = inventory.snapshot()
+    assert first.table.zone[endpoint(first, 7, 10)] == first.node_zone("node-a") == ""
+    for place in ("1", "2"):
+        inventory.put_node(node("node-a", 50, zone=place)._replace(cell=f"cell-{place}"))
         known = inventory.snapshot()
-        assert known.table.zone[endpoint(known, 7, 10)] == zone
+        number = endpoint(known, 7, 10)
+        assert known.table.zone[number] == known.node_zone("node-a") == place
+        assert known.table.cell[number] == f"cell-{place}"
+        assert known.table.cell[endpoint(known, 8, 10)] == "own"
+    assert first.node_zone("node-a") == ""
 
 
 def test_address_in_pod_cidrs() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubenetmon.server.inventory import KINDS, Inventory, InventoryConfig, Kind, Pod
@@ -45,7 +45,7 @@ POD: dict[str, Any] = {
 }
 NODE: dict[str, Any] = {
     "kind": "Node",
-    "metadata": {"name": "node-a", "labels": {"topology.kubernetes.io/zone": "zone-a"}},
+    "metadata": {"name": "node-a", "labels": {"topology.kubernetes.io/zone": "zone-a", "cell": "c-2"}},
     "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00:1::/64"]},
     "status": {
         "addresses": [
@@ -106,6 +106,7 @@ def test_node_is_decoded() -> None:
             (int(ipaddress.ip_address("192.0.2.10")),),
             (int(ipaddress.ip_address("2001:db8::10")),),
             (Network(4, 10 << 24 | 1 << 16, 24), Network(6, 0xFD00_0001 << 96, 64)),
+            "c-2",
         )
     ]
 
@@ -140,7 +141,7 @@ def test_single_address_is_taken_where_there_is_no_list() -> None:
     assert one_pod(changed(POD, "status", status)).ipv4 == (int(ipaddress.ip_address("10.1.0.6")),)
 
 
-ODD_PODS = [
+ODD_PODS: list[object] = [
     None,
     7,
     "pod",
@@ -220,6 +221,7 @@ def test_ipv4_mapped_address_is_the_ipv4_address() -> None:
     assert parse_address("::ffff:10.1.0.5") == parse_address("10.1.0.5")
 
 
+@settings(deadline=None)
 @given(st.ip_addresses())
 def test_addresses_are_read_as_the_library_reads_them(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
@@ -230,6 +232,7 @@ def test_addresses_are_read_as_the_library_reads_them(
         assert parse_address(str(address)) == (expected.version, int(expected))
 
 
+@settings(deadline=None)
 @given(st.ip_addresses(), st.data())
 def test_networks_are_read_as_the_library_reads_them(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address, data: st.DataObject
@@ -264,6 +267,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(KINDS), st.lists(JSON, max_size=5))
 def test_no_json_breaks_the_decoder_or_the_inventory(kind: Kind, items: list[object]) -> None:
     page = DECODER.page(kind, listed(*items))
@@ -278,6 +282,7 @@ def test_no_json_breaks_the_decoder_or_the_inventory(kind: Kind, items: list[obj
     inventory.snapshot()
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_decoder(body: bytes) -> None:
     decoders: list[Callable[[], object]] = [

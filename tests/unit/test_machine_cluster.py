@@ -20,7 +20,7 @@ def of(text: str) -> int:
 
 def node_at(cluster: MachineCluster, address: str) -> str:
     known = cluster.snapshot()
-    return known.table.node[known.nodes(4, np.array([of(address)], np.uint32))[0]]
+    return str(known.table.node[known.nodes(4, np.array([of(address)], np.uint32))[0]])
 
 
 def test_addresses_are_the_interfaces_own_without_loopback() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -336,3 +338,12 @@ def test_line_that_is_too_long_becomes_an_empty_one() -> None:
     assert splitter.feed(b"45") == []
     assert splitter.feed(b"678") == []
     assert splitter.feed(b"9\nok\n") == [b"", b"ok"]
+
+
+def test_library_is_loaded_without_its_models() -> None:
+    program = (
+        "import sys; from kubenetmon.server.kubernetes import _library; library = _library();"
+        "print(library.config.load_kube_config, any('.models' in name for name in sys.modules))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert shown.split()[-1] == "False"
