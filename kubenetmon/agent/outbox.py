@@ -25,7 +25,7 @@ from kubenetmon.metrics.catalogue import (
     AGENT_BATCHES,
     AGENT_UNACKNOWLEDGED,
 )
-from kubenetmon.proto import EPOCH_BYTES, Outcome
+from kubenetmon.proto import EPOCH_BYTES, MAX_MESSAGE_BYTES, Outcome
 
 if TYPE_CHECKING:
     from kubenetmon.agent.conntrack import SealedRecords
@@ -145,7 +145,7 @@ class Outbox:
         self._forget(batch, "submit_unknown")
 
     def _serialise(self, records: SealedRecords, interval_start: int, interval_end: int) -> bytes:
-        return serialise(
+        message = serialise(
             node_name=self.node_name,
             epoch=self.epoch,
             sequence=self._next_sequence,
@@ -154,6 +154,8 @@ class Outbox:
             ipv4=records.ipv4,
             ipv6=records.ipv6,
         )
+        assert len(message) <= MAX_MESSAGE_BYTES, "the ledger seals what fits one message"
+        return message
 
     def _forget(self, batch: SealedBatch, outcome: str) -> None:
         if self._waiting.pop(batch.sequence, None) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -38,7 +39,8 @@ IMPATIENT = replace(
 )
 """For faults that show only in time."""
 
-BEGIN, END = 1_800_000_000, 1_800_000_060
+BEGIN = int(time.time()) // 60 * 60 - 60
+END = BEGIN + 60
 
 
 class Bed:

@@ -26,7 +26,7 @@ from tests.beds.collector_server import (
     reset,
 )
 from tests.beds.proxy import TcpProxy
-from tests.unit.sending import FAST, IMPATIENT, Bed, sending
+from tests.unit.sending import BEGIN, END, FAST, IMPATIENT, Bed, sending
 
 
 @asynccontextmanager
@@ -55,10 +55,8 @@ async def test_batches_arrive_in_order_and_are_forgotten_when_committed() -> Non
         assert {batch.epoch for batch in server.batches} == {bed.outbox.epoch}
         assert len(bed.outbox.epoch) == 16
         assert server.batches[0].node_name == "node-a"
-        assert (server.batches[0].interval_start, server.batches[0].interval_end) == (
-            1_800_000_000,
-            1_800_000_060,
-        )
+        first = server.batches[0]
+        assert (first.interval_start, first.interval_end) == (BEGIN, END)
         assert server.streams == 1
         assert (bed.count("sealed"), bed.count("committed")) == (4, 4)
         assert bed.metrics.value(AGENT_BATCH_BYTES, outcome="committed") == 4000
