@@ -16,6 +16,7 @@ import pytest
 import trustme
 
 from kubenetmon.agent.addresses import Addresses
+from kubenetmon.agent.connection import Connection, Timeouts
 from kubenetmon.agent.credentials import Credentials
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.errors import ConfigurationError
@@ -197,3 +198,25 @@ def test_tls_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         Credentials(ca=tmp_path / "nonsense").check()
     with pytest.raises(ConfigurationError, match=r"KUBENETMON_TLS_CERT and _KEY: .*nonsense is not"):
         Credentials(certificate=tmp_path / "nonsense", key=tmp_path / "nonsense").check()
+
+
+async def test_the_kernel_is_asked_to_notice_peers_that_are_gone() -> None:
+    timeouts = Timeouts(dead_peer=12)
+    async with CollectorServer() as server:
+        connection = Connection(
+            server.host,
+            server.port,
+            server_name=server.host,
+            tls=None,
+            metadata={},
+            timeouts=timeouts,
+            clock=SYSTEM_CLOCK,
+        )
+        await connection.open()
+        protocol = connection._channel._protocol
+        assert protocol is not None
+        sock = protocol.connection._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 12_000
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 6
+        connection.close()
