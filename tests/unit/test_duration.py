@@ -38,7 +38,7 @@ def test_it_reads_what_go_reads(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    (
+    [
         "",
         "3",
         "-5s",
@@ -62,7 +62,7 @@ def test_it_reads_what_go_reads(text: str, seconds: float) -> None:
         "0\n",
         "nans",
         "1_000s",
-    ),
+    ],
 )
 def test_it_refuses_the_rest_and_says_what_to_write(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration: write numbers with units") as refusal:
