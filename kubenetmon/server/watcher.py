@@ -48,6 +48,9 @@ _GONE = 410
 _EVENTS_AT_ONCE = 200
 """Some 3 ms of work; then others may run."""
 
+_WORTHWHILE_WATCH = 1.0
+"""A watch that ends sooner is asked for again only after a pause (seconds)."""
+
 _SKIPPED_LOG_INTERVAL = 60.0
 
 
@@ -131,22 +134,19 @@ class Watcher:
         reason = "start"
         version = ""
         while True:
+            began = self._clock.monotonic()
             try:
                 if not version:
                     self._metrics.add(WATCH_RELISTS, kind=kind, reason=reason)
                     version = await self._list(client, kind)
-                    pause = self._config.shortest_pause
                     self._now_synced(kind)
                     if kind == "nodes":
                         nodes_listed.set()
-                began = self._clock.monotonic()
                 async for newest in self._watch(client, kind, version):
                     version = newest
                     self._over_trouble(kind)
-                    pause = self._config.shortest_pause
-                if self._clock.monotonic() - began >= 1.0:
+                if self._clock.monotonic() - began >= _WORTHWHILE_WATCH:
                     continue
-                # A watch that ends at once would otherwise be asked for in a tight loop.
             except ExpiredError as error:
                 logger.info("Listing %s again: %s", kind, error)
                 version, reason = "", "expired"
@@ -156,6 +156,10 @@ class Watcher:
             except (ApiError, ConfigurationError) as error:
                 self._in_trouble(kind, str(error))
                 reason = "error"
+            # Only what held for a while ends the patience: a list that succeeds before a watch that fails at
+            # once must not be repeated in a tight loop.
+            if self._clock.monotonic() - began > self._config.longest_pause:
+                pause = self._config.shortest_pause
             await self._clock.sleep(pause * self._jitter.uniform(0.5, 1.5))
             pause = min(2 * pause, self._config.longest_pause)
 
