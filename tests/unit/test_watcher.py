@@ -122,8 +122,14 @@ async def test_expired_version_within_the_stream_leads_to_a_new_list(tmp_path: P
         status = {"kind": "Status", "status": "Failure", "code": 410, "reason": "Expired"}
         return await streamed(request, event("ERROR", status))
 
-    async with FakeApi(tmp_path, one_pod, expired).running() as config, following(config) as follower:
+    patient = replace(IMPATIENT, longest_pause=10.0)
+    async with (
+        FakeApi(tmp_path, one_pod, expired).running() as config,
+        following(config, patient) as follower,
+    ):
         await eventually(lambda: relists(follower, "expired") >= 2)
+        await asyncio.sleep(0.5)
+        assert relists(follower, "expired") <= 6, "pauses grow"
         assert relists(follower, "error") == 0
         assert follower.owner("10.1.0.1") == "kept"
 
@@ -151,10 +157,11 @@ async def test_watch_that_ends_at_once_is_not_asked_for_in_a_tight_loop(tmp_path
         return await streamed(request, then_wait=0)
 
     api = FakeApi(tmp_path, one_pod, closed)
-    async with api.running() as config, following(config) as follower:
+    patient = replace(IMPATIENT, longest_pause=10.0)
+    async with api.running() as config, following(config, patient) as follower:
         await eventually(lambda: follower.readiness.ready)
         await asyncio.sleep(1.0)
-        assert 1 <= api.watch_requests <= 50
+        assert 1 <= api.watch_requests <= 7
 
 
 @pytest.mark.parametrize(
