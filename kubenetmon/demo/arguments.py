@@ -26,6 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> int:
-    if not text.isdecimal() or not SHORTEST <= int(text) <= LONGEST:
+    if not (text.isascii() and text.isdecimal()) or not SHORTEST <= int(text) <= LONGEST:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {SHORTEST} to {LONGEST}")
     return int(text)

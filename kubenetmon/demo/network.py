@@ -119,8 +119,8 @@ def remove_own() -> None:
 def create_namespace(label: str) -> Namespace:
     """A new namespace with its loopback up and IPv6 duplicate address detection off.
 
-    `label` is for people; the name is unique whatever it says. Raises `MachineError` when the kernel or the privileges
-    do not allow it.
+    `label` is for people; the name is unique whatever it says. Raises `MachineError` when the kernel or the
+    privileges do not allow it.
     """
     require_machine()
     namespace = Namespace(f"{own_prefix()}{next(_numbers)}-{label}")

@@ -108,7 +108,7 @@ class Traffic:
     async def listen(self, stack: contextlib.AsyncExitStack) -> None:
         """Open the ports; they close with the stack."""
         for port in self._script.tcp_ports:
-            server = await asyncio.start_server(_serve, "0.0.0.0", port, backlog=1024)  # noqa: S104
+            server = await asyncio.start_server(serve, "0.0.0.0", port, backlog=1024)  # noqa: S104
             stack.callback(server.close)
         for port in self._script.udp_ports:
             transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
@@ -225,7 +225,8 @@ class _Responder(asyncio.DatagramProtocol):
         """The asker has closed its socket already; nothing to do."""
 
 
-async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer every exchange of one TCP connection until the client closes it."""
     try:
         while True:
             upload, download = _HEADER.unpack(await reader.readexactly(_HEADER.size))
