@@ -56,8 +56,9 @@ class ReceiverConfig:
     """Seconds and bytes.
 
     `host` empty: all addresses. `memory_limit`: messages read and not settled, over all connections.
-    `window_bytes`: what one connection may send unread. `ready_timeout`: how long a Submit stream waits for a
-    server that has just started.
+    `window_bytes`: what a stream may send before memory is reserved for it, and what a connection may leave
+    unread; HTTP/2 has no less than 65,535. `ready_timeout`: how long a Submit stream waits for a server that
+    has just started.
     """
 
     host: str = ""
@@ -67,7 +68,7 @@ class ReceiverConfig:
     max_streams_per_connection: int = 16
     in_flight_per_stream: int = 4
     memory_limit: int = 32 << 20
-    window_bytes: int = 1 << 18
+    window_bytes: int = 65535
     message_timeout: float = 30.0
     memory_timeout: float = 20.0
     slice_age: float = 5.0
@@ -132,6 +133,12 @@ class Receiver:
     def connections_accepted(self) -> int:
         """Connections accepted since the start."""
         return 0 if self._server is None else self._server.accepted
+
+    @property
+    def bytes_unread(self) -> int:
+        """Bytes that have arrived on all streams and were not taken yet."""
+        connections = () if self._server is None else self._server.connections
+        return sum(buffer.unread for connection in connections for buffer in connection.streams)
 
     @property
     def memory_reserved(self) -> int:

@@ -5,8 +5,9 @@ Contract: `GrpcServer` owns the listening socket and the connections; the receiv
 module: the connection is closed and one line is logged.
 
 What is added to grpclib, and why:
-- a receive buffer that hands out bytes in bulk and can be stopped between messages (grpclib's reads message
-  by message, and takes an empty DATA frame for the end of the stream);
+- a receive buffer that hands out bytes in bulk, opens HTTP/2's windows by what memory was reserved for, and
+  can be stopped between messages (grpclib's reads message by message, and takes an empty DATA frame for the
+  end of the stream);
 - neighbouring small DATA frames are joined before the HTTP/2 stack, which pays per frame, sees them (a Go
   client sends one per message);
 - unknown frame types are ignored as RFC 9113 section 4.1 demands (grpclib raises);
@@ -17,6 +18,7 @@ What is added to grpclib, and why:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import socket
@@ -34,6 +36,7 @@ from grpclib.protocol import Stream as HttpStream
 from grpclib.server import Handler, Server
 from h2.connection import H2Connection
 from h2.events import Event, UnknownFrameReceived
+from h2.exceptions import H2Error
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 
@@ -46,8 +49,8 @@ logger = logging.getLogger(__name__)
 PREFACE_BYTES = 24
 """Length of what an HTTP/2 client sends first (RFC 9113 section 3.4)."""
 
-MAX_FRAME_BYTES = 16384
-"""The largest frame a peer may send: HTTP/2's default, which we do not raise."""
+MAX_FRAME_BYTES = 1 << 16
+"""The largest frame a peer may send: four times HTTP/2's default, since the stack's cost is by the frame."""
 
 MAX_UNREAD_REPLIES = 1 << 20
 """Bytes a peer may leave unread before it is dropped."""
@@ -78,25 +81,35 @@ class StreamCut(Exception):
 
 
 class ReceiveBuffer(Buffer):
-    """Bytes of one stream, in bulk. Flow control is acknowledged as bytes are taken, never before."""
+    """Bytes of one stream, in bulk.
 
-    def __init__(self, connection: AgentConnection, acknowledge: Callable[[int], None]) -> None:
-        super().__init__(acknowledge)
+    The peer may send `window` bytes unasked; more only while `exactly` waits for a longer message, which its
+    caller has reserved memory for.
+    """
+
+    def __init__(self, connection: AgentConnection, stream: HttpStream, window: int) -> None:
+        super().__init__(lambda size: None)
         self.connection = connection
+        self._stream = stream
+        self._window = window
+        self._credit = window
+        self._received = 0
+        self._opened = 0
         self._chunks: deque[bytes] = deque()
-        self._size = 0
-        self._padding = 0
+        self.unread = 0
+        """Bytes that have arrived and were not taken."""
         self._ended = False
         self._stopped = False
         self._arrived = asyncio.Event()
 
     def add(self, data: bytes, ack_size: int) -> None:
         """Called by the HTTP/2 side for every DATA frame; `ack_size` includes padding."""
+        self._credit -= ack_size
+        self._received += ack_size
         if data:
             self._chunks.append(data)
-            self._size += len(data)
+            self.unread += len(data)
             self._arrived.set()
-        self._padding += ack_size - len(data)
 
     def eof(self) -> None:
         """Called by the HTTP/2 side when the peer has ended the stream."""
@@ -104,21 +117,30 @@ class ReceiveBuffer(Buffer):
         self._arrived.set()
 
     def unacked_size(self) -> int:
-        """Called when the stream is released: what of its bytes was never acknowledged."""
-        unread = self._size + self._padding
+        """Called when the stream is released, for what is to be acknowledged: nothing, the connection's
+        window is put right here."""
+        self.connection.balance_window(self._opened - self._received)
+        self._opened = self._received = self.unread = 0
         self._chunks.clear()
-        self._size = self._padding = 0
-        return unread
+        return 0
 
     def stop(self) -> None:
         """End reading: whoever waits for bytes, now or later, gets `StreamStopped`."""
         self._stopped = True
         self._arrived.set()
 
+    async def arrival(self) -> None:
+        """Return when there are bytes or the peer has ended the stream."""
+        while not (self.unread or self._ended or self._stopped):
+            self._arrived.clear()
+            await self._arrived.wait()
+        if self._stopped:
+            raise StreamStopped
+
     async def take(self, limit: int) -> bytes:
         """Between 1 and `limit` bytes as soon as there are any; b"" when the peer has ended the stream."""
         await self.arrival()
-        if not self._size:
+        if not self.unread:
             return b""
         taken: list[bytes] = []
         size = 0
@@ -129,15 +151,15 @@ class ReceiveBuffer(Buffer):
                 chunk = chunk[: limit - size]
             taken.append(chunk)
             size += len(chunk)
-        self._size -= size
-        self._acknowledge(size)
+        self.unread -= size
+        if self._window - self.unread - self._credit >= self._window // 2:
+            self._let_come(self._window)
         return taken[0] if len(taken) == 1 else b"".join(taken)
 
     def rest(self) -> bytes:
         """What has arrived and was not taken: for who must not lose it when reading ended early."""
         arrived = b"".join(self._chunks)
-        self._padding += self._size
-        self._size = 0
+        self.unread = 0
         self._chunks.clear()
         return arrived
 
@@ -145,6 +167,7 @@ class ReceiveBuffer(Buffer):
         """That many bytes; b"" if the stream ended before the first, else `StreamCut`."""
         parts: list[bytes] = []
         missing = size
+        self._let_come(size)
         while missing:
             part = await self.take(missing)
             if not part:
@@ -155,19 +178,13 @@ class ReceiveBuffer(Buffer):
             missing -= len(part)
         return b"".join(parts)
 
-    async def arrival(self) -> None:
-        """Return when there are bytes or the peer has ended the stream."""
-        while not (self._size or self._ended or self._stopped):
-            self._arrived.clear()
-            await self._arrived.wait()
-        if self._stopped:
-            raise StreamStopped
-
-    def _acknowledge(self, size: int) -> None:
-        size += self._padding
-        self._padding = 0
-        if size and not self.connection.connection.is_closing():
-            self._ack_callback(size)
+    def _let_come(self, size: int) -> None:
+        """See to it that the peer may send until `size` bytes are unread."""
+        more = size - self.unread - self._credit
+        if more > 0 and not self._ended:
+            self._credit += more
+            self._opened += more
+            self.connection.open_window(self._stream, more)
 
 
 class StreamHandler(Handler):
@@ -185,7 +202,7 @@ class StreamHandler(Handler):
             release_stream()
             stream.reset_nowait()
             return
-        buffer = ReceiveBuffer(self.connection, stream.buffer._ack_callback)
+        buffer = ReceiveBuffer(self.connection, stream, self.connection.window)
         stream.buffer = buffer
         self.connection.streams.add(buffer)
 
@@ -215,6 +232,8 @@ class AgentConnection(H2Protocol):
         self.streams: set[ReceiveBuffer] = set()
         self.peer = "?"
         self.carried_rpc = False
+        self.window = server.limits.window_bytes
+        self._surplus = 0
         self._server = server
         self._clock = server.clock
         self._transport: asyncio.Transport | None = None
@@ -244,8 +263,13 @@ class AgentConnection(H2Protocol):
         super().connection_made(transport)
         self.processor = _Processor(self.handler, self.connection)
         self._h2.update_settings(
-            {SettingCodes.MAX_CONCURRENT_STREAMS: self._server.limits.max_streams_per_connection}
+            {
+                SettingCodes.MAX_CONCURRENT_STREAMS: self._server.limits.max_streams_per_connection,
+                SettingCodes.MAX_FRAME_SIZE: MAX_FRAME_BYTES,
+            }
         )
+        # From the start: h2 applies the peer's acknowledgement only after the frames that came along with it.
+        self._h2.max_inbound_frame_size = MAX_FRAME_BYTES
         self.connection.flush()
 
     def data_received(self, data: bytes) -> None:
@@ -289,6 +313,23 @@ class AgentConnection(H2Protocol):
         self._server.stoppable.discard(buffer)
         if self.draining and not self.streams:
             self.say_goodbye()
+
+    def open_window(self, stream: HttpStream, size: int) -> None:
+        """Let the peer send so many bytes more on that stream."""
+        if self.connection.is_closing() or stream.id is None:
+            return
+        with contextlib.suppress(H2Error):  # the stream was reset a moment ago
+            self._h2.increment_flow_control_window(size, stream.id)
+        self.balance_window(-size)
+
+    def balance_window(self, surplus: int) -> None:
+        """A stream has had so many bytes more of the connection's window than it used; less, if negative."""
+        self._surplus += surplus
+        if self._surplus < 0 and not self.connection.is_closing():
+            with contextlib.suppress(H2Error):
+                self._h2.increment_flow_control_window(-self._surplus)
+            self._surplus = 0
+            self.connection.flush()
 
     def say_goodbye(self) -> None:
         """GOAWAY without error, then close once it is sent."""
