@@ -89,7 +89,7 @@ class ServerConfig:
     )
     instance_id_label: str = _key("control-plane-id", values.text, "Pod label for the instance id")
     zone_label: str = _key("topology.kubernetes.io/zone", values.text, "Node label for the zone")
-    cell_label: str = _key("", values.optional_text, "Node label for the cell; empty: none")
+    cell_label: str = _key("", values.optional_text, "Pod label, else node label, for the cell; empty: none")
     pod_grace: float = _key(300.0, values.duration, "How long a deleted pod keeps its address")
     meter_host_network: bool = _key(
         False, values.boolean, "Meter the traffic of nodes themselves, as app `host`"

@@ -236,7 +236,7 @@ class Attributor:
             labels=ranges.labels,
             flags=flags,
             node_name=node_name,
-            node_zone=_zone_of_node(cluster, node_name) if gone else "",
+            node_zone=cluster.node_zone(node_name) if gone else "",
             protocol=_joined([part["protocol"] for part in parts]),
             local=local,
             remote=remote,
@@ -351,13 +351,6 @@ def _find_sides(part: _Working, cluster: Snapshot, node_name: str) -> None:
     )
     part.columns["local_is_source"] = local_is_source
     part.ignore("direction", ~(local_is_source | local_is_destination))
-
-
-def _zone_of_node(cluster: Snapshot, node_name: str) -> str:
-    """The zone that the node's endpoints are in; empty where the cluster does not know the node."""
-    here = cluster.node_id(node_name)
-    ids = np.flatnonzero(cluster.table.node_id == here)
-    return cluster.table.zone[int(ids[0])] if here and len(ids) else ""
 
 
 def _side(parts: Sequence[_Working], of: Callable[[_Working, str], NDArray[Any]]) -> Side:
