@@ -35,7 +35,7 @@ from grpclib.protocol import Buffer, EventsProcessor, H2Protocol
 from grpclib.protocol import Stream as HttpStream
 from grpclib.server import Handler, Server
 from h2.connection import H2Connection
-from h2.events import Event, UnknownFrameReceived
+from h2.events import DataReceived, Event, UnknownFrameReceived
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
@@ -219,9 +219,18 @@ class StreamHandler(Handler):
 
 
 class _Processor(EventsProcessor):
+    def __init__(self, handler: StreamHandler, connection: AgentConnection) -> None:
+        super().__init__(handler, connection.connection)
+        self._connection = connection
+
     def process(self, event: Event) -> None:
-        if not isinstance(event, UnknownFrameReceived):
-            super().process(event)
+        if isinstance(event, UnknownFrameReceived):
+            return
+        if isinstance(event, DataReceived) and event.stream_id not in self.streams:
+            # Sent to a request that was answered meanwhile.
+            self._connection.balance_window(-(event.flow_controlled_length or 0))
+            return
+        super().process(event)
 
 
 class AgentConnection(H2Protocol):
@@ -261,7 +270,7 @@ class AgentConnection(H2Protocol):
             return
         self._transport = transport
         super().connection_made(transport)
-        self.processor = _Processor(self.handler, self.connection)
+        self.processor = _Processor(cast(StreamHandler, self.handler), self)
         self._h2.update_settings(
             {
                 SettingCodes.MAX_CONCURRENT_STREAMS: self._server.limits.max_streams_per_connection,
@@ -321,6 +330,7 @@ class AgentConnection(H2Protocol):
         with contextlib.suppress(H2Error):  # the stream was reset a moment ago
             self._h2.increment_flow_control_window(size, stream.id)
         self.balance_window(-size)
+        self.connection.flush()
 
     def balance_window(self, surplus: int) -> None:
         """A stream has had so many bytes more of the connection's window than it used; less, if negative."""

@@ -21,6 +21,7 @@ import grpclib.client
 import h2.config
 import h2.connection
 import h2.events
+import h2.exceptions
 import pytest
 from hyperframe.frame import (
     ContinuationFrame,
@@ -109,6 +110,12 @@ class RawClient:
                 assert data, "connection closed"
                 self.events += self.h2.receive_data(data)
                 await self.flush()
+
+    async def receive(self) -> None:
+        """Take in what the server has sent, if anything."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                self.events += self.h2.receive_data(await self.reader.read(65536))
 
     async def closed(self) -> None:
         """Return when the server has closed the connection."""
@@ -454,6 +461,7 @@ async def test_memory_is_bounded_while_nothing_can_be_stored() -> None:
         await asyncio.sleep(2)
         assert len(rig.pipeline.batches) == (8 << 20) // (len(bytes(template)))
         assert rig.receiver.memory_reserved <= 8 << 20
+        assert rig.receiver.bytes_unread <= 40 * 65535
         rig.pipeline.batches.clear()
         gate.set()
         outcomes = await asyncio.gather(*agents)
@@ -508,3 +516,30 @@ async def test_a_client_that_reads_nothing_is_dropped(rig: Rig) -> None:
         await client.closed()
     assert len(rig.pipeline.batches) == 1
     await assert_serves(rig)
+
+
+async def test_streams_given_up_leave_the_connections_window_as_it_was(rig: Rig) -> None:
+    """Each is let to send a megabyte and sends a little, or sends all that it may and is never read."""
+    data = framed(*(bytes(observation(i, timestamp=int(time.time()))) for i in range(5000)))
+    async with raw_client(rig) as client:
+        for round_ in range(30):
+            stream = await client.request(PUSH_METHOD if round_ % 2 else "/grpc.FlowHandler/Nothing")
+            await client.send(stream, b"\0" + (1 << 20).to_bytes(4, "big") + b"x" * 10_000)
+            await asyncio.sleep(0.01)
+            with contextlib.suppress(h2.exceptions.StreamClosedError):
+                client.h2.reset_stream(stream)
+            await client.flush()
+            await client.receive()
+        stream = await client.request()
+        async with asyncio.timeout(5):
+            while data:
+                size = min(client.h2.local_flow_control_window(stream), client.h2.max_outbound_frame_size)
+                if size:
+                    await client.send(stream, data[:size])
+                    data = data[size:]
+                await client.receive()
+        client.h2.end_stream(stream)
+        await client.flush()
+        assert await client.status(stream) == "0"
+    assert rig.pipeline.records() == 5000
+    assert rig.receiver.memory_reserved == 0
