@@ -37,6 +37,10 @@ CHECK = "clickhouse"
 _LEAST_BETWEEN_WAKES = 1.0
 
 
+class StoppingError(KubenetmonError):
+    """The inserter stops before the table could be read; the batch stays with its agent."""
+
+
 class CommitOutcome(Enum):
     """How a commit settled."""
 
@@ -84,7 +88,7 @@ class Inserter:
         self._clock = clock
         self._slots = asyncio.Semaphore(config.workers)
         self._schema: TableSchema | None = None
-        self._schema_known = asyncio.Event()
+        self._schema_known_or_stopping = asyncio.Event()
         self._stopping = asyncio.Event()
         self._looked_again = asyncio.Event()
         self._took_rows = asyncio.Event()
@@ -94,7 +98,7 @@ class Inserter:
         self._all_settled.set()
         self._held = 0
         self._failing = 0
-        self._trouble: tuple[str, int] | None = None
+        self._troubles: set[tuple[str, int]] = set()
         self._commit_times: tuple[float, int] = (clock.monotonic(), 0)
         self._blocks_per_second = 0.0
         self._warned_of_window = ""
@@ -106,9 +110,10 @@ class Inserter:
         return self._schema
 
     async def wait_schema(self) -> TableSchema:
-        """The table as it was last read, once it has been."""
-        await self._schema_known.wait()
-        assert self._schema is not None
+        """The table as it was last read, once it has been; raises `StoppingError` when that never comes."""
+        await self._schema_known_or_stopping.wait()
+        if self._schema is None:
+            raise StoppingError("the server is stopping before ClickHouse has answered")
         return self._schema
 
     async def run(self) -> None:
@@ -119,26 +124,26 @@ class Inserter:
                 schema = await read_table(self._sink, self._config.database, self._config.table)
             except KubenetmonError as error:
                 self._failed(error)
-                self._metrics.set(catalogue.EXACTLY_ONCE, 0)
                 await self._clock.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
                 delay = min(delay * 2, self._config.longest_delay)
                 continue
             delay = self._config.first_delay
-            if self._trouble is not None:
+            if self._troubles:
                 self._looked_again = _woken(self._looked_again)
             if self._schema is None:
                 logger.info("ClickHouse answers; rows go to %s on %s", schema, self._sink.address)
             self._schema = schema
-            self._schema_known.set()
+            self._schema_known_or_stopping.set()
             self._judge_window(schema)
             if not self._failing:
                 self._recovered(schema)
-            troubled = self._trouble is not None
-            await self._clock.sleep(self._config.longest_delay if troubled else self._config.schema_interval)
+            interval = self._config.longest_delay if self._troubles else self._config.schema_interval
+            await self._clock.sleep(interval)
 
     async def stop(self) -> None:
         """Let attempts under way end; every commit still waiting is handed back at once."""
         self._stopping.set()
+        self._schema_known_or_stopping.set()
         await self._all_settled.wait()
 
     async def commit(self, block: Block, token: str) -> CommitOutcome:
@@ -160,11 +165,9 @@ class Inserter:
         delay = self._config.first_delay
         try:
             while not self._stopping.is_set():
-                waiting_since = self._clock.monotonic()
                 if not await self._take_slot():
                     break
                 try:
-                    self._observe_wait(attempt, waiting_since)
                     while not self._stopping.is_set():
                         settings = settings or self._settings(token)
                         if attempt:
@@ -255,11 +258,6 @@ class Inserter:
             settings["insert_shard_id"] = 1 + zlib.crc32(token.encode()) % self._schema.shards
         return {**settings, **self._config.settings}
 
-    def _observe_wait(self, attempt: int, waiting_since: float) -> None:
-        if attempt == 0:
-            waited = self._clock.monotonic() - waiting_since
-            self._metrics.observe(catalogue.ENQUEUE_WAIT, waited * 1e6, type="succeeded")
-
     def _committed(self, block: Block, begun: float) -> None:
         self._metrics.add(catalogue.WORKER_ROWS, block.rows, type="inserted")
         self._metrics.add(catalogue.WORKER_BATCHES, type="inserted")
@@ -267,7 +265,7 @@ class Inserter:
         self._metrics.observe(catalogue.INSERT_WAIT, milliseconds, type="inserted")
         since, blocks = self._commit_times
         self._commit_times = (since, blocks + 1)
-        if self._trouble is not None:
+        if self._troubles:
             now = self._clock.monotonic()
             if now - self._last_wake >= _LEAST_BETWEEN_WAKES:
                 self._last_wake = now
@@ -278,14 +276,14 @@ class Inserter:
     def _failed(self, error: KubenetmonError) -> None:
         kind = (type(error).__name__, code(error))
         self._readiness.failed(CHECK, advice(error))
-        if kind != self._trouble:
+        if kind not in self._troubles:  # a line per kind until all is well again
             logger.warning("Rows cannot be stored: %s", advice(error), extra={"clickhouse_code": kind[1]})
-        self._trouble = kind
+            self._troubles.add(kind)
 
     def _recovered(self, schema: TableSchema) -> None:
-        if self._trouble is not None:
+        if self._troubles:
             logger.info("ClickHouse takes rows again")
-        self._trouble = None
+        self._troubles.clear()
         self._readiness.passed(CHECK, f"{schema} on {self._sink.address}{self._window_note(schema)}")
 
     def _judge_window(self, schema: TableSchema) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from kubenetmon.clickhouse.inserter import CommitOutcome, Inserter, InserterConfig
+from kubenetmon.clickhouse.inserter import CommitOutcome, Inserter, InserterConfig, StoppingError
 from kubenetmon.clickhouse.schema import SchemaOptions, apply
 from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from kubenetmon.clickhouse.table import TableSchema
@@ -156,7 +156,7 @@ async def test_a_dropped_table_is_held_until_mended(
     await running.until("network_flows_0 on")
     assert running.metrics.value(catalogue.HELD_BATCHES) == 0
     complaints = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert 1 <= len(complaints) <= 4  # a line per change of state, not per attempt
+    assert 1 <= len(complaints) <= 4  # a line per kind of trouble, not per attempt
     assert any("takes rows again" in record.message for record in caplog.records)
 
 
@@ -242,6 +242,16 @@ async def test_stop_hands_back_what_waits_and_what_is_held(
         assert await task is CommitOutcome.HANDED_BACK
         await front.command(heal=True)
         await running.end()
+
+
+async def test_stop_releases_who_waits_for_the_table(front: RunningFront, config: TcpConfig) -> None:
+    running = Running(quick("nothing_there"), TcpSink(config))
+    waiting = asyncio.create_task(running.inserter.wait_schema())
+    await running.until("kubenetmon schema apply")
+    await asyncio.wait_for(running.inserter.stop(), 1)
+    with pytest.raises(StoppingError):
+        await waiting
+    await running.end()
 
 
 async def test_a_cancelled_commit_leaves_nothing_behind(front: RunningFront, running: Running) -> None:
