@@ -17,7 +17,6 @@ import asyncio
 import dataclasses
 import errno
 import functools
-import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,11 +24,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kubenetmon._conntrack import ffi, lib
 from kubenetmon.errors import KubenetmonError, MachineError
 from kubenetmon.proto import MAX_BATCH_BYTES, FlowArrays
 
-logger = logging.getLogger(__name__)
+try:
+    from kubenetmon._conntrack import ffi, lib
+except ImportError as error:
+    raise MachineError(
+        f"the C shim cannot be loaded ({error}): install libnetfilter-conntrack3 and libmnl0, "
+        "or build it anew with pip install ."
+    ) from error
 
 _SYSCTLS = Path("/proc/sys/net/netfilter")
 _COUNTER_WIDTHS = (8, 8, 8, 8)
