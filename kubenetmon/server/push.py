@@ -28,7 +28,7 @@ from kubenetmon.proto import MAX_MESSAGE_BYTES, BatchAck, Outcome
 from kubenetmon.proto import FlowBatch as FlowBatchMessage
 from kubenetmon.server.decode import InconsistentBatch, decode_batch
 from kubenetmon.server.flood import MemoryBudget
-from kubenetmon.server.transport import ReceiveBuffer, StreamCut, StreamStopped
+from kubenetmon.server.receive_buffer import ReceiveBuffer, StreamCut, StreamStopped
 from kubenetmon.server.verdict import Verdict
 
 logger = logging.getLogger(__name__)

@@ -39,8 +39,9 @@ from kubenetmon.proto import FlowBatch as FlowBatchMessage
 from kubenetmon.readiness import Readiness
 from kubenetmon.server.flood import MemoryBudget
 from kubenetmon.server.push import PushRpc, PushStream, StreamLimits
+from kubenetmon.server.receive_buffer import ReceiveBuffer
 from kubenetmon.server.submit import SubmitLimits, SubmitStream
-from kubenetmon.server.transport import GrpcServer, ReceiveBuffer, TransportLimits
+from kubenetmon.server.transport import GrpcServer, TransportLimits
 from kubenetmon.server.verdict import Verdict
 
 logger = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from kubenetmon.server.observations import (
     OversizeMessage,
 )
 from kubenetmon.server.push import reserve
-from kubenetmon.server.transport import ReceiveBuffer, StreamStopped
+from kubenetmon.server.receive_buffer import ReceiveBuffer, StreamStopped
 from kubenetmon.server.verdict import Verdict
 
 logger = logging.getLogger(__name__)
