@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 
@@ -33,7 +34,9 @@ class Progress:
         now = time.monotonic()
         if self._terminal:
             bar = ("#" * round(share * _BAR)).ljust(_BAR, ".")
-            sys.stdout.write(f"\r\x1b[K{self._title} [{bar}] {text}")
+            line = f"{self._title} [{bar}] {text}"
+            # A line that wraps could not be rewritten.
+            sys.stdout.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
             sys.stdout.flush()
         elif share >= 1 or now - self._said_at >= _LINE_SECONDS:
             self._said_at = now

@@ -71,8 +71,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def print_answers(answers: Answers) -> None:
     """All tables, each under its question."""
-    print("\nWho sent how much to whom (a dash is someone outside of the cluster)?\n")
+    print("\nWhat went out, by pod (a dash is someone outside of the cluster):\n")
     print(table(("localPod", "remotePod", "connectionClass", "bytes"), answers.by_pod))
+    print(
+        "\nA connection within one node is stored once, under the pod that opened it:"
+        " what came back is in rows of direction 'in'."
+    )
     print("\nHow much crossed zones, and from whom?\n")
     print(table(("from", "zone", "to", "zone", "bytes"), answers.cross_zone))
     print("\nHow much went to S3?\n")

@@ -90,7 +90,8 @@ def _make_traffic(world: World, seconds: float, roles: list[processes.Role]) -> 
         actors = Actors()
         stack.callback(actors.close)
         actors.begin(scenario.scripts(world))
-        line = Progress(f"Traffic for {seconds:.0f}s", seconds)
+        say(f"Connections of every kind for {seconds:.0f} s: short and long, TCP and UDP, in and out")
+        line = Progress("Traffic", seconds)
         stack.callback(line.end)
         actors.go()
         while line.elapsed() < seconds:
@@ -100,8 +101,8 @@ def _make_traffic(world: World, seconds: float, roles: list[processes.Role]) -> 
                 role.check()
             tally = actors.tally()
             line.show(
-                f"{tally.connections:,} connections, {tally.exchanges:,} requests, "
-                f"{progress.size(world.tracked_bytes())} seen by the nodes"
+                f"{line.elapsed():.0f} of {seconds:.0f} s, {tally.connections:,} connections, "
+                f"{progress.size(world.tracked_bytes())}"
             )
         actors.stop()
 

@@ -232,8 +232,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             upload, download = _HEADER.unpack(await reader.readexactly(_HEADER.size))
             await _read(reader, upload)
             await _write(writer, download)
-    except (OSError, EOFError):
-        pass  # the client has closed, or is gone
+    except (OSError, EOFError, asyncio.CancelledError):
+        pass  # the client has closed or is gone, or the process ends: asyncio would report the cancelling
     finally:
         writer.close()
 

@@ -106,13 +106,14 @@ def test_the_demo_answers_and_ends_with_equal_sums(tmp_path: Path) -> None:
     [
         ("Building", signal.SIGINT),
         ("Starting an agent", signal.SIGTERM),
-        ("Traffic for", signal.SIGINT),
+        ("Connections", signal.SIGINT),
     ],
     ids=["while building", "while starting", "in the middle of traffic"],
 )
 def test_a_signal_ends_it_and_nothing_is_left(tmp_path: Path, said: str, number: signal.Signals) -> None:
     with demo(tmp_path) as process:
         read_to(process, said)
+        time.sleep(0.5)
         below = descendants(process.pid)
         os.kill(process.pid, number)
         output, _ = process.communicate(timeout=60)
@@ -126,7 +127,7 @@ def test_a_signal_ends_it_and_nothing_is_left(tmp_path: Path, said: str, number:
 
 def test_what_a_killed_demo_left_is_removed_by_the_next(tmp_path: Path) -> None:
     with demo(tmp_path) as killed:
-        read_to(killed, "Traffic for")
+        read_to(killed, "Connections")
         below = descendants(killed.pid)
         killed.kill()
         killed.communicate(timeout=30)

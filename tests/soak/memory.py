@@ -37,4 +37,4 @@ class Memory:
             return 0.0
         times, sizes = zip(*steady, strict=True)
         slope: float = statistics.linear_regression(times, sizes).slope
-        return slope * (times[-1] - times[0])
+        return slope * (last - steady[0][0])
