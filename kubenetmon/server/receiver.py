@@ -243,7 +243,10 @@ class Receiver:
         buffer = self._buffer_of(rpc)
         await self._wait_until_ready()
         limits = SubmitLimits(
-            self._config.slice_age, self._config.memory_timeout, self._config.in_flight_per_stream
+            self._config.slice_age,
+            self._config.message_timeout,
+            self._config.memory_timeout,
+            self._config.in_flight_per_stream,
         )
         stream = SubmitStream(
             buffer,

@@ -22,7 +22,7 @@ from grpclib.exceptions import GRPCError
 from kubenetmon.errors import ProtocolError
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.model import FlowBatch
-from kubenetmon.proto import EPOCH_BYTES, MAX_MESSAGE_BYTES, Outcome
+from kubenetmon.proto import EPOCH_BYTES, Outcome
 from kubenetmon.server.flood import MemoryBudget
 from kubenetmon.server.observations import (
     CompressedMessage,
@@ -45,13 +45,17 @@ SLICE_BYTES = 2 << 20
 
 READ_BYTES = 1 << 16
 
+MAX_OBSERVATION_BYTES = 1 << 16
+"""An Observation takes some 150 bytes; this is what a stream may hold back of one without memory reserved."""
+
 
 @dataclass(frozen=True, slots=True)
 class SubmitLimits:
-    """`slice_age`: seconds after which a slice is committed though it is not full. `in_flight`: slices of one
-    stream that may be unsettled."""
+    """Seconds: `slice_age`, after which a slice is committed though it is not full; `message_timeout`, in
+    which its first message must be whole. `in_flight`: slices of one stream that may be unsettled."""
 
     slice_age: float
+    message_timeout: float
     memory_timeout: float
     in_flight: int
 
@@ -77,11 +81,12 @@ class SubmitStream:
         self._spawn = spawn
         self._metrics = metrics
         self._now = now
-        self._decoder = ObservationDecoder(SLICE_OBSERVATIONS, MAX_MESSAGE_BYTES)
+        self._decoder = ObservationDecoder(SLICE_OBSERVATIONS, MAX_OBSERVATION_BYTES)
         self._identities = IdentitySource(os.urandom(EPOCH_BYTES))
         self._slots = asyncio.Semaphore(limits.in_flight)
         self._settling: set[asyncio.Task[None]] = set()
         self._reserved = False
+        self._slice_began = 0.0
         self._refusal = ""
         self.observations = 0
 
@@ -111,6 +116,7 @@ class SubmitStream:
                     await self._buffer.arrival()
                     await reserve(self._memory, SLICE_BYTES, self._limits.memory_timeout)
                     self._reserved = True
+                    self._slice_began = asyncio.get_running_loop().time()
                 data = await self._read()
                 if data is None:
                     await self._end_slice()
@@ -135,13 +141,17 @@ class SubmitStream:
 
     async def _read(self) -> bytes | None:
         """Bytes of the stream, b"" at its end, None when the slice has waited long enough."""
-        if not self._decoder.observations:
-            return await self._buffer.take(READ_BYTES)
+        some = self._decoder.observations > 0
+        allowed = self._limits.slice_age if some else self._limits.message_timeout
         try:
-            async with asyncio.timeout(self._limits.slice_age):
+            async with asyncio.timeout_at(self._slice_began + allowed):
                 return await self._buffer.take(READ_BYTES)
         except TimeoutError:
-            return None
+            if some:
+                return None
+            raise GRPCError(
+                Status.DEADLINE_EXCEEDED, f"a message took longer than {allowed:g}s to arrive"
+            ) from None
 
     async def _decode(self, data: bytes) -> None:
         while self._decoder.feed(data):

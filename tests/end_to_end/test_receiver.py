@@ -304,15 +304,20 @@ async def test_a_slow_submit_stream_is_stored_while_it_goes_on() -> None:
     async with running_receiver(replace(QUICK, slice_age=0.2)) as rig, connected(rig.port) as channel:
         done = asyncio.Event()
 
+        sent = 0
+
         async def slowly() -> AsyncIterator[Observation]:
-            yield current_observation()
-            await done.wait()
-            yield current_observation()
+            nonlocal sent
+            while not done.is_set():
+                yield current_observation()
+                sent += 1
+                await asyncio.sleep(0.05)
 
         submitting = asyncio.create_task(FlowHandlerStub(channel).submit(slowly()))
-        await until(lambda: rig.pipeline.records() == 1)
+        await until(lambda: rig.pipeline.records() >= 5)
+        assert len(rig.pipeline.batches) < 5
         done.set()
-        assert (await submitting).observation_count == 2
+        assert (await submitting).observation_count == sent
 
 
 async def test_the_c_core_pushes_and_submits(rig: Rig) -> None:

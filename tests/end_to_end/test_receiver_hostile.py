@@ -408,10 +408,17 @@ async def test_bad_streams_get_a_status_and_the_connection_goes_on(
     assert rig.receiver.memory_reserved == 0
 
 
-async def test_a_message_that_does_not_come_is_given_up(rig: Rig) -> None:
+@pytest.mark.parametrize(
+    ("path", "beginning"),
+    [
+        (PUSH_METHOD, framed(bytes(batch_message(1000)))[:500]),
+        (SUBMIT_METHOD, framed(bytes(observation()))[:50]),
+    ],
+)
+async def test_a_message_that_does_not_come_is_given_up(rig: Rig, path: str, beginning: bytes) -> None:
     async with raw_client(rig) as client:
-        stream = await client.request(PUSH_METHOD)
-        await client.send(stream, framed(bytes(batch_message(1000)))[:500])
+        stream = await client.request(path)
+        await client.send(stream, beginning)
         await asyncio.sleep(0.1)
         assert rig.receiver.memory_reserved > 0
         assert await client.status(stream) == "4"
