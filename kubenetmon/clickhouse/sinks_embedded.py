@@ -39,7 +39,7 @@ from kubenetmon.errors import ConfigurationError, MachineError
 LOCK_NAME = "kubenetmon.lock"
 _CODE = re.compile(r"Code: (\d+)\. ")
 _RESULT_FORMAT = "JSONCompactEachRow"
-_RESULT_SETTINGS: Settings = {"output_format_json_quote_64bit_integers": 0}
+_SESSION_SETTINGS: Settings = {"output_format_json_quote_64bit_integers": 0}
 
 Returned = TypeVar("Returned")
 
@@ -56,6 +56,7 @@ class _Engine:
             self._connect = _chdb_connection()
             self._insert_connection = self._connect(str(path))
             self._query_connection = self._connect(str(path))
+            self._query_connection.query(f"SET {_assignments(_SESSION_SETTINGS)}")
         except RuntimeError as error:
             os.close(self._lock_file)
             raise MachineError(
@@ -126,9 +127,7 @@ class EmbeddedSink:
 
     async def query(self, sql: str, settings: Settings | None = None) -> list[tuple[Any, ...]]:
         engine = self._open_engine()
-        statement = (
-            f"{sql} {_settings_clause({**_RESULT_SETTINGS, **(settings or {})})}" if _selects(sql) else sql
-        )
+        statement = f"{sql} SETTINGS {_assignments(settings)}" if settings else sql
         return await self._in_thread(engine.query_thread, lambda: engine.query(statement))
 
     async def insert(self, database: str, table: str, block: Block, token: str, settings: Settings) -> None:
@@ -142,7 +141,7 @@ class EmbeddedSink:
             "max_insert_block_size": block.rows + 1,
             "input_format_parallel_parsing": 0,
         }
-        statement = f"{insert_statement(database, table, block)} {_settings_clause(all_settings)}"
+        statement = f"{insert_statement(database, table, block)} SETTINGS {_assignments(all_settings)}"
         await self._in_thread(engine.insert_thread, lambda: engine.insert(statement, block))
 
     async def ping(self) -> None:
@@ -204,12 +203,8 @@ def _locked(path: Path) -> int:
     return descriptor
 
 
-def _selects(sql: str) -> bool:
-    return sql.lstrip(" \n(").upper().startswith(("SELECT", "WITH"))
-
-
-def _settings_clause(settings: Settings) -> str:
-    return "SETTINGS " + ", ".join(f"{name} = {_setting(value)}" for name, value in settings.items())
+def _assignments(settings: Settings) -> str:
+    return ", ".join(f"{name} = {_setting(value)}" for name, value in settings.items())
 
 
 def _setting(value: str | int) -> str:

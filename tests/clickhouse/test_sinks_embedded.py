@@ -125,3 +125,11 @@ async def test_without_chdb_it_says_what_to_install(tmp_path: Path) -> None:
         lambda: subprocess.run(command, capture_output=True, text=True, timeout=60)
     )
     assert "pip install 'kubenetmon[embedded]'" in done.stderr.splitlines()[-1]
+
+
+async def test_values_of_queries(engine: EmbeddedSink) -> None:
+    rows = await engine.query(
+        "SELECT 1, 'é\u2028\u0085', toUInt64(18446744073709551615), [1, 2], map('a', true), toDate(0), NULL",
+        {"max_threads": 1, "log_comment": "it's"},
+    )
+    assert rows == [(1, "é\u2028\u0085", 2**64 - 1, [1, 2], {"a": True}, "1970-01-01", None)]
