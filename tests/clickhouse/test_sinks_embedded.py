@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,19 @@ async def test_values_of_queries(engine: EmbeddedSink) -> None:
         {"max_threads": 1, "log_comment": "it's"},
     )
     assert rows == [(1, "é\u2028\u0085", 2**64 - 1, [1, 2], {"a": True}, "1970-01-01", None)]
+
+
+async def test_a_refused_block_leaves_the_next_alone(engine: EmbeddedSink, database: str) -> None:
+    await apply(engine, SchemaOptions(database))
+    table = await read_table(engine, database, "network_flows_0")
+    good = make_block(table, 10)
+    bad_blocks = (
+        replace(good, body=good.body[:-5]),
+        replace(good, columns=("nothing_of_that_name", *good.columns[1:])),
+        replace(good, body=b"\xff" * 100),
+    )
+    for bad in bad_blocks:
+        with pytest.raises(ClickHouseError):
+            await engine.insert(database, table.table, bad, "token", INSERT_SETTINGS)
+    await engine.insert(database, table.table, good, "token", INSERT_SETTINGS)
+    assert await engine.query(f"SELECT sum(bytes) FROM {table}") == [(10,)]
