@@ -401,7 +401,7 @@ async def test_the_c_core_moves_to_a_new_connection_without_losing_a_stream() ->
                 streams += 1
                 await asyncio.sleep(0.05)
         assert rig.pipeline.records() == streams * 10
-        assert rig.receiver.connections_accepted >= 3
+        assert rig.receiver.connections_accepted >= 2
 
 
 async def test_stop_answers_what_is_in_flight_and_refuses_the_rest(
