@@ -1,0 +1,28 @@
+"""The yardstick itself works; what it says about speed is for quiet machines."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from kubenetmon.demo.actors import python_environment
+
+pytestmark = [pytest.mark.root, pytest.mark.chdb, pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+def test_it_measures_and_no_byte_is_missed() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "--flows", "2000", "--only", "bursts", "--only", "server"],
+        env=python_environment(),
+        capture_output=True,
+        text=True,
+        timeout=220,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    [bursts] = [line for line in result.stdout.splitlines() if "bytes metered" in line]
+    assert "100 % / 100 % (" in bursts
+    assert "| reached" in bursts
+    assert sum("x the receive floor" in line for line in result.stdout.splitlines()) == 2
