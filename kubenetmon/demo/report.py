@@ -1,12 +1,24 @@
-"""What the demo asks the table, and how it prints the answers."""
+"""What the demo asks the table, and how it prints the answers.
+
+The questions go to a process of their own (`python -m kubenetmon.demo.report DIRECTORY`): the embedded engine
+writes to standard error what only its developers want to read.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
+from kubenetmon.demo.actors import python_environment
+from kubenetmon.errors import MachineError
+
+_PATIENCE = 120.0
 
 TOTAL = "SELECT sum(bytes) FROM default.network_flows_0"
 BY_POD = """
@@ -40,8 +52,23 @@ class Answers:
     total_bytes: int
 
 
-async def ask(path: Path) -> Answers:
-    """Open the embedded ClickHouse that the server has let go of, and ask."""
+def ask(path: Path) -> Answers:
+    """Open the embedded ClickHouse that the server has let go of, and ask. Raises `MachineError`."""
+    result = subprocess.run(  # noqa: S603 - this module
+        [sys.executable, "-m", "kubenetmon.demo.report", str(path)],
+        env=python_environment(),
+        capture_output=True,
+        text=True,
+        timeout=_PATIENCE,
+        check=False,
+    )
+    if result.returncode != 0:
+        lines = result.stderr.splitlines() or [f"exit code {result.returncode}"]
+        raise MachineError(f"the embedded ClickHouse at {path} does not answer: {lines[-1]}")
+    return Answers(**json.loads(result.stdout))
+
+
+async def _answers(path: Path) -> Answers:
     sink = EmbeddedSink(path)
     try:
         total = (await sink.query(TOTAL))[0][0]
@@ -82,3 +109,7 @@ def print_answers(answers: Answers) -> None:
     print("\nHow much went to S3?\n")
     print(table(("localPod", "region", "connectionClass", "bytes"), answers.to_s3))
     print()
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(asyncio.run(_answers(Path(sys.argv[1]))))))

@@ -9,7 +9,6 @@ that the nodes' packet counters saw.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import importlib.util
 import os
@@ -78,7 +77,7 @@ def _run(directory: Path, seconds: float, kept: bool) -> int:
             role.stop()
         seen = world.tracked_bytes()
         retransmitted = world.retransmitted_handshakes()
-    answers = asyncio.run(report.ask(database))
+    answers = report.ask(database)
     report.print_answers(answers)
     if kept:
         say(f"Database, configuration and logs are in {directory}")

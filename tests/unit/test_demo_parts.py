@@ -129,4 +129,4 @@ async def test_traffic_counts_what_it_moved_and_stops_when_told() -> None:
     assert tally.exchanges > 3
     assert tally.sent == tally.exchanges * 26
     assert tally.received == tally.exchanges * 1_000
-    assert 0 <= tally.connections * 3 - tally.exchanges < 3
+    assert 0 <= tally.connections * 3 - tally.exchanges <= 3
