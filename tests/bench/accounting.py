@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,16 +22,6 @@ def memory_bytes(process: int, field: str = "VmRSS") -> int:
     raise ProcessLookupError(f"process {process} has no {field}: it is gone")
 
 
-def forget_peak(process: int) -> None:
-    """Begin to look for the peak (`VmHWM`) anew."""
-    Path(f"/proc/{process}/clear_refs").write_text("5")
-
-
 def best(values: Sequence[float]) -> float:
     """The least of several measurements: what disturbs them only ever adds."""
     return min(values)
-
-
-def middle(values: Sequence[float]) -> float:
-    """The median."""
-    return statistics.median(values)
