@@ -15,10 +15,12 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +37,8 @@ from kubenetmon.clickhouse.sinks import (
 )
 from kubenetmon.clickhouse.table import literal
 from kubenetmon.errors import ConfigurationError, MachineError
+
+logger = logging.getLogger(__name__)
 
 LOCK_NAME = "kubenetmon.lock"
 _CODE = re.compile(r"Code: (\d+)\. ")
@@ -53,9 +57,10 @@ class _Engine:
         self._lock_file = _locked(path)
         try:
             forget_tokens_without_part(path)
-            self._connect = _chdb_connection()
-            self._insert_connection = self._connect(str(path))
-            self._query_connection = self._connect(str(path))
+            with _chatter_logged():
+                self._connect = _chdb_connection()
+                self._insert_connection = self._connect(str(path))
+                self._query_connection = self._connect(str(path))
             self._query_connection.query(f"SET {_assignments(_SESSION_SETTINGS)}")
         except RuntimeError as error:
             os.close(self._lock_file)
@@ -183,6 +188,27 @@ def _chdb_connection() -> Callable[[str], Any]:
             "the embedded ClickHouse is not installed: pip install 'kubenetmon[embedded]'"
         ) from None
     return Connection
+
+
+@contextlib.contextmanager
+def _chatter_logged() -> Iterator[None]:
+    """What the engine writes to standard error while it opens becomes a debug line.
+
+    It has no logger then, and prints a stack trace where it cannot read cgroups, which harms nothing. The event
+    loop waits meanwhile, so that no line of ours goes the same way.
+    """
+    with tempfile.TemporaryFile() as captured:
+        real = os.dup(2)
+        os.dup2(captured.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+            captured.seek(0)
+            chatter = captured.read(65536).decode(errors="replace").strip()
+            if chatter:
+                logger.debug("The embedded ClickHouse said at its opening: %s", one_line(chatter))
 
 
 def _locked(path: Path) -> int:
