@@ -42,8 +42,8 @@ def compile_messages(folder: Path) -> ModuleType:
 class OriginalServer:
     """One listener."""
 
-    def __init__(self, messages: ModuleType, *, port: int = 0) -> None:
-        self.host, self.port = "127.0.0.1", port
+    def __init__(self, messages: ModuleType, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.host, self.port = host, port
         self.streams: list[list[Any]] = []
         self.fail_after: int | None = None
         self.status = grpc.StatusCode.UNAVAILABLE
@@ -74,9 +74,13 @@ class OriginalServer:
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("grpc.FlowHandler", {"Submit": handler}),)
         )
-        self.port = self._server.add_insecure_port(f"{self.host}:{self.port}")
+        self.port = self._bind(self._server)
         await self._server.start()
         return self
+
+    def _bind(self, server: grpc.aio.Server) -> int:
+        """Listen; a bed in another network namespace does so from there."""
+        return int(server.add_insecure_port(f"{self.host}:{self.port}"))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
