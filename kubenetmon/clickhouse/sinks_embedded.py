@@ -194,8 +194,8 @@ def _chdb_connection() -> Callable[[str], Any]:
 def _chatter_logged() -> Iterator[None]:
     """What the engine writes to standard error while it opens becomes a debug line.
 
-    It has no logger then, and prints a stack trace where it cannot read cgroups, which harms nothing. The event
-    loop waits meanwhile, so that no line of ours goes the same way.
+    It has no logger then, and prints a stack trace where it cannot read cgroups, which harms nothing. The
+    event loop waits meanwhile, so that no line of ours goes the same way.
     """
     with tempfile.TemporaryFile() as captured:
         real = os.dup(2)
