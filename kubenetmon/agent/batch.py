@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from kubenetmon.proto import FlowArrays, FlowBatch
+from kubenetmon.varint import varint
 
 
 def _numbers(message: type[FlowArrays] | type[FlowBatch]) -> dict[str, int]:
@@ -19,16 +20,6 @@ def _numbers(message: type[FlowArrays] | type[FlowBatch]) -> dict[str, int]:
 _BATCH = _numbers(FlowBatch)
 _ARRAYS = _numbers(FlowArrays)
 _COLUMNS = tuple((name, number) for name, number in _ARRAYS.items() if name != "count")
-
-
-def varint(number: int) -> bytes:
-    """The number as protobuf writes it; not negative, below 2**64."""
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
 
 
 def serialise(

@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from kubenetmon.agent.batch import varint
 from kubenetmon.proto import FlowArrays, FlowBatch
+from kubenetmon.varint import varint
 
 _FLOWS_A_PIECE = 1000
 """Flows whose frames are joined at once: the event loop is free again after a few milliseconds."""

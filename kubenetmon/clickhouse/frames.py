@@ -15,7 +15,7 @@ import lz4.block
 import zstandard
 from clickhouse_cityhash.cityhash import CityHash128
 
-from kubenetmon.clickhouse.native import varint
+from kubenetmon.varint import varint
 
 Compression = Literal["none", "lz4", "zstd"]
 

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kubenetmon.varint import varint
+
 LOW_CARDINALITY_VERSION = (1).to_bytes(8, "little")  # SharedDictionariesWithAdditionalKeys
 _HAS_ADDITIONAL_KEYS = 1 << 9
 _NEED_UPDATE_DICTIONARY = 1 << 10
@@ -82,16 +84,6 @@ def parse_type(text: str) -> ColumnType:
     if found := _MAP.fullmatch(text):
         return ColumnType("map", low_cardinality_keys=found[1] != "String")
     raise UnsupportedTypeError("is of a type that kubenetmon cannot write")
-
-
-def varint(number: int) -> bytes:
-    """Unsigned LEB128."""
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
 
 
 @lru_cache(maxsize=1 << 15)  # the same names come in every batch; some 5 MB at most

@@ -27,7 +27,6 @@ from typing import Any, TypeVar
 
 from kubenetmon.clickhouse.block import Block
 from kubenetmon.clickhouse.deduplication_log import forget_tokens_without_part
-from kubenetmon.clickhouse.native import varint
 from kubenetmon.clickhouse.sinks import (
     ClickHouseError,
     ClickHouseUnreachableError,
@@ -37,6 +36,7 @@ from kubenetmon.clickhouse.sinks import (
 )
 from kubenetmon.clickhouse.table import literal
 from kubenetmon.errors import ConfigurationError, MachineError
+from kubenetmon.varint import varint
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,10 @@ import json
 
 import pytest
 
-from kubenetmon.demo import arguments, plan, progress, report, traffic
+from kubenetmon.demo import arguments, plan, progress, traffic
 from kubenetmon.demo.progress import Progress
 from kubenetmon.demo.traffic import Job, Script, Traffic
+from kubenetmon.report import text
 from tests.soak.memory import Memory
 
 
@@ -70,7 +71,7 @@ def _strings(value: object) -> list[str]:
 
 
 def test_tables_line_up() -> None:
-    assert report.table(("pod", "bytes"), [("frontend", "1.00 MiB"), ("", "17.25 KiB")]) == (
+    assert text.table(("pod", "bytes"), [("frontend", "1.00 MiB"), ("", "17.25 KiB")]) == (
         "pod           bytes\n-------------------\nfrontend   1.00 MiB\n-         17.25 KiB"
     )
 
