@@ -47,12 +47,3 @@ class Progress:
         if self._terminal:
             sys.stdout.write("\n")
             sys.stdout.flush()
-
-
-def size(count: float) -> str:
-    """Bytes for people, in ClickHouse's form: `1.50 MiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.2f} {unit}"
-        count /= 1024
-    return f"{count:.2f} TiB"

@@ -19,11 +19,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kubenetmon.demo import network, plan, processes, progress, report, scenario
+from kubenetmon.demo import network, plan, processes, report, scenario
 from kubenetmon.demo.actors import Actors
 from kubenetmon.demo.progress import Progress, say
 from kubenetmon.demo.world import World
 from kubenetmon.errors import ConfigurationError, KubenetmonError, MachineError
+from kubenetmon.report import text
 
 _QUIET_SECONDS = 0.5
 _QUIET_PATIENCE = 15.0
@@ -101,7 +102,7 @@ def _make_traffic(world: World, seconds: float, roles: list[processes.Role]) -> 
             tally = actors.tally()
             line.show(
                 f"{line.elapsed():.0f} of {seconds:.0f} s, {tally.connections:,} connections, "
-                f"{progress.size(world.tracked_bytes())}"
+                f"{text.size(world.tracked_bytes())}"
             )
         actors.stop()
 

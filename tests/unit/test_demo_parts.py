@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from kubenetmon.demo import arguments, plan, progress, traffic
+from kubenetmon.demo import arguments, plan, traffic
 from kubenetmon.demo.progress import Progress
 from kubenetmon.demo.traffic import Job, Script, Traffic
 from kubenetmon.report import text
@@ -77,11 +77,11 @@ def test_tables_line_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"),
+    ("count", "shown"),
     [(0, "0.00 B"), (1023, "1023.00 B"), (1536, "1.50 KiB"), (5 << 20, "5.00 MiB"), (1 << 45, "32.00 TiB")],
 )
-def test_sizes_read_as_in_clickhouse(count: int, text: str) -> None:
-    assert progress.size(count) == text
+def test_sizes_read_as_in_clickhouse(count: int, shown: str) -> None:
+    assert text.size(count) == shown
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,9 +98,9 @@ def test_seconds_are_bounded() -> None:
     arguments.add_arguments(parser)
     assert parser.parse_args([]).seconds == 20
     assert parser.parse_args(["--seconds", "5"]).seconds == 5
-    for text in ("4", "3601", "x", "5.5", "-5", "٣٠"):
+    for number in ("4", "3601", "x", "5.5", "-5", "٣٠"):
         with pytest.raises(argparse.ArgumentError):
-            parser.parse_args(["--seconds", text])
+            parser.parse_args(["--seconds", number])
 
 
 def test_growth_is_that_of_the_steady_part() -> None:
