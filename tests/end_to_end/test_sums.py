@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -145,6 +146,24 @@ def test_a_server_that_restarts_in_the_middle_loses_and_doubles_nothing(tmp_path
         metered.run_for(6)
         metered.start_server()
         metered.run_for(3)
+        metered.end_traffic()
+        flows = metered.finish()
+        assert metered.stored() == expected(flows)
+
+
+def test_a_server_that_is_killed_again_and_again_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    moments = random.Random(4)
+    with MeteredWorld(tmp_path) as metered:
+        metered.start()
+        metered.begin_traffic(seed=4)
+        for _ in range(5):
+            # Reports come every second or so: the kills hit receipt, insert and acknowledgement alike.
+            metered.run_for(1 + moments.random())
+            assert metered.server is not None
+            metered.server.kill()
+            metered.server = None
+            metered.start_server()
+        metered.run_for(2)
         metered.end_traffic()
         flows = metered.finish()
         assert metered.stored() == expected(flows)
