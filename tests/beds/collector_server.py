@@ -140,7 +140,9 @@ class CollectorServer:
         if self._server is not None:
             self._server.close()
             for transport in self._transports:  # which grpclib leaves open
-                transport.abort()
+                # Python 3.11.2's TLS transport cannot be aborted once its connection is lost.
+                with contextlib.suppress(AttributeError):
+                    transport.abort()
             self._transports.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._server.wait_closed(), 5)

@@ -58,10 +58,18 @@ def descendants(process: int) -> list[int]:
     return found
 
 
+def runs(process: int) -> bool:
+    """Whether it lives: what an init that does not wait for orphans leaves (state Z of proc(5)) does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def assert_gone(processes: list[int]) -> None:
     """Soon, at least."""
     deadline = time.monotonic() + 10
-    while left := [each for each in processes if Path(f"/proc/{each}").exists()]:
+    while left := [each for each in processes if runs(each)]:
         assert time.monotonic() < deadline, f"still running: {left}"
         time.sleep(0.05)
 

@@ -6,12 +6,23 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from kubenetmon import logs
 from kubenetmon.__main__ import main
 from kubenetmon.config import server
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """`main` points all logging at the standard error of its time."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
