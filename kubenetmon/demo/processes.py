@@ -117,11 +117,6 @@ class Role:
             f"{self.name} is not ready after {READY_SECONDS:g}s ({detail}): {self._last_words()}"
         )
 
-    def kill(self) -> None:
-        """SIGKILL, and wait until the process is gone."""
-        self._process.kill()
-        self._process.wait()
-
     def stop(self) -> None:
         """Ask the process to finish and wait until it has."""
         self.check()
