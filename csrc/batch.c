@@ -12,6 +12,7 @@
 
 #define BATCH_MAGIC UINT64_C(0x3168637461626b6b) /* "kkbatch1" */
 enum { BATCH_VERSION = 1, NAME_BYTES = 32 };
+_Static_assert(offsetof(struct meter_batch_file, sent) == sizeof(struct meter_batch_file) - 8, "the last word");
 _Static_assert(sizeof(((struct meter_batch_file *)0)->place) == PLACE_BYTES, "as in the ledger");
 
 static uint64_t checksum_of(const struct meter_batch_file *file, const uint8_t *arrays)
