@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -29,6 +30,8 @@ enum {
 	RETRY_MILLISECONDS = 50,
 	BEAT_MILLISECONDS = 1000, /* how old `listened_until` gets while no event comes */
 };
+
+_Static_assert(offsetof(struct spool_header, listened_until) == 24, "where a waiting agent looks for it");
 
 static uint8_t *messages_of(const struct events *events, uint32_t spool)
 {
@@ -102,6 +105,87 @@ void events_resume(struct events *events, uint32_t draining)
 		memset(behind, 0, room);
 }
 
+/* One message that came before there was a spool. */
+struct early_event {
+	int64_t received; /* boot time in nanoseconds */
+	uint64_t bytes;
+};
+
+/* What the listener before received at the same moment may have reached us a little before it reached that one. */
+#define OVERLAP_NANOSECONDS INT64_C(50000000)
+
+static bool is_overdue(const struct early_event *event, int64_t listened_until)
+{
+	return event->received < listened_until - OVERLAP_NANOSECONDS;
+}
+
+static void forget_overdue(struct events *events, int64_t listened_until)
+{
+	size_t position = 0;
+	struct early_event event;
+	while (position < events->early_used) {
+		memcpy(&event, events->early + position, sizeof event);
+		if (!is_overdue(&event, listened_until))
+			break;
+		position += sizeof event + event.bytes;
+	}
+	events->early_used -= position;
+	memmove(events->early, events->early + position, events->early_used);
+}
+
+int events_wait(struct events *events, int64_t listened_until)
+{
+	if (!events->early) {
+		events->early = malloc(SPOOL_BYTES);
+		if (!events->early)
+			return -ENOMEM;
+	}
+	forget_overdue(events, listened_until);
+	struct early_event event;
+	while (SPOOL_BYTES - events->early_used >= sizeof event + EVENT_BYTES) {
+		uint8_t *next = events->early + events->early_used;
+		ssize_t received = recv(mnl_socket_get_fd(events->socket), next + sizeof event, EVENT_BYTES,
+					MSG_TRUNC);
+		if (received < 0 && errno == EINTR)
+			continue;
+		if (received <= 0)
+			break;
+		if (received > EVENT_BYTES) {
+			events->truncated++;
+			continue;
+		}
+		event.received = boot_nanoseconds();
+		event.bytes = NLMSG_ALIGN((uint64_t)received) + 7;
+		event.bytes -= event.bytes % 8; /* what follows is aligned */
+		memcpy(next, &event, sizeof event);
+		events->early_used += sizeof event + event.bytes;
+	}
+	return 0;
+}
+
+bool events_place_early(struct events *events, int64_t listened_until)
+{
+	uint64_t *used = &events->spools->used[events->filling];
+	while (events->early_placed < events->early_used) {
+		struct early_event event;
+		memcpy(&event, events->early + events->early_placed, sizeof event);
+		const uint8_t *bytes = events->early + events->early_placed + sizeof event;
+		size_t length = 0;
+		const struct nlmsghdr *message = message_next(bytes, event.bytes, &length);
+		if (message && !is_overdue(&event, listened_until)) {
+			if (SPOOL_BYTES - *used < length)
+				return false;
+			memcpy(messages_of(events, events->filling) + *used, bytes, message->nlmsg_len);
+			*used += length;
+		}
+		events->early_placed += sizeof event + event.bytes;
+	}
+	free(events->early);
+	events->early = NULL;
+	events->early_used = events->early_placed = 0;
+	return true;
+}
+
 int events_open(struct events *events, uint32_t buffer_bytes, void (*full)(void *), void *owner,
 		const char **step)
 {
@@ -110,6 +194,7 @@ int events_open(struct events *events, uint32_t buffer_bytes, void (*full)(void 
 	int error = events_socket_open(&events->socket, buffer_bytes, step);
 	if (error)
 		return error;
+	events->listening_since = boot_nanoseconds();
 	*step = "make an eventfd";
 	events->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (events->wake < 0)
@@ -229,6 +314,13 @@ uint64_t events_truncated(struct events *events)
 	return truncated;
 }
 
+void events_unmap(struct events *events)
+{
+	if (events->spools)
+		munmap(events->spools, REGION_BYTES);
+	events->spools = NULL;
+}
+
 void events_stop(struct events *events)
 {
 	if (!events->started)
@@ -249,7 +341,7 @@ void events_close(struct events *events)
 		mnl_socket_close(events->socket);
 	if (events->wake >= 0)
 		close(events->wake);
-	if (events->spools)
-		munmap(events->spools, REGION_BYTES);
+	events_unmap(events);
+	free(events->early);
 	pthread_mutex_destroy(&events->lock);
 }

@@ -33,6 +33,9 @@ struct events {
 	struct spool_header *spools;
 	uint32_t filling;
 	uint64_t truncated;
+	int64_t listening_since; /* boot time in nanoseconds */
+	uint8_t *early; /* what came while another agent metered: struct early_event, one behind the other */
+	size_t early_used, early_placed;
 	void (*full)(void *owner); /* called in the thread, without the lock */
 	void *owner;
 };
@@ -40,6 +43,14 @@ struct events {
 /* Listens. 0 or a negative errno; the thread does not run yet. */
 int events_open(struct events *events, uint32_t buffer_bytes, void (*full)(void *), void *owner,
 		const char **step);
+
+/* While there are no spools: takes in what the kernel has queued and forgets what another listener has received, all
+ * up to this boot time. 0 or -ENOMEM. */
+int events_wait(struct events *events, int64_t listened_until);
+
+/* Puts what events_wait() kept and the listener before did not receive behind the filled spool. False: it is full, and
+ * the rest waits for the next call. */
+bool events_place_early(struct events *events, int64_t listened_until);
 
 /* The spools in memory, or with a descriptor of 0 and above in that file: those that a ledger of this epoch left,
  * or when `anew` empty ones. -EUCLEAN: the file is not that. */
@@ -56,6 +67,8 @@ const uint8_t *events_messages(const struct events *events, uint32_t spool, uint
 /* Receives all that the kernel has queued until now, and empties the other spool, all of which is booked. The owner
  * makes the filled one the one it books, then lets the emptied one be filled. */
 void events_hand_over(struct events *events, void (*turn)(void *owner));
+
+void events_unmap(struct events *events);
 
 /* Ends the thread; nothing is read afterwards. */
 void events_stop(struct events *events);

@@ -43,7 +43,6 @@ enum meter_state_fault {
 
 struct meter_config {
 	uint32_t count_existing;      /* not 0: what flows counted before we listened is metered as well */
-	uint32_t event_buffer_bytes;  /* the kernel's queue of events for our socket */
 	int32_t directory;            /* the state directory, to write batches into; -1: all is in memory */
 	int32_t ledger_file, events_file; /* in it, open; they stay the caller's */
 	const char *boot, *place;     /* whose state this is */
@@ -61,7 +60,7 @@ struct meter_resumed {
 	uint8_t epoch[16];
 	uint64_t next_sequence, next_report;
 	int64_t unsealed_from, unsealed_from_monotonic; /* 0: nothing was ever sealed */
-	int64_t gap_nanoseconds; /* for how long nobody listened before; -1: the ledger is new */
+	int64_t gap_nanoseconds; /* for how long nobody listened before us; -1: the ledger is new */
 };
 
 /* The start of a batch's file; its arrays follow. */
@@ -97,11 +96,19 @@ struct meter_sealed {
 
 struct meter;
 
-/* Opens both sockets in the network namespace of the calling thread and starts the thread that reads events.
- * NULL with *error a negative errno and *step naming what failed; with -EUCLEAN *fault says why the state files
- * cannot be used. */
-struct meter *meter_open(const struct meter_config *config, int *error, const char **step,
-			 enum meter_state_fault *fault);
+/* Listens in the network namespace of the calling thread to flows that end, so that nothing passes unheard until
+ * meter_start(). NULL with *error a negative errno and *step naming what failed. */
+struct meter *meter_listen(uint32_t event_buffer_bytes, int *error, const char **step);
+
+/* While another agent meters: takes in what the kernel has queued for us and forgets what that agent has received,
+ * which by its spool's header is all up to `listened_until`, boot time in nanoseconds. 0 or -ENOMEM. */
+int meter_wait(struct meter *meter, int64_t listened_until);
+
+/* Takes up or makes the ledger, opens the request socket and starts the thread that reads events. 0 or a negative
+ * errno with *step naming what failed, and then it may be called again; with -EUCLEAN *fault says why the state
+ * files cannot be used. */
+int meter_start(struct meter *meter, const struct meter_config *config, const char **step,
+		enum meter_state_fault *fault);
 void meter_resumed_get(struct meter *meter, struct meter_resumed *resumed);
 
 /* Applies the events that wait, then reads one full dump. Waits for nothing but the kernel. -ECANCELED after

@@ -92,13 +92,6 @@ static void book_full_spool(void *owner)
 	pthread_mutex_unlock(&meter->lock);
 }
 
-static int64_t boot_nanoseconds(void)
-{
-	struct timespec time;
-	clock_gettime(CLOCK_BOOTTIME, &time);
-	return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
-}
-
 /* Whether the ledger has only just been made: then the spools need not be there. */
 static bool is_fresh(const struct ledger_header *header)
 {
@@ -137,55 +130,70 @@ static int open_state(struct meter *meter, const struct meter_config *config, en
 		*fault = STATE_CORRUPT;
 	if (error)
 		return error;
+	/* What the agent before received is in the spools; what came to us alone goes behind it. */
 	int64_t listened_until = meter->events.spools->listened_until;
 	events_resume(&meter->events, header->draining);
 	if (fresh)
 		ledger_number_from(ledger, config->first_sequence);
+	int64_t gap = meter->events.listening_since - listened_until;
 	meter->resumed = (struct meter_resumed){
 		.next_sequence = header->next_sequence,
 		.next_report = header->next_report,
 		.unsealed_from = header->unsealed_from,
 		.unsealed_from_monotonic = header->unsealed_from_monotonic,
-		.gap_nanoseconds = fresh ? -1 : boot_nanoseconds() - listened_until,
+		.gap_nanoseconds = fresh ? -1 : gap > 0 ? gap : 0,
 	};
 	memcpy(meter->resumed.epoch, header->identity.epoch, EPOCH_BYTES);
-	return 0;
+	while (!error && !events_place_early(&meter->events, listened_until))
+		error = book_events(meter);
+	return error;
 }
 
-struct meter *meter_open(const struct meter_config *config, int *error, const char **step,
-			 enum meter_state_fault *fault)
+struct meter *meter_listen(uint32_t event_buffer_bytes, int *error, const char **step)
 {
-	*fault = STATE_OK;
 	*step = "allocate memory";
+	*error = -ENOMEM;
 	struct meter *meter = calloc(1, sizeof *meter);
-	if (!meter) {
-		*error = -ENOMEM;
+	if (!meter)
 		return NULL;
-	}
 	pthread_mutex_init(&meter->lock, NULL);
 	pthread_mutex_init(&meter->published_lock, NULL);
 	atomic_init(&meter->stop, false);
 	atomic_init(&meter->state_error, 0);
 	/* Listening comes first: what ends from now on is told to us, what lives shows in the first dump. */
-	*error = events_open(&meter->events, config->event_buffer_bytes, book_full_spool, meter, step);
-	if (!*error) {
-		*step = "make the ledger";
-		*error = open_state(meter, config, fault);
-	}
-	if (!*error) {
-		*step = "open the request socket";
-		*error = requests_open(&meter->requests);
-	}
-	if (!*error) {
-		*step = "start the thread that reads events";
-		publish(meter);
-		*error = events_start(&meter->events);
-	}
+	*error = events_open(&meter->events, event_buffer_bytes, book_full_spool, meter, step);
 	if (*error) {
 		meter_close(meter);
 		return NULL;
 	}
 	return meter;
+}
+
+int meter_wait(struct meter *meter, int64_t listened_until)
+{
+	return events_wait(&meter->events, listened_until);
+}
+
+int meter_start(struct meter *meter, const struct meter_config *config, const char **step,
+		enum meter_state_fault *fault)
+{
+	*step = "make the ledger";
+	int error = open_state(meter, config, fault);
+	if (!error) {
+		*step = "open the request socket";
+		error = requests_open(&meter->requests);
+	}
+	if (!error) {
+		*step = "start the thread that reads events";
+		publish(meter);
+		error = events_start(&meter->events);
+	}
+	if (error) {
+		requests_close(&meter->requests);
+		events_unmap(&meter->events);
+		ledger_close(&meter->ledger);
+	}
+	return error;
 }
 
 void meter_resumed_get(struct meter *meter, struct meter_resumed *resumed)

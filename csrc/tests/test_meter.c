@@ -72,13 +72,12 @@ static struct meter *open_meter(void)
 	const char *step;
 	enum meter_state_fault fault;
 	const struct meter_config config = {
-		.event_buffer_bytes = 1 << 20,
 		.directory = -1,
 		.epoch = (const uint8_t *)"0123456789abcdef",
 		.first_sequence = 1,
 	};
-	struct meter *meter = meter_open(&config, &error, &step, &fault);
-	CHECK(meter != NULL);
+	struct meter *meter = meter_listen(1 << 20, &error, &step);
+	CHECK(meter != NULL && meter_start(meter, &config, &step, &fault) == 0);
 	return meter;
 }
 

@@ -58,6 +58,8 @@ _FAULTS = {
 
 logger = logging.getLogger(__name__)
 
+_FOR_EVER = (1 << 63) - 1
+
 T = TypeVar("T")
 
 
@@ -231,32 +233,61 @@ class Conntrack:
     ) -> None:
         """With `state`, whose lock is ours by the time of `open`, the ledger outlives the process."""
         self._config, self._state, self._node_name = config, state, node_name
-        self._in_memory_said = False
+        self._started = self._in_memory_said = False
+        self._place = b""
         self.resumed = Resumed(b"", 1, 1, 0, 0.0, 0.0)
         """Where the ledger was left; true from `open` on."""
         self._meter: Any = None
         self._worker: ThreadPoolExecutor | None = None
         self._buffer: Any = None
 
+    def listen(self) -> None:
+        """Hear of flows that end from now on, in the network namespace of the calling thread.
+
+        Before `open`, which else does it; `wait` takes in what is heard. Raises `MachineError`.
+        """
+        if self._meter is not None:
+            return
+        error, step = ffi.new("int *"), ffi.new("const char **")
+        meter = lib.meter_listen(self._config.event_buffer_bytes, error, step)
+        if meter == ffi.NULL:
+            raise _open_error(error[0], ffi.string(step[0]).decode())
+        self._meter = meter
+
+    def wait(self) -> None:
+        """While another agent meters: remember the ends of flows that it has not heard of so far.
+
+        To be called before the kernel's queue is full. Raises `ConntrackError` for want of memory.
+        """
+        listened_until = self._state.listened_until() if self._state is not None else _FOR_EVER
+        error = lib.meter_wait(self._meter, listened_until)
+        if error:
+            raise _read_error(error)
+
     def open(self) -> None:
-        """Listen for flows that end, in the network namespace of the calling thread.
+        """Meter the network namespace of the calling thread, from where the agent before ended if any did.
 
         Raises `MachineError` when the kernel lacks connection tracking or does not let us read it.
         """
-        assert self._meter is None, "open is called once"
+        assert not self._started, "open is called once"
+        self.listen()
+        namespace = os.stat("/proc/thread-self/ns/net")
+        self._place = f"{self._node_name} {namespace.st_dev}:{namespace.st_ino}".encode()
         if self._state is None:
-            self._meter = self._open_meter(None, 1)
+            self._start_meter(None, 1)
         else:
-            self._meter = self._open_with_state(self._state)
+            self._start_with_state(self._state)
+        self._started = True
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="conntrack")
         self._buffer = ffi.new("uint8_t[]", MAX_BATCH_BYTES)
 
-    def _open_with_state(self, state: StateDirectory) -> Any:
+    def _start_with_state(self, state: StateDirectory) -> None:
         sequences = state.sequences()
         first = sequences[-1] + 1 if sequences else 1
         for _ in range(2):
             try:
-                return self._open_meter(state.files(), first)
+                self._start_meter(state.files(), first)
+                return
             except _UnusableStateError as fault:
                 state.set_aside((LEDGER, EVENTS), fault.reason, fault.explanation)
             except OSError as error:
@@ -264,29 +295,27 @@ class Conntrack:
                 state.set_aside((), "full", f"{error.strerror}; metering goes on in memory")
                 break
         self._in_memory_said = True
-        return self._open_meter(None, first)
+        self._start_meter(None, first)
 
-    def _open_meter(self, files: Files | None, first_sequence: int) -> Any:
-        """A meter that runs. Raises `MachineError`, `_UnusableStateError`, or `OSError` about the files."""
+    def _start_meter(self, files: Files | None, first_sequence: int) -> None:
+        """Make the meter run. Raises `MachineError`, `_UnusableStateError`, or `OSError` about the files."""
         settings = ffi.new("struct meter_config *")
         settings.count_existing = self._config.count_existing
-        settings.event_buffer_bytes = self._config.event_buffer_bytes
         settings.directory, settings.ledger_file, settings.events_file = files or (-1, -1, -1)
-        boot, place = ffi.new("char[]", _boot_id()), ffi.new("char[]", self._place())
+        boot, place = ffi.new("char[]", _boot_id()), ffi.new("char[]", self._place)
         epoch = ffi.new("uint8_t[]", os.urandom(EPOCH_BYTES))
         settings.boot, settings.place, settings.epoch = boot, place, epoch
         settings.first_sequence = first_sequence
-        error, step = ffi.new("int *"), ffi.new("const char **")
-        fault = ffi.new("enum meter_state_fault *")
-        meter = lib.meter_open(settings, error, step, fault)
-        if meter == ffi.NULL:
+        step, fault = ffi.new("const char **"), ffi.new("enum meter_state_fault *")
+        error = lib.meter_start(self._meter, settings, step, fault)
+        if error:
             if fault[0] != lib.STATE_OK:
                 raise _UnusableStateError(*_FAULTS[fault[0]])
-            if files and -error[0] in (errno.ENOSPC, errno.EDQUOT, errno.EOPNOTSUPP):
-                raise OSError(-error[0], os.strerror(-error[0]))
-            raise _open_error(error[0], ffi.string(step[0]).decode())
+            if files and -error in (errno.ENOSPC, errno.EDQUOT, errno.EOPNOTSUPP):
+                raise OSError(-error, os.strerror(-error))
+            raise _open_error(error, ffi.string(step[0]).decode())
         resumed = ffi.new("struct meter_resumed *")
-        lib.meter_resumed_get(meter, resumed)
+        lib.meter_resumed_get(self._meter, resumed)
         self.resumed = Resumed(
             epoch=bytes(ffi.buffer(resumed.epoch)),
             next_sequence=resumed.next_sequence,
@@ -295,11 +324,6 @@ class Conntrack:
             unsealed_from_monotonic=resumed.unsealed_from_monotonic / 1e9,
             gap=max(0, resumed.gap_nanoseconds) / 1e9,
         )
-        return meter
-
-    def _place(self) -> bytes:
-        namespace = os.stat("/proc/thread-self/ns/net")
-        return f"{self._node_name} {namespace.st_dev}:{namespace.st_ino}".encode()
 
     def stored_batches(self) -> list[StoredBatch]:
         """The sealed batches that an agent before left in the state directory, oldest first; after `open`.
@@ -315,13 +339,15 @@ class Conntrack:
                 logger.error("Batch %d cannot be read: %s", sequence, error.strerror)
                 continue
             never_sealed = sequence >= self.resumed.next_sequence
-            batch = _stored_batch(contents, self._place()) if not never_sealed else None
+            batch = _stored_batch(contents, self._place) if not never_sealed else None
             if batch is not None and batch.sequence == sequence:
                 found.append(batch)
             elif never_sealed:
                 self._state.remove(sequence)
             else:
-                self._state.set_aside((batch_name(sequence),), "corrupt", "its checksum is wrong or it is another's")
+                self._state.set_aside(
+                    (batch_name(sequence),), "corrupt", "its checksum is wrong or it is another's"
+                )
         return found
 
     async def read(self) -> ReadResult:
@@ -363,7 +389,9 @@ class Conntrack:
         if error and not self._in_memory_said:
             assert self._state is not None
             self._in_memory_said = True
-            self._state.set_aside((), "full", f"{os.strerror(-error)}; metering goes on in memory, nothing is lost")
+            self._state.set_aside(
+                (), "full", f"{os.strerror(-error)}; metering goes on in memory, nothing is lost"
+            )
 
     def totals(self) -> Totals:
         """What the last read or seal left, in which the identity holds; never waits for one that runs."""
@@ -389,13 +417,13 @@ class Conntrack:
         if self._meter is None:
             return
         meter, self._meter = self._meter, None
-        assert self._worker is not None
         lib.meter_abort(meter)
-        self._worker.shutdown(wait=True)
+        if self._worker is not None:
+            self._worker.shutdown(wait=True)
         lib.meter_close(meter)
 
     def _opened(self) -> Any:
-        if self._meter is None:
+        if not self._started or self._meter is None:
             raise RuntimeError("conntrack is not open")
         return self._meter
 

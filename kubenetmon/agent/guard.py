@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+from collections.abc import Callable
 
 from kubenetmon.agent.state import StateDirectory
 from kubenetmon.clock import Clock
@@ -35,15 +36,19 @@ class NodeGuard:
         self._socket: socket.socket | None = None
         self._locked = False
 
-    async def take(self) -> None:
-        """Wait until this process is the node's agent. Raises `KubenetmonError` when that cannot ever be."""
+    async def take(self, meanwhile: Callable[[], None]) -> None:
+        """Wait until this process is the node's agent; `meanwhile` is called at each vain look.
+
+        Raises `KubenetmonError` when that cannot ever be.
+        """
         self._readiness.expect(CHECK, "waiting to be this node's only agent")
         said = False
         while not self._try():
             if not said:
                 said = True
-                logger.info("Another agent meters this node: I take over when it ends")
+                logger.info("Another agent meters this node: I listen, and take over when it ends")
                 self._readiness.failed(CHECK, "another agent meters this node; waiting for it to end")
+            meanwhile()
             await self._clock.sleep(_LOOK_AGAIN)
         self._readiness.passed(CHECK)
 

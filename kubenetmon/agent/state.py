@@ -1,11 +1,11 @@
 """The state directory: ledger, events and sealed batches that survive the process.
 
 Contract: one `StateDirectory` at a time owns a directory, by the lock on its file `lock`, which the kernel
-releases when the process dies. The C shim writes `ledger`, `events` and each `batch-SEQUENCE`; from then on the
-batch files are the outbox's, through this class: marked before the batch may leave, removed when it was
-answered for, kept as `rejected-…` with the reason beside it when it was refused. What cannot be used is renamed
-to `aside-REASON-…`, said in one line and counted, never deleted by a later start but for the oldest beyond a
-few. Nothing here runs by itself; `close` releases the lock and leaves every file.
+releases when the process dies. The C shim writes `ledger`, `events` and each `batch-SEQUENCE`; from then on
+the batch files are the outbox's, through this class: marked before the batch may leave, removed when it was
+answered for, kept as `rejected-…` with the reason beside it when it was refused. What cannot be used is
+renamed to `aside-REASON-…`, said in one line and counted; the newest few of both kinds are kept. Nothing here
+runs by itself; `close` releases the lock and leaves every file.
 
 Files survive a kill, not a crash of the machine: the kernel's counters do not survive that either.
 """
@@ -34,6 +34,9 @@ _LOCK = "lock"
 _BATCH = re.compile(r"batch-([0-9]{20})")
 _KEPT = 8
 """Files set aside, and rejected batches, that are kept."""
+
+_LISTENED_UNTIL_OFFSET, _LISTENED_UNTIL = 24, struct.Struct("=q")
+"""Where the spool's header (`struct spool_header`) has it."""
 
 _SENT = struct.Struct("=Q")
 """What a batch file ends its header with: 0, or how the batch may have left."""
@@ -100,6 +103,16 @@ class StateDirectory:
     def _close_files(self) -> None:
         while self._opened:
             os.close(self._opened.pop())
+
+    def listened_until(self) -> int:
+        """Up to when whoever has the lock received all events: boot time in nanoseconds; 0: never."""
+        try:
+            with (self.path / EVENTS).open("rb") as file:
+                file.seek(_LISTENED_UNTIL_OFFSET)
+                contents = file.read(_LISTENED_UNTIL.size)
+        except OSError:
+            return 0
+        return int(_LISTENED_UNTIL.unpack(contents)[0]) if len(contents) == _LISTENED_UNTIL.size else 0
 
     def set_aside(self, names: Iterable[str], reason: str, explanation: str) -> None:
         """Rename these files out of the way; `reason` is the metric's, `explanation` is for people."""

@@ -38,7 +38,9 @@ class Takeover:
 
     async def run(self) -> None:
         """Take the node over. Raises `KubenetmonError`."""
-        await self._guard.take()
+        # Listening before the other lets go: what ends between the two is heard.
+        self._conntrack.listen()
+        await self._guard.take(self._conntrack.wait)
         self._conntrack.open()
         resumed = self._conntrack.resumed
         stored = self._conntrack.stored_batches()

@@ -1,7 +1,7 @@
 """`--role agent`: the parts of an agent, from its environment to its life.
 
-Stopping goes with the flow: the collector reads and seals a last time, the sender drains, conntrack closes, and last
-the node is let go for the next agent.
+Stopping goes with the flow: the collector reads and seals a last time, the sender drains, conntrack closes,
+and last the node is let go for the next agent.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def build_agent(config: AgentConfig, metrics: Metrics, readiness: Readiness) -> 
         set_sysctls=config.set_sysctls,
         uptime_wait=config.uptime_wait_duration,
     )
-    takeover = Takeover(
-        conntrack=conntrack, guard=guard, outbox=outbox, collector=collector, metrics=metrics
-    )
+    takeover = Takeover(conntrack=conntrack, guard=guard, outbox=outbox, collector=collector, metrics=metrics)
     metering = _Metering(startup, takeover, conntrack, collector, readiness)
     return AgentParts((sender, metering), takeover)
 

@@ -81,8 +81,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "KUBENETMON_STATE_DIR",
         "",
-        "Directory, best on a tmpfs such as /run/kubenetmon, where ledger and unsent reports survive the agent's "
-        "end, so that the next one goes on from the exact byte; not set: they are in memory",
+        "Directory, best on a tmpfs such as /run/kubenetmon, where ledger and unsent reports survive the "
+        "agent's end, so that the next one goes on from the exact byte; not set: they are in memory",
     ),
     Setting(
         "KUBENETMON_TLS_CA", "", "CA bundle (PEM) that the server's certificate must come from; turns TLS on"

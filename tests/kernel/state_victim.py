@@ -1,14 +1,16 @@
 """A process to be killed: meters its network namespace into a state directory as fast as it can.
 
-`python -m tests.kernel.state_victim STATE_DIR DELIVERIES`. It becomes the node's agent as the program does, then reads, seals,
-delivers and forgets over and over. A delivery is what a server would commit: the whole batch in a file named by
-its identity, put there by a rename, however often. `finish` on standard input makes it drain and end.
+`python -m tests.kernel.state_victim STATE_DIR DELIVERIES`. It becomes the node's agent as the program does,
+then reads, seals, delivers and forgets over and over. A delivery is what a server would commit: the whole
+batch in a file named by its identity, put there by a rename, however often. `finish` on standard input makes
+it drain and end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import select
 import sys
 from pathlib import Path
 
@@ -75,8 +77,6 @@ def deliver(deliveries: Path, batch: SealedBatch) -> None:
 
 
 def _readable() -> bool:
-    import select
-
     return bool(select.select([0], [], [], 0)[0])
 
 
