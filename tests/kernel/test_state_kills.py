@@ -62,10 +62,17 @@ class Victim:
         self.process.stdin.flush()
         assert self.says() == "finished"
         assert self.process.wait(30) == 0
+        self._close()
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 def delivered(place: Path) -> list[Record]:

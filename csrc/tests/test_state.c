@@ -330,8 +330,22 @@ static void test_metering_goes_on_in_memory_from_the_same_byte(void)
 	close(descriptor);
 }
 
-int main(void)
+/* A first input for fuzz_state: changes that keep the file whole, then ones that do not. */
+static void write_input(const char *directory)
 {
+	static const uint8_t changes[] = {1, 0x10, 0x02, 1, 0x50, 0x10, 3, 0xd0, 0x11, 255};
+	char path[4096];
+	snprintf(path, sizeof path, "%s/changes", directory);
+	FILE *file = fopen(path, "wb");
+	CHECK(file != NULL && fwrite(changes, sizeof changes, 1, file) == 1 && fclose(file) == 0);
+}
+
+int main(int count, char **arguments)
+{
+	if (count > 1) {
+		write_input(arguments[1]);
+		return 0;
+	}
 	struct timespec time;
 	clock_gettime(CLOCK_REALTIME, &time);
 	base_start = ((uint64_t)time.tv_sec + 1) * 1000000000;
@@ -341,6 +355,6 @@ int main(void)
 	test_a_kill_at_every_instruction();
 	test_a_state_that_is_not_ours_or_not_whole_is_not_taken_up();
 	test_metering_goes_on_in_memory_from_the_same_byte();
-	printf("kills: ok, %llu instants\n", (unsigned long long)instants);
+	printf("state: ok, %llu instants\n", (unsigned long long)instants);
 	return 0;
 }
