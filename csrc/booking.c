@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "ledger.h"
+#include "transaction.h"
 
 enum {
 	TOMBSTONE_DUMPS = 2, /* full dumps that a flow booked dead may still turn up in */
@@ -22,6 +23,12 @@ static bool any_moved(const struct entry *entry, const uint64_t *counters)
 		(counters[2] ^ entry->last[2]) | (counters[3] ^ entry->last[3])) != 0;
 }
 
+static void link_pending(struct ledger *ledger, uint32_t tail, uint32_t number)
+{
+	ledger_touch(ledger, tail);
+	entry_at(ledger, tail)->next_pending = number;
+}
+
 /* Moves `last` to these counters, none of which fell, and books the difference. */
 static void advance(struct ledger *ledger, uint32_t number, const uint64_t *counters)
 {
@@ -34,6 +41,7 @@ static void advance(struct ledger *ledger, uint32_t number, const uint64_t *coun
 			   counters[REPLY_PACKETS] - entry->last[REPLY_PACKETS];
 	uint64_t bytes = counters[ORIGINAL_BYTES] - entry->last[ORIGINAL_BYTES] + counters[REPLY_BYTES] -
 			 entry->last[REPLY_BYTES];
+	ledger_touch(ledger, number);
 	memcpy(entry->last, counters, sizeof entry->last);
 	header->changes++;
 	totals->observed_packets += packets;
@@ -54,7 +62,7 @@ static void advance(struct ledger *ledger, uint32_t number, const uint64_t *coun
 		if (header->pending_tail == NO_ENTRY)
 			header->pending_head = number;
 		else
-			entry_at(ledger, header->pending_tail)->next_pending = number;
+			link_pending(ledger, header->pending_tail, number);
 		header->pending_tail = number;
 		totals->pending_flows++;
 		return;
@@ -66,6 +74,7 @@ static void advance(struct ledger *ledger, uint32_t number, const uint64_t *coun
 static void rebase(struct ledger *ledger, uint32_t number)
 {
 	struct entry *entry = entry_at(ledger, number);
+	ledger_touch(ledger, number);
 	for (int i = 0; i < COUNTERS; i++) {
 		entry->reported[i] -= entry->last[i]; /* modulo 2^64: last - reported stays what it was */
 		entry->last[i] = 0;
@@ -118,11 +127,14 @@ static int create(struct ledger *ledger, const struct sighting *sighting, uint32
 static void append_dead(struct ledger *ledger, uint32_t number)
 {
 	struct ledger_header *header = ledger->header;
+	ledger_touch(ledger, number);
 	entry_at(ledger, number)->next_dead = NO_ENTRY;
-	if (header->dead_tail == NO_ENTRY)
+	if (header->dead_tail == NO_ENTRY) {
 		header->dead_head = number;
-	else
+	} else {
+		ledger_touch(ledger, header->dead_tail);
 		entry_at(ledger, header->dead_tail)->next_dead = number;
+	}
 	header->dead_tail = number;
 }
 
@@ -130,6 +142,7 @@ static void bury(struct ledger *ledger, uint32_t number, uint8_t flags)
 {
 	struct ledger_header *header = ledger->header;
 	struct entry *entry = entry_at(ledger, number);
+	ledger_touch(ledger, number);
 	entry->key.flags |= FLAG_DEAD | flags;
 	entry->died = header->full_dumps;
 	append_dead(ledger, number);
@@ -138,8 +151,10 @@ static void bury(struct ledger *ledger, uint32_t number, uint8_t flags)
 		header->seen_live--;
 }
 
-static void renew(struct ledger *ledger, struct entry *entry)
+static void renew(struct ledger *ledger, uint32_t number)
 {
+	struct entry *entry = entry_at(ledger, number);
+	ledger_touch(ledger, number);
 	entry->died = ledger->header->full_dumps;
 	entry->key.flags |= FLAG_RENEWED;
 }
@@ -182,6 +197,38 @@ static uint32_t find_for_sighting(const struct ledger *ledger, const struct flow
 	return ledger_find(ledger, key, *hash, 0, FLAG_SUPERSEDED);
 }
 
+/* In a transaction: books the sighting of the flow that has, or has not, this entry. */
+static int sight(struct ledger *ledger, const struct sighting *sighting, uint32_t hash, uint32_t *found)
+{
+	uint32_t number = *found;
+	bool baseline = false;
+	if (number == NO_ENTRY) {
+		baseline = is_baseline(ledger->header, sighting->key.start);
+	} else {
+		struct entry *entry = entry_at(ledger, number);
+		bool fell = any_fell(entry, sighting->counters);
+		bool moved = any_moved(entry, sighting->counters);
+		if (sighting->key.start != 0 && fell) {
+			rebase(ledger, number);
+		} else if (sighting->key.start == 0 && (fell || (moved && entry->key.flags & FLAG_DEAD))) {
+			/* Another life, as far as one can tell: the old one waits for its DESTROY event. */
+			ledger->header->totals.ambiguous_identity++;
+			hash = entry->hash;
+			ledger_touch(ledger, number);
+			entry->key.flags |= FLAG_SUPERSEDED;
+			number = NO_ENTRY;
+		}
+	}
+	if (number == NO_ENTRY) {
+		*found = NO_ENTRY;
+		return create(ledger, sighting, hash, baseline, found);
+	}
+	advance(ledger, number, sighting->counters);
+	if (entry_at(ledger, number)->key.flags & FLAG_DEAD)
+		renew(ledger, number); /* as long as dumps show it */
+	return 0;
+}
+
 int ledger_sight(struct ledger *ledger, const struct sighting *sighting)
 {
 	struct meter_totals *totals = &ledger->header->totals;
@@ -194,33 +241,18 @@ int ledger_sight(struct ledger *ledger, const struct sighting *sighting)
 	totals->with_counters++;
 	uint32_t hash = 0;
 	uint32_t number = find_for_sighting(ledger, &sighting->key, &hash);
-	bool baseline = false;
-	if (number == NO_ENTRY) {
-		baseline = is_baseline(ledger->header, sighting->key.start);
-	} else {
-		struct entry *entry = entry_at(ledger, number);
-		bool fell = any_fell(entry, sighting->counters);
-		bool moved = any_moved(entry, sighting->counters);
-		if (sighting->key.start != 0 && fell) {
-			rebase(ledger, number);
-		} else if (sighting->key.start == 0 && (fell || (moved && entry->key.flags & FLAG_DEAD))) {
-			/* Another life, as far as one can tell: the old one waits for its DESTROY event. */
-			totals->ambiguous_identity++;
-			hash = entry->hash;
-			entry->key.flags |= FLAG_SUPERSEDED;
-			number = NO_ENTRY;
-		}
-	}
-	if (number == NO_ENTRY) {
-		int error = create(ledger, sighting, hash, baseline, &number);
-		if (error || number == NO_ENTRY)
+	const struct entry *entry = number == NO_ENTRY ? NULL : entry_at(ledger, number);
+	if (!entry || entry->key.flags & FLAG_DEAD || any_moved(entry, sighting->counters)) {
+		ledger_begin(ledger);
+		int error = sight(ledger, sighting, hash, &number);
+		if (error) {
+			ledger_rollback(ledger);
 			return error;
-	} else {
-		advance(ledger, number, sighting->counters);
-		if (entry_at(ledger, number)->key.flags & FLAG_DEAD)
-			renew(ledger, entry_at(ledger, number)); /* as long as dumps show it */
+		}
+		ledger_commit(ledger);
 	}
-	mark_seen(ledger, number);
+	if (number != NO_ENTRY)
+		mark_seen(ledger, number);
 	return 0;
 }
 
@@ -245,13 +277,16 @@ static uint32_t find_for_destroy(struct ledger *ledger, const struct sighting *s
 	if (!known_end && !any_fell(entry, sighting->counters))
 		return number;
 	ledger->header->totals.ambiguous_identity++;
-	if (known_end)
+	if (known_end) {
+		ledger_touch(ledger, number);
 		entry->key.flags |= FLAG_SUPERSEDED;
+	}
 	*before = !known_end;
 	return NO_ENTRY;
 }
 
-int ledger_destroy(struct ledger *ledger, const struct sighting *sighting)
+/* In a transaction. */
+static int destroy(struct ledger *ledger, const struct sighting *sighting)
 {
 	struct meter_totals *totals = &ledger->header->totals;
 	if (!sighting->has_counters) {
@@ -282,19 +317,59 @@ int ledger_destroy(struct ledger *ledger, const struct sighting *sighting)
 		advance(ledger, number, sighting->counters);
 	struct entry *entry = entry_at(ledger, number);
 	if (entry->key.flags & FLAG_DEAD) {
+		ledger_touch(ledger, number);
 		entry->key.flags &= (uint8_t)~FLAG_VANISHED;
-		renew(ledger, entry);
+		renew(ledger, number);
 	} else {
 		bury(ledger, number, 0);
 	}
 	return 0;
 }
 
+static int take(struct ledger *ledger, const struct sighting *sighting, uint64_t taken)
+{
+	ledger_begin(ledger);
+	ledger->header->taken = taken;
+	int error = destroy(ledger, sighting);
+	if (error)
+		ledger_rollback(ledger);
+	else
+		ledger_commit(ledger);
+	return error;
+}
+
+int ledger_destroy(struct ledger *ledger, const struct sighting *sighting)
+{
+	return take(ledger, sighting, ledger->header->taken);
+}
+
+int ledger_take_event(struct ledger *ledger, const struct sighting *sighting, uint64_t taken)
+{
+	if (sighting)
+		return take(ledger, sighting, taken);
+	ledger->header->totals.malformed++;
+	ledger_begin(ledger);
+	ledger->header->taken = taken;
+	ledger_commit(ledger);
+	return 0;
+}
+
+void ledger_next_spool(struct ledger *ledger)
+{
+	ledger_begin(ledger);
+	ledger->header->draining = !ledger->header->draining;
+	ledger->header->taken = 0;
+	ledger_commit(ledger);
+}
+
 void ledger_renew(struct ledger *ledger, const struct flow_key *key)
 {
 	uint32_t number = ledger_find(ledger, key, key_hash(key, ledger->header->seed), FLAG_DEAD, FLAG_SUPERSEDED);
-	if (number != NO_ENTRY)
-		renew(ledger, entry_at(ledger, number));
+	if (number == NO_ENTRY)
+		return;
+	ledger_begin(ledger);
+	renew(ledger, number);
+	ledger_commit(ledger);
 }
 
 void ledger_begin_dump(struct ledger *ledger)
@@ -304,35 +379,48 @@ void ledger_begin_dump(struct ledger *ledger)
 	totals->offloaded = totals->without_counters = totals->with_counters = 0;
 	ledger->previous = NO_ENTRY;
 	ledger->dumping = true;
+	bool anew = header->dump != header->full_dumps + 1; /* else the last one broke off: what it saw counts */
+	ledger_begin(ledger);
 	ledger_sample_clock(header);
-	if (header->dump == header->full_dumps + 1)
-		return; /* the last one broke off: what it saw counts */
 	header->dump = header->full_dumps + 1;
-	header->seen_flows = header->seen_live = 0;
+	ledger_commit(ledger);
+	if (anew)
+		header->seen_flows = header->seen_live = 0;
+}
+
+/* Takes the first tombstone off the list, for good or to its end. */
+static void expire(struct ledger *ledger, uint32_t number, bool serves)
+{
+	struct ledger_header *header = ledger->header;
+	struct entry *entry = entry_at(ledger, number);
+	ledger_touch(ledger, number);
+	header->dead_head = entry->next_dead;
+	if (header->dead_head == NO_ENTRY)
+		header->dead_tail = NO_ENTRY;
+	if (serves) {
+		entry->key.flags &= (uint8_t)~FLAG_RENEWED;
+		append_dead(ledger, number);
+		return;
+	}
+	if (entry->key.flags & FLAG_VANISHED)
+		header->totals.vanished++;
+	if (entry->key.flags & FLAG_PENDING)
+		entry->key.flags |= FLAG_EXPIRED;
+	else
+		ledger_free(ledger, number);
 }
 
 static void expire_tombstones(struct ledger *ledger)
 {
-	struct ledger_header *header = ledger->header;
+	const struct ledger_header *header = ledger->header;
 	for (uint32_t number; (number = header->dead_head) != NO_ENTRY;) {
-		struct entry *entry = entry_at(ledger, number);
+		const struct entry *entry = entry_at(ledger, number);
 		bool serves = header->full_dumps - entry->died < TOMBSTONE_DUMPS;
 		if (serves && !(entry->key.flags & FLAG_RENEWED))
 			return;
-		header->dead_head = entry->next_dead;
-		if (header->dead_head == NO_ENTRY)
-			header->dead_tail = NO_ENTRY;
-		if (serves) {
-			entry->key.flags &= (uint8_t)~FLAG_RENEWED;
-			append_dead(ledger, number);
-			continue;
-		}
-		if (entry->key.flags & FLAG_VANISHED)
-			header->totals.vanished++;
-		if (entry->key.flags & FLAG_PENDING)
-			entry->key.flags |= FLAG_EXPIRED;
-		else
-			ledger_free(ledger, number);
+		ledger_begin(ledger);
+		expire(ledger, number, serves);
+		ledger_commit(ledger);
 	}
 }
 
@@ -341,8 +429,10 @@ void ledger_end_dump(struct ledger *ledger, bool complete)
 	ledger->dumping = false;
 	if (!complete)
 		return;
+	ledger_begin(ledger);
 	ledger->header->full_dumps++;
 	ledger->header->totals.dumps++;
+	ledger_commit(ledger);
 	expire_tombstones(ledger);
 }
 
@@ -365,5 +455,7 @@ uint32_t ledger_next_absent(struct ledger *ledger, uint32_t *number)
 
 void ledger_vanish(struct ledger *ledger, uint32_t number)
 {
+	ledger_begin(ledger);
 	bury(ledger, number, FLAG_VANISHED);
+	ledger_commit(ledger);
 }

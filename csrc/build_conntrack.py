@@ -16,8 +16,14 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-SOURCES = ("booking.c", "events.c", "index.c", "ledger.c", "message.c", "meter.c", "netlink.c", "seal.c")
-HEADERS = ("events.h", "flow.h", "index.h", "interface.h", "ledger.h", "message.h", "meter.h", "netlink.h")
+SOURCES = (
+    *("batch.c", "booking.c", "events.c", "index.c", "ledger.c", "message.c", "meter.c", "netlink.c"),
+    *("seal.c", "state.c", "transaction.c"),
+)
+HEADERS = (
+    *("batch.h", "events.h", "flow.h", "index.h", "interface.h", "ledger.h", "message.h", "meter.h"),
+    *("netlink.h", "state.h", "transaction.h"),
+)
 PACKAGES = {
     "Python.h": "python3-dev",
     "linux/netfilter/nfnetlink_conntrack.h": "linux-libc-dev",

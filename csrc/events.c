@@ -2,29 +2,188 @@
 #include "events.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "message.h"
 #include "netlink.h"
 
+#define SPOOL_MAGIC UINT64_C(0x316c6f6f70736b6b) /* "kkspool1" */
+
 enum {
-	SPOOL_BYTES = 8 * 1024 * 1024, /* some 30,000 events; its pages exist only while they are used */
+	SPOOL_BYTES = 4 * 1024 * 1024, /* some 15,000 events */
+	PAGE_BYTES = 4096,
+	REGION_BYTES = PAGE_BYTES + 2 * SPOOL_BYTES,
 	EVENT_BYTES = 16 * 1024,       /* room for the largest message of one event */
 	KEEP_BYTES = 1024 * 1024,      /* pages that an emptied spool keeps */
 	LOCKED_EVENTS = 256,           /* how many are received before the owner gets its chance */
 	RETRY_MILLISECONDS = 50,
+	BEAT_MILLISECONDS = 1000, /* how old `listened_until` gets while no event comes */
 };
 
-static int spool_open(struct spool *spool)
+_Static_assert(offsetof(struct spool_header, listened_until) == 24, "where a waiting agent looks for it");
+
+static uint8_t *messages_of(const struct events *events, uint32_t spool)
 {
-	void *messages =
-		mmap(NULL, SPOOL_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	*spool = (struct spool){.messages = messages == MAP_FAILED ? NULL : messages};
-	return spool->messages ? 0 : -ENOMEM;
+	return (uint8_t *)events->spools + PAGE_BYTES + (size_t)spool * SPOOL_BYTES;
+}
+
+const uint8_t *events_messages(const struct events *events, uint32_t spool, uint64_t *used)
+{
+	*used = events->spools->used[spool];
+	return messages_of(events, spool);
+}
+
+static int64_t boot_nanoseconds(void)
+{
+	struct timespec time;
+	clock_gettime(CLOCK_BOOTTIME, &time);
+	return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+static int map_file(struct events *events, int descriptor, bool anew)
+{
+	struct stat status;
+	if (anew && (ftruncate(descriptor, 0) < 0 || fallocate(descriptor, 0, 0, REGION_BYTES) < 0))
+		return -errno;
+	if (fstat(descriptor, &status) < 0)
+		return -errno;
+	if (status.st_size != REGION_BYTES)
+		return -EUCLEAN;
+	void *region = mmap(NULL, REGION_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+	if (region == MAP_FAILED)
+		return -ENOMEM;
+	events->spools = region;
+	return 0;
+}
+
+int events_map(struct events *events, int descriptor, bool anew, const uint8_t *epoch)
+{
+	if (descriptor < 0) {
+		void *region = mmap(NULL, REGION_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		if (region == MAP_FAILED)
+			return -ENOMEM;
+		events->spools = region;
+	} else {
+		int error = map_file(events, descriptor, anew);
+		if (error)
+			return error;
+	}
+	struct spool_header *spools = events->spools;
+	if (descriptor < 0 || anew) {
+		memcpy(spools->epoch, epoch, sizeof spools->epoch);
+		atomic_signal_fence(memory_order_seq_cst);
+		spools->magic = SPOOL_MAGIC;
+	}
+	bool ours = spools->magic == SPOOL_MAGIC && memcmp(spools->epoch, epoch, sizeof spools->epoch) == 0 &&
+		    spools->used[0] <= SPOOL_BYTES && spools->used[1] <= SPOOL_BYTES &&
+		    spools->used[0] % NLMSG_ALIGNTO == 0 && spools->used[1] % NLMSG_ALIGNTO == 0;
+	return ours ? 0 : -EUCLEAN;
+}
+
+void events_resume(struct events *events, uint32_t draining)
+{
+	events->filling = !draining;
+	uint64_t *used = &events->spools->used[events->filling];
+	uint8_t *behind = messages_of(events, events->filling) + *used;
+	size_t room = SPOOL_BYTES - *used, position = 0;
+	if (room > EVENT_BYTES)
+		room = EVENT_BYTES;
+	if (message_next(behind, room, &position))
+		*used += position;
+	else
+		memset(behind, 0, room);
+}
+
+/* One message that came before there was a spool. */
+struct early_event {
+	int64_t received; /* boot time in nanoseconds */
+	uint64_t bytes;
+};
+
+/* What the listener before received at the same moment may have reached us a little before it reached that one. */
+#define OVERLAP_NANOSECONDS INT64_C(50000000)
+
+static bool is_overdue(const struct early_event *event, int64_t listened_until)
+{
+	return event->received < listened_until - OVERLAP_NANOSECONDS;
+}
+
+static void forget_overdue(struct events *events, int64_t listened_until)
+{
+	size_t position = 0;
+	struct early_event event;
+	while (position < events->early_used) {
+		memcpy(&event, events->early + position, sizeof event);
+		if (!is_overdue(&event, listened_until))
+			break;
+		position += sizeof event + event.bytes;
+	}
+	events->early_used -= position;
+	memmove(events->early, events->early + position, events->early_used);
+}
+
+int events_wait(struct events *events, int64_t listened_until)
+{
+	if (!events->early) {
+		events->early = malloc(SPOOL_BYTES);
+		if (!events->early)
+			return -ENOMEM;
+	}
+	forget_overdue(events, listened_until);
+	struct early_event event;
+	while (SPOOL_BYTES - events->early_used >= sizeof event + EVENT_BYTES) {
+		uint8_t *next = events->early + events->early_used;
+		ssize_t received = recv(mnl_socket_get_fd(events->socket), next + sizeof event, EVENT_BYTES,
+					MSG_TRUNC);
+		if (received < 0 && errno == EINTR)
+			continue;
+		if (received <= 0)
+			break;
+		if (received > EVENT_BYTES) {
+			events->truncated++;
+			continue;
+		}
+		event.received = boot_nanoseconds();
+		event.bytes = NLMSG_ALIGN((uint64_t)received) + 7;
+		event.bytes -= event.bytes % 8; /* what follows is aligned */
+		memcpy(next, &event, sizeof event);
+		events->early_used += sizeof event + event.bytes;
+	}
+	return 0;
+}
+
+bool events_place_early(struct events *events, int64_t listened_until)
+{
+	uint64_t *used = &events->spools->used[events->filling];
+	while (events->early_placed < events->early_used) {
+		struct early_event event;
+		memcpy(&event, events->early + events->early_placed, sizeof event);
+		const uint8_t *bytes = events->early + events->early_placed + sizeof event;
+		size_t length = 0;
+		const struct nlmsghdr *message = message_next(bytes, event.bytes, &length);
+		if (message && !is_overdue(&event, listened_until)) {
+			if (SPOOL_BYTES - *used < length)
+				return false;
+			memcpy(messages_of(events, events->filling) + *used, bytes, message->nlmsg_len);
+			*used += length;
+		}
+		events->early_placed += sizeof event + event.bytes;
+	}
+	free(events->early);
+	events->early = NULL;
+	events->early_used = events->early_placed = 0;
+	return true;
 }
 
 int events_open(struct events *events, uint32_t buffer_bytes, void (*full)(void *), void *owner,
@@ -35,31 +194,47 @@ int events_open(struct events *events, uint32_t buffer_bytes, void (*full)(void 
 	int error = events_socket_open(&events->socket, buffer_bytes, step);
 	if (error)
 		return error;
-	*step = "make room for events";
+	events->listening_since = boot_nanoseconds();
+	*step = "make an eventfd";
 	events->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (events->wake < 0)
 		return -errno;
-	error = spool_open(&events->filling);
-	return error ? error : spool_open(&events->draining);
+	return 0;
+}
+
+/* So that the kernel finds every page there and writable: a fault on the way could fail in a process that is being
+ * killed, with the event already off the socket. The bytes are zero and stay so. */
+static void prepare(uint8_t *behind)
+{
+	for (size_t offset = 0; offset < EVENT_BYTES; offset += PAGE_BYTES)
+		((volatile uint8_t *)behind)[offset] = 0;
+	((volatile uint8_t *)behind)[EVENT_BYTES - 1] = 0;
 }
 
 /* With the lock: receives at most so many of the events that the kernel has queued; true when the spool is full. */
 static bool receive(struct events *events, size_t limit)
 {
 	int descriptor = mnl_socket_get_fd(events->socket);
-	struct spool *spool = &events->filling;
+	uint64_t *used = &events->spools->used[events->filling];
+	int64_t now = boot_nanoseconds();
 	for (size_t i = 0; i < limit; i++) {
-		if (SPOOL_BYTES - spool->used < EVENT_BYTES)
+		if (SPOOL_BYTES - *used < EVENT_BYTES)
 			return true;
-		ssize_t received = recv(descriptor, spool->messages + spool->used, EVENT_BYTES, MSG_TRUNC);
+		uint8_t *behind = messages_of(events, events->filling) + *used;
+		prepare(behind);
+		ssize_t received = recv(descriptor, behind, EVENT_BYTES, MSG_TRUNC);
 		if (received < 0 && errno == EINTR)
 			continue;
-		if (received <= 0)
+		if (received <= 0) {
+			events->spools->listened_until = now;
 			return false;
-		if (received > EVENT_BYTES)
+		}
+		if (received > EVENT_BYTES) {
 			events->truncated++;
-		else
-			spool->used += NLMSG_ALIGN((size_t)received);
+			memset(behind, 0, EVENT_BYTES);
+		} else {
+			*used += NLMSG_ALIGN((size_t)received);
+		}
 	}
 	return false;
 }
@@ -90,7 +265,7 @@ static void *run(void *argument)
 			{.fd = mnl_socket_get_fd(events->socket), .events = POLLIN},
 		};
 		/* Full even though the owner was asked: memory is short; the kernel keeps the events. */
-		(void)poll(waits, full ? 1 : 2, full ? RETRY_MILLISECONDS : -1);
+		(void)poll(waits, full ? 1 : 2, full ? RETRY_MILLISECONDS : BEAT_MILLISECONDS);
 		full = receive_some(events);
 		if (full) {
 			events->full(events->owner);
@@ -111,21 +286,24 @@ int events_start(struct events *events)
 	return -error;
 }
 
-struct spool *events_take(struct events *events)
+static void empty(struct events *events, uint32_t spool)
 {
-	struct spool *drained = &events->draining;
-	if (drained->taken < drained->used)
-		return drained;
-	if (drained->used > KEEP_BYTES)
-		(void)madvise(drained->messages, SPOOL_BYTES, MADV_DONTNEED);
-	drained->used = drained->taken = 0;
+	uint64_t used = events->spools->used[spool];
+	memset(messages_of(events, spool), 0, used);
+	if (used > KEEP_BYTES)
+		(void)madvise(messages_of(events, spool), SPOOL_BYTES, MADV_DONTNEED);
+	atomic_signal_fence(memory_order_seq_cst);
+	events->spools->used[spool] = 0;
+}
+
+void events_hand_over(struct events *events, void (*turn)(void *owner))
+{
 	pthread_mutex_lock(&events->lock);
 	(void)receive(events, SIZE_MAX);
-	struct spool filled = events->filling;
-	events->filling = *drained;
-	*drained = filled;
+	empty(events, !events->filling);
+	turn(events->owner);
+	events->filling = !events->filling;
 	pthread_mutex_unlock(&events->lock);
-	return drained;
 }
 
 uint64_t events_truncated(struct events *events)
@@ -134,6 +312,13 @@ uint64_t events_truncated(struct events *events)
 	uint64_t truncated = events->truncated;
 	pthread_mutex_unlock(&events->lock);
 	return truncated;
+}
+
+void events_unmap(struct events *events)
+{
+	if (events->spools)
+		munmap(events->spools, REGION_BYTES);
+	events->spools = NULL;
 }
 
 void events_stop(struct events *events)
@@ -156,9 +341,7 @@ void events_close(struct events *events)
 		mnl_socket_close(events->socket);
 	if (events->wake >= 0)
 		close(events->wake);
-	if (events->filling.messages)
-		munmap(events->filling.messages, SPOOL_BYTES);
-	if (events->draining.messages)
-		munmap(events->draining.messages, SPOOL_BYTES);
+	events_unmap(events);
+	free(events->early);
 	pthread_mutex_destroy(&events->lock);
 }

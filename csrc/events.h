@@ -1,5 +1,10 @@
-/* DESTROY events: a thread reads them from the kernel into a spool in memory, whatever Python does. The
- * ledger's owner takes the spool between dumps. A full spool asks its owner to take it there and then. */
+/* DESTROY events: a thread receives them from the kernel into a spool, whatever Python does. The ledger's owner books
+ * them between dumps. A full spool asks its owner to do it there and then.
+ *
+ * There are two spools, one that is filled and one that is booked; they may be a shared mapping of a file. Beyond
+ * its used bytes a spool is all zeros, and the kernel receives straight into it: an event that was taken off the
+ * socket by a process killed before it could count it shows as a message behind the used bytes, and is counted at
+ * open. What of a spool is booked, the ledger says. */
 #ifndef KUBENETMON_EVENTS_H
 #define KUBENETMON_EVENTS_H
 
@@ -10,10 +15,12 @@
 
 struct mnl_socket;
 
-/* Netlink messages one behind the other, as received. */
-struct spool {
-	uint8_t *messages;
-	size_t used, taken; /* bytes received; bytes of those that the ledger has booked */
+/* The start of the file; in memory of our own it is the same. */
+struct spool_header {
+	uint64_t magic;
+	uint64_t used[2];       /* bytes of whole messages, one behind the other */
+	int64_t listened_until; /* boot time in nanoseconds: every event up to then has been received */
+	uint8_t epoch[16];      /* the ledger's */
 };
 
 struct events {
@@ -22,21 +29,46 @@ struct events {
 	bool stopping;
 	bool started;
 	pthread_t thread;
-	pthread_mutex_t lock; /* guards `filling`, `stopping` and `truncated`, never for long */
-	struct spool filling;
-	struct spool draining; /* the owner's */
+	pthread_mutex_t lock; /* guards the filled spool, `stopping` and `truncated`, never for long */
+	struct spool_header *spools;
+	uint32_t filling;
 	uint64_t truncated;
+	int64_t listening_since; /* boot time in nanoseconds */
+	uint8_t *early; /* what came while another agent metered: struct early_event, one behind the other */
+	size_t early_used, early_placed;
 	void (*full)(void *owner); /* called in the thread, without the lock */
 	void *owner;
 };
 
-/* 0 or a negative errno; the thread does not run yet. */
+/* Listens. 0 or a negative errno; the thread does not run yet. */
 int events_open(struct events *events, uint32_t buffer_bytes, void (*full)(void *), void *owner,
 		const char **step);
+
+/* While there are no spools: takes in what the kernel has queued and forgets what another listener has received, all
+ * up to this boot time. 0 or -ENOMEM. */
+int events_wait(struct events *events, int64_t listened_until);
+
+/* Puts what events_wait() kept and the listener before did not receive behind the filled spool. False: it is full, and
+ * the rest waits for the next call. */
+bool events_place_early(struct events *events, int64_t listened_until);
+
+/* The spools in memory, or with a descriptor of 0 and above in that file: those that a ledger of this epoch left,
+ * or when `anew` empty ones. -EUCLEAN: the file is not that. */
+int events_map(struct events *events, int descriptor, bool anew, const uint8_t *epoch);
+
+/* The spool that the owner booked before a kill is `draining`. */
+void events_resume(struct events *events, uint32_t draining);
+
 int events_start(struct events *events);
 
-/* The events to book now: what was left of the last lot, else all that the kernel has queued until now. */
-struct spool *events_take(struct events *events);
+/* The messages of a spool, and how many bytes they are; of the one that is not filled. */
+const uint8_t *events_messages(const struct events *events, uint32_t spool, uint64_t *used);
+
+/* Receives all that the kernel has queued until now, and empties the other spool, all of which is booked. The owner
+ * makes the filled one the one it books, then lets the emptied one be filled. */
+void events_hand_over(struct events *events, void (*turn)(void *owner));
+
+void events_unmap(struct events *events);
 
 /* Ends the thread; nothing is read afterwards. */
 void events_stop(struct events *events);

@@ -22,7 +22,7 @@ struct meter_totals {
 	uint64_t vanished;        /* flows that the kernel no longer had, without a DESTROY event */
 	uint64_t ambiguous_identity;
 	uint64_t foreign_resets;
-	uint64_t malformed;       /* messages that could not be read */
+	uint64_t malformed;       /* messages that could not be read; from here on not kept over a kill */
 	uint64_t truncated_events; /* events larger than the buffer for one message */
 
 	uint64_t without_counters; /* of the last dump: flows that carry no counters */
@@ -31,9 +31,50 @@ struct meter_totals {
 	uint64_t memory_bytes;     /* address space of the ledger: what its peak needed */
 };
 
+/* Why a state file is not taken up. */
+enum meter_state_fault {
+	STATE_OK,
+	STATE_TRUNCATED,
+	STATE_VERSION,
+	STATE_CORRUPT,
+	STATE_OTHER_BOOT,
+	STATE_FOREIGN, /* another node's, or another network namespace's */
+};
+
 struct meter_config {
 	uint32_t count_existing;      /* not 0: what flows counted before we listened is metered as well */
-	uint32_t event_buffer_bytes;  /* the kernel's queue of events for our socket */
+	int32_t directory;            /* the state directory, to write batches into; -1: all is in memory */
+	int32_t ledger_file, events_file; /* in it, open; they stay the caller's */
+	const char *boot, *place;     /* whose state this is */
+	const uint8_t *epoch;         /* 16 bytes, for a new ledger */
+	uint64_t first_sequence;      /* for a new ledger, at least 1 */
+};
+
+/* What a report covers: Unix seconds, and the end by the monotonic clock in nanoseconds. */
+struct meter_interval {
+	int64_t start, end, end_monotonic;
+};
+
+/* Where the ledger was left, or begins. */
+struct meter_resumed {
+	uint8_t epoch[16];
+	uint64_t next_sequence, next_report;
+	int64_t unsealed_from, unsealed_from_monotonic; /* 0: nothing was ever sealed */
+	int64_t gap_nanoseconds; /* for how long nobody listened before us; -1: the ledger is new */
+};
+
+/* The start of a batch's file; its arrays follow. */
+struct meter_batch_file {
+	uint64_t magic;
+	uint32_t version;
+	uint32_t ipv4_records, ipv6_records, reserved;
+	uint8_t epoch[16];
+	uint64_t sequence, report;
+	int64_t interval_start, interval_end;
+	uint64_t arrays_bytes, metered_bytes, metered_packets;
+	char place[320];
+	uint64_t checksum; /* of all before it and of the arrays */
+	uint64_t sent;     /* 0 or how it may have left: the outbox's */
 };
 
 struct meter_read_result {
@@ -55,9 +96,20 @@ struct meter_sealed {
 
 struct meter;
 
-/* Opens both sockets in the network namespace of the calling thread and starts the thread that reads events.
- * NULL with *error a negative errno and *step naming what failed. */
-struct meter *meter_open(const struct meter_config *config, int *error, const char **step);
+/* Listens in the network namespace of the calling thread to flows that end, so that nothing passes unheard until
+ * meter_start(). NULL with *error a negative errno and *step naming what failed. */
+struct meter *meter_listen(uint32_t event_buffer_bytes, int *error, const char **step);
+
+/* While another agent meters: takes in what the kernel has queued for us and forgets what that agent has received,
+ * which by its spool's header is all up to `listened_until`, boot time in nanoseconds. 0 or -ENOMEM. */
+int meter_wait(struct meter *meter, int64_t listened_until);
+
+/* Takes up or makes the ledger, opens the request socket and starts the thread that reads events. 0 or a negative
+ * errno with *step naming what failed, and then it may be called again; with -EUCLEAN *fault says why the state
+ * files cannot be used. */
+int meter_start(struct meter *meter, const struct meter_config *config, const char **step,
+		enum meter_state_fault *fault);
+void meter_resumed_get(struct meter *meter, struct meter_resumed *resumed);
 
 /* Applies the events that wait, then reads one full dump. Waits for nothing but the kernel. -ECANCELED after
  * meter_abort(); -EPROTO, -ENOMEM and the errors of netlink otherwise: what was read is kept, nothing is counted twice
@@ -65,8 +117,16 @@ struct meter *meter_open(const struct meter_config *config, int *error, const ch
 int meter_read(struct meter *meter, struct meter_read_result *result);
 
 /* Applies the events that wait and writes the oldest pending records into the buffer, as many as fit:
- * what they carry is reported from then on. 0 records: nothing is pending. -ENOBUFS: not even one fits. */
-int meter_seal(struct meter *meter, uint8_t *buffer, uint64_t capacity, struct meter_sealed *sealed);
+ * what they carry is reported from then on, and in the state directory as the file `batch-SEQUENCE` in 20 digits.
+ * 0 records: nothing is pending. -ENOBUFS: not even one fits. */
+int meter_seal(struct meter *meter, const struct meter_interval *interval, uint8_t *buffer, uint64_t capacity,
+	       struct meter_sealed *sealed);
+
+/* 0, or the error for which the meter had to go on in memory: the state directory is full. */
+int meter_state_error(struct meter *meter);
+
+/* Whether these bytes are a batch file that can be sent. */
+int meter_batch_valid(const uint8_t *bytes, uint64_t length);
 
 /* The totals as the last read, seal or overflow of the event spool left them; never waits for those. */
 void meter_totals_get(struct meter *meter, struct meter_totals *totals);

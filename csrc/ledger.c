@@ -2,26 +2,35 @@
 #include "ledger.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "message.h"
+#include "state.h"
+#include "transaction.h"
 
 _Static_assert(sizeof(struct flow_key) == 56, "the first seven words of an entry");
 _Static_assert(sizeof(struct entry) == 192, "three cache lines");
 
-enum {
-	HEADER_BYTES = 4096,
-	FIRST_CAPACITY = 4096,
-};
+enum { FIRST_CAPACITY = 4096 };
 _Static_assert(sizeof(struct ledger_header) <= HEADER_BYTES, "the header has a page");
 
 static size_t region_bytes(uint32_t capacity)
 {
 	return HEADER_BYTES + (size_t)capacity * sizeof(struct entry);
+}
+
+static void measure(struct ledger *ledger)
+{
+	ledger->header->totals.memory_bytes =
+		ledger->region_bytes + ledger->index.capacity * sizeof(struct index_slot);
 }
 
 static int64_t nanoseconds(clockid_t clock)
@@ -40,15 +49,21 @@ void ledger_sample_clock(struct ledger_header *header)
 		header->least_offset = offset;
 }
 
-int ledger_open(struct ledger *ledger, bool count_existing)
+static void set_region(struct ledger *ledger, void *region, size_t bytes)
 {
-	*ledger = (struct ledger){.region_bytes = region_bytes(FIRST_CAPACITY), .previous = NO_ENTRY};
-	void *region =
-		mmap(NULL, ledger->region_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (region == MAP_FAILED)
-		return -ENOMEM;
 	ledger->header = region;
 	ledger->entries = (struct entry *)(void *)((uint8_t *)region + HEADER_BYTES);
+	ledger->region_bytes = bytes;
+}
+
+static void *map_memory(size_t bytes)
+{
+	return mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+/* Into a region of zeros. */
+static int make_empty(struct ledger *ledger, bool count_existing, const struct ledger_identity *identity)
+{
 	struct ledger_header *header = ledger->header;
 	*header = (struct ledger_header){
 		.capacity = FIRST_CAPACITY,
@@ -59,17 +74,81 @@ int ledger_open(struct ledger *ledger, bool count_existing)
 		.dead_tail = NO_ENTRY,
 		.first_seen = NO_ENTRY,
 		.dump = 1,
+		.next_sequence = 1,
+		.next_report = 1,
 		.count_existing = count_existing,
 		.born_after = nanoseconds(CLOCK_BOOTTIME),
 		.least_offset = INT64_MAX,
 	};
 	ledger_sample_clock(header);
-	if (getrandom(&header->seed, sizeof header->seed, 0) != sizeof header->seed ||
-	    index_open(&ledger->index, 2 * FIRST_CAPACITY)) {
+	if (getrandom(&header->seed, sizeof header->seed, 0) != sizeof header->seed)
+		return -ENOMEM;
+	header->checksum = header_checksum(header);
+	if (identity) {
+		struct ledger_identity ours = *identity;
+		ours.checksum = identity_checksum(&ours);
+		ours.magic = 0;
+		header->identity = ours;
+		atomic_signal_fence(memory_order_seq_cst);
+		header->identity.magic = identity->magic; /* from here on the file is a ledger */
+	}
+	return 0;
+}
+
+int ledger_open(struct ledger *ledger, bool count_existing)
+{
+	size_t bytes = region_bytes(FIRST_CAPACITY);
+	*ledger = (struct ledger){.descriptor = -1, .previous = NO_ENTRY};
+	void *region = map_memory(bytes);
+	if (region == MAP_FAILED)
+		return -ENOMEM;
+	set_region(ledger, region, bytes);
+	if (make_empty(ledger, count_existing, NULL) || index_open(&ledger->index, 2 * FIRST_CAPACITY)) {
 		ledger_close(ledger);
 		return -ENOMEM;
 	}
-	header->totals.memory_bytes = ledger->region_bytes + ledger->index.capacity * sizeof(struct index_slot);
+	measure(ledger);
+	return 0;
+}
+
+/* Whether the file was never made a ledger: it is empty, or was being made one. */
+static bool is_blank(int descriptor, off_t bytes)
+{
+	uint64_t magic;
+	return bytes == 0 || (pread(descriptor, &magic, sizeof magic, 0) == sizeof magic && magic == 0);
+}
+
+int ledger_open_file(struct ledger *ledger, int descriptor, bool count_existing,
+		     const struct ledger_identity *identity, enum meter_state_fault *fault)
+{
+	struct stat status;
+	*fault = STATE_OK;
+	*ledger = (struct ledger){.descriptor = descriptor, .previous = NO_ENTRY};
+	if (fstat(descriptor, &status) < 0)
+		return -errno;
+	bool blank = is_blank(descriptor, status.st_size);
+	size_t bytes = blank ? region_bytes(FIRST_CAPACITY) : (size_t)status.st_size;
+	if (blank && (ftruncate(descriptor, 0) < 0 || fallocate(descriptor, 0, 0, (off_t)bytes) < 0))
+		return -errno;
+	if (bytes < HEADER_BYTES) {
+		*fault = STATE_TRUNCATED;
+		return -EUCLEAN;
+	}
+	void *region = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor, 0);
+	if (region == MAP_FAILED)
+		return -ENOMEM;
+	set_region(ledger, region, bytes);
+	int error = index_open(&ledger->index, 2 * FIRST_CAPACITY);
+	if (!error && blank)
+		error = make_empty(ledger, count_existing, identity);
+	else if (!error)
+		*fault = state_take_up(ledger, identity, &error);
+	if (error || *fault) {
+		ledger_close(ledger);
+		return error ? error : -EUCLEAN;
+	}
+	ledger_settle(ledger);
+	measure(ledger);
 	return 0;
 }
 
@@ -78,7 +157,22 @@ void ledger_close(struct ledger *ledger)
 	index_close(&ledger->index);
 	if (ledger->header)
 		munmap(ledger->header, ledger->region_bytes);
-	*ledger = (struct ledger){0};
+	*ledger = (struct ledger){.descriptor = -1};
+}
+
+int ledger_leave_file(struct ledger *ledger)
+{
+	if (ledger->descriptor < 0)
+		return 0;
+	void *region = map_memory(ledger->region_bytes);
+	if (region == MAP_FAILED)
+		return -ENOMEM;
+	memcpy(region, ledger->header, ledger->region_bytes);
+	munmap(ledger->header, ledger->region_bytes);
+	set_region(ledger, region, ledger->region_bytes);
+	(void)!ftruncate(ledger->descriptor, 0);
+	ledger->descriptor = -1;
+	return 0;
 }
 
 static int grow(struct ledger *ledger)
@@ -87,13 +181,17 @@ static int grow(struct ledger *ledger)
 	if (capacity > (NO_ENTRY - 1) / 2)
 		return -ENOMEM;
 	size_t bytes = region_bytes(capacity * 2);
+	/* The pages are there before they are written to: a full tmpfs would be a SIGBUS otherwise. */
+	if (ledger->descriptor >= 0 && fallocate(ledger->descriptor, 0, 0, (off_t)bytes) < 0) {
+		int error = ledger_leave_file(ledger);
+		if (error)
+			return error;
+	}
 	void *region = mremap(ledger->header, ledger->region_bytes, bytes, MREMAP_MAYMOVE);
 	if (region == MAP_FAILED)
 		return -ENOMEM;
-	ledger->header = region;
-	ledger->entries = (struct entry *)(void *)((uint8_t *)region + HEADER_BYTES);
+	set_region(ledger, region, bytes);
 	ledger->header->capacity = capacity * 2;
-	ledger->region_bytes = bytes;
 	return 0;
 }
 
@@ -143,6 +241,7 @@ int ledger_make(struct ledger *ledger, const struct sighting *sighting, uint32_t
 	int error = index_add(&ledger->index, hash, free);
 	if (error)
 		return error;
+	ledger_touch(ledger, free);
 	struct entry *entry = entry_at(ledger, free);
 	if (free == header->free_head)
 		header->free_head = entry->next_dead;
@@ -158,7 +257,7 @@ int ledger_make(struct ledger *ledger, const struct sighting *sighting, uint32_t
 		.seen = header->dump - 1, /* not yet by this dump; not absent either */
 	};
 	entry->key.flags = not_metered(&entry->key, &entry->reply);
-	header->totals.memory_bytes = ledger->region_bytes + ledger->index.capacity * sizeof(struct index_slot);
+	measure(ledger);
 	header->totals.flows++;
 	header->totals.entries++;
 	header->totals.ignored_flows += entry->key.flags != 0;
@@ -169,6 +268,7 @@ int ledger_make(struct ledger *ledger, const struct sighting *sighting, uint32_t
 void ledger_free(struct ledger *ledger, uint32_t number)
 {
 	struct entry *entry = entry_at(ledger, number);
+	ledger_touch(ledger, number);
 	index_remove(&ledger->index, entry->hash, number);
 	entry->key.family = FAMILY_NONE;
 	entry->next_dead = ledger->header->free_head;

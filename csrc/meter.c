@@ -6,20 +6,27 @@
 #include <linux/netfilter/nfnetlink_conntrack.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
+#include "batch.h"
 #include "events.h"
 #include "ledger.h"
 #include "message.h"
 #include "netlink.h"
+#include "state.h"
 
 struct meter {
-	pthread_mutex_t lock; /* guards ledger, requests and events.draining; held while a dump runs */
+	pthread_mutex_t lock; /* guards ledger, requests and the spool that is booked; held while a dump runs */
 	struct ledger ledger;
 	struct requests requests;
 	struct events events;
 	atomic_bool stop;
+	int directory;
+	atomic_int state_error;
+	struct meter_resumed resumed;
 	pthread_mutex_t published_lock; /* guards `published`, for a copy's time */
 	struct meter_totals published;
 };
@@ -30,6 +37,8 @@ static void publish(struct meter *meter)
 	pthread_mutex_lock(&meter->published_lock);
 	meter->published = meter->ledger.header->totals;
 	pthread_mutex_unlock(&meter->published_lock);
+	if (meter->directory >= 0 && meter->ledger.descriptor < 0 && atomic_load(&meter->state_error) == 0)
+		atomic_store(&meter->state_error, -ENOSPC);
 }
 
 static bool is_destroy(const struct nlmsghdr *message)
@@ -37,29 +46,41 @@ static bool is_destroy(const struct nlmsghdr *message)
 	return message->nlmsg_type == ((NFNL_SUBSYS_CTNETLINK << 8) | IPCTNL_MSG_CT_DELETE);
 }
 
+static void take_turn(void *owner)
+{
+	struct meter *meter = owner;
+	ledger_next_spool(&meter->ledger);
+}
+
+static int book_spool(struct meter *meter)
+{
+	struct ledger *ledger = &meter->ledger;
+	uint64_t used;
+	const uint8_t *messages = events_messages(&meter->events, ledger->header->draining, &used);
+	size_t position = ledger->header->taken;
+	const struct nlmsghdr *message;
+	int error = 0;
+	while (!error && position < used && (message = message_next(messages, used, &position))) {
+		struct sighting sighting;
+		bool whole = is_destroy(message) && message_read(message, &sighting);
+		error = ledger_take_event(ledger, whole ? &sighting : NULL, position);
+	}
+	if (!error && ledger->header->taken < used)
+		error = ledger_take_event(ledger, NULL, used);
+	return error;
+}
+
 /* Books all events that wait; never during a dump, because the kernel sends a DESTROY event before it unlinks
  * the flow. -ENOMEM leaves the rest for the next time. */
 static int book_events(struct meter *meter)
 {
-	struct spool *spool = events_take(&meter->events);
-	size_t position = spool->taken;
-	const struct nlmsghdr *message;
-	while ((message = message_next(spool->messages, spool->used, &position))) {
-		struct sighting sighting;
-		if (is_destroy(message) && message_read(message, &sighting)) {
-			int error = ledger_destroy(&meter->ledger, &sighting);
-			if (error)
-				return error;
-		} else {
-			meter->ledger.header->totals.malformed++;
-		}
-		spool->taken = position;
-	}
-	struct meter_totals *totals = &meter->ledger.header->totals;
-	totals->malformed += spool->taken < spool->used;
-	spool->taken = spool->used;
-	totals->truncated_events = events_truncated(&meter->events);
-	return 0;
+	int error = book_spool(meter);
+	if (error)
+		return error;
+	events_hand_over(&meter->events, take_turn);
+	error = book_spool(meter);
+	meter->ledger.header->totals.truncated_events = events_truncated(&meter->events);
+	return error;
 }
 
 static void book_full_spool(void *owner)
@@ -71,37 +92,118 @@ static void book_full_spool(void *owner)
 	pthread_mutex_unlock(&meter->lock);
 }
 
-struct meter *meter_open(const struct meter_config *config, int *error, const char **step)
+/* Whether the ledger has only just been made: then the spools need not be there. */
+static bool is_fresh(const struct ledger_header *header)
+{
+	return header->totals.dumps == 0 && header->totals.destroy_events == 0 && header->next_sequence == 1 &&
+	       header->totals.entries == 0;
+}
+
+static int open_state(struct meter *meter, const struct meter_config *config, enum meter_state_fault *fault)
+{
+	struct ledger *ledger = &meter->ledger;
+	int error;
+	*fault = STATE_OK;
+	meter->directory = config->directory;
+	if (config->directory < 0) {
+		error = ledger_open(ledger, config->count_existing != 0);
+		if (!error)
+			memcpy(ledger->header->identity.epoch, config->epoch, EPOCH_BYTES);
+	} else {
+		struct ledger_identity identity = {
+			.magic = STATE_MAGIC,
+			.version = STATE_VERSION_NUMBER,
+			.entry_bytes = sizeof(struct entry),
+		};
+		snprintf(identity.boot, sizeof identity.boot, "%s", config->boot);
+		snprintf(identity.place, sizeof identity.place, "%s", config->place);
+		memcpy(identity.epoch, config->epoch, EPOCH_BYTES);
+		error = ledger_open_file(ledger, config->ledger_file, config->count_existing != 0, &identity, fault);
+	}
+	if (error)
+		return error;
+	struct ledger_header *header = ledger->header;
+	bool fresh = is_fresh(header);
+	error = events_map(&meter->events, config->directory < 0 ? -1 : config->events_file, fresh,
+			   header->identity.epoch);
+	if (error == -EUCLEAN)
+		*fault = STATE_CORRUPT;
+	if (error)
+		return error;
+	/* What the agent before received is in the spools; what came to us alone goes behind it. */
+	int64_t listened_until = meter->events.spools->listened_until;
+	events_resume(&meter->events, header->draining);
+	if (fresh)
+		ledger_number_from(ledger, config->first_sequence);
+	int64_t gap = meter->events.listening_since - listened_until;
+	meter->resumed = (struct meter_resumed){
+		.next_sequence = header->next_sequence,
+		.next_report = header->next_report,
+		.unsealed_from = header->unsealed_from,
+		.unsealed_from_monotonic = header->unsealed_from_monotonic,
+		.gap_nanoseconds = fresh ? -1 : gap > 0 ? gap : 0,
+	};
+	memcpy(meter->resumed.epoch, header->identity.epoch, EPOCH_BYTES);
+	while (!error && !events_place_early(&meter->events, listened_until))
+		error = book_events(meter);
+	return error;
+}
+
+struct meter *meter_listen(uint32_t event_buffer_bytes, int *error, const char **step)
 {
 	*step = "allocate memory";
+	*error = -ENOMEM;
 	struct meter *meter = calloc(1, sizeof *meter);
-	if (!meter) {
-		*error = -ENOMEM;
+	if (!meter)
 		return NULL;
-	}
 	pthread_mutex_init(&meter->lock, NULL);
 	pthread_mutex_init(&meter->published_lock, NULL);
 	atomic_init(&meter->stop, false);
+	atomic_init(&meter->state_error, 0);
 	/* Listening comes first: what ends from now on is told to us, what lives shows in the first dump. */
-	*error = events_open(&meter->events, config->event_buffer_bytes, book_full_spool, meter, step);
-	if (!*error) {
-		*step = "make the ledger";
-		*error = ledger_open(&meter->ledger, config->count_existing != 0);
-	}
-	if (!*error) {
-		*step = "open the request socket";
-		*error = requests_open(&meter->requests);
-	}
-	if (!*error) {
-		*step = "start the thread that reads events";
-		publish(meter);
-		*error = events_start(&meter->events);
-	}
+	*error = events_open(&meter->events, event_buffer_bytes, book_full_spool, meter, step);
 	if (*error) {
 		meter_close(meter);
 		return NULL;
 	}
 	return meter;
+}
+
+int meter_wait(struct meter *meter, int64_t listened_until)
+{
+	return events_wait(&meter->events, listened_until);
+}
+
+int meter_start(struct meter *meter, const struct meter_config *config, const char **step,
+		enum meter_state_fault *fault)
+{
+	*step = "make the ledger";
+	int error = open_state(meter, config, fault);
+	if (!error) {
+		*step = "open the request socket";
+		error = requests_open(&meter->requests);
+	}
+	if (!error) {
+		*step = "start the thread that reads events";
+		publish(meter);
+		error = events_start(&meter->events);
+	}
+	if (error) {
+		requests_close(&meter->requests);
+		events_unmap(&meter->events);
+		ledger_close(&meter->ledger);
+	}
+	return error;
+}
+
+void meter_resumed_get(struct meter *meter, struct meter_resumed *resumed)
+{
+	*resumed = meter->resumed;
+}
+
+int meter_state_error(struct meter *meter)
+{
+	return atomic_load(&meter->state_error);
 }
 
 void meter_close(struct meter *meter)
@@ -217,13 +319,33 @@ int meter_read(struct meter *meter, struct meter_read_result *result)
 	return error;
 }
 
-int meter_seal(struct meter *meter, uint8_t *buffer, uint64_t capacity, struct meter_sealed *sealed)
+/* Stores the batch, so that sealing it is one instant of the ledger. */
+static int store(struct meter *meter, const struct meter_interval *interval, const uint8_t *buffer,
+		 const struct meter_sealed *sealed)
+{
+	if (meter->directory < 0 || meter->ledger.descriptor < 0 || sealed->buffer_bytes == 0)
+		return 0;
+	int error = batch_write(meter->directory, meter->ledger.header, interval, sealed, buffer);
+	if (!error)
+		return 0;
+	atomic_store(&meter->state_error, error);
+	return ledger_leave_file(&meter->ledger);
+}
+
+int meter_seal(struct meter *meter, const struct meter_interval *interval, uint8_t *buffer, uint64_t capacity,
+	       struct meter_sealed *sealed)
 {
 	pthread_mutex_lock(&meter->lock);
 	*sealed = (struct meter_sealed){0};
 	int error = book_events(meter);
 	if (!error)
-		error = ledger_seal(&meter->ledger, buffer, capacity, sealed);
+		error = ledger_prepare(&meter->ledger, buffer, capacity, sealed);
+	if (!error)
+		error = store(meter, interval, buffer, sealed);
+	if (!error)
+		ledger_sealed(&meter->ledger, sealed, interval);
+	else
+		*sealed = (struct meter_sealed){0};
 	publish(meter);
 	pthread_mutex_unlock(&meter->lock);
 	return error;

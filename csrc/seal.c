@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "ledger.h"
+#include "transaction.h"
 
 /* The columns of kubenetmon.proto's FlowArrays, in the order of its fields. */
 enum column {
@@ -90,24 +91,58 @@ static void put_record(struct columns *columns, const struct entry *entry)
 	}
 }
 
-/* What the entry has pending is reported now. */
-static void settle(struct ledger *ledger, struct entry *entry, struct meter_sealed *sealed)
+/* What the first pending entry has pending is in the last batch. */
+static void settle_first(struct ledger *ledger)
 {
-	struct meter_totals *totals = &ledger->header->totals;
-	uint64_t packets = entry->last[ORIGINAL_PACKETS] - entry->reported[ORIGINAL_PACKETS] +
-			   entry->last[REPLY_PACKETS] - entry->reported[REPLY_PACKETS];
-	uint64_t bytes = entry->last[ORIGINAL_BYTES] - entry->reported[ORIGINAL_BYTES] +
-			 entry->last[REPLY_BYTES] - entry->reported[REPLY_BYTES];
+	struct ledger_header *header = ledger->header;
+	struct meter_totals *totals = &header->totals;
+	uint32_t number = header->pending_head;
+	struct entry *entry = entry_at(ledger, number);
+	ledger_begin(ledger);
+	ledger_touch(ledger, number);
+	header->pending_head = entry->next_pending;
+	if (header->pending_head == NO_ENTRY)
+		header->pending_tail = NO_ENTRY;
+	else
+		__builtin_prefetch(entry_at(ledger, header->pending_head));
+	uint64_t packets = pending_packets(entry), bytes = pending_bytes(entry);
 	memcpy(entry->reported, entry->last, sizeof entry->reported);
 	entry->key.flags &= (uint8_t)~FLAG_PENDING;
-	sealed->metered_packets += packets;
-	sealed->metered_bytes += bytes;
 	totals->pending_packets -= packets;
 	totals->pending_bytes -= bytes;
 	totals->reported_packets += packets;
 	totals->reported_bytes += bytes;
 	totals->pending_flows--;
 	totals->reported_flows++;
+	header->settling--;
+	bool expired = entry->key.flags & FLAG_EXPIRED;
+	if (expired)
+		ledger_free(ledger, number);
+	ledger_commit(ledger);
+}
+
+void ledger_settle(struct ledger *ledger)
+{
+	while (ledger->header->settling > 0)
+		settle_first(ledger);
+}
+
+void ledger_sealed(struct ledger *ledger, const struct meter_sealed *sealed,
+		   const struct meter_interval *interval)
+{
+	struct ledger_header *header = ledger->header;
+	uint32_t records = sealed->ipv4_records + sealed->ipv6_records;
+	ledger_begin(ledger);
+	header->settling = records;
+	if (records > 0)
+		header->next_sequence++;
+	if (records == header->totals.pending_flows) {
+		header->next_report++;
+		header->unsealed_from = interval->end;
+		header->unsealed_from_monotonic = interval->end_monotonic;
+	}
+	ledger_commit(ledger);
+	ledger_settle(ledger);
 }
 
 /* How many of the oldest pending records fit. */
@@ -129,28 +164,31 @@ static void choose(const struct ledger *ledger, uint64_t capacity, struct meter_
 	}
 }
 
-int ledger_seal(struct ledger *ledger, uint8_t *buffer, uint64_t capacity, struct meter_sealed *sealed)
+int ledger_prepare(struct ledger *ledger, uint8_t *buffer, uint64_t capacity, struct meter_sealed *sealed)
 {
-	struct ledger_header *header = ledger->header;
 	*sealed = (struct meter_sealed){0};
 	choose(ledger, capacity, sealed);
-	if (header->pending_head != NO_ENTRY && sealed->buffer_bytes == 0)
+	if (ledger->header->pending_head != NO_ENTRY && sealed->buffer_bytes == 0)
 		return -ENOBUFS;
 	struct columns ipv4 = columns_at(buffer, FAMILY_IPV4, sealed->ipv4_records);
 	struct columns ipv6 = columns_at(buffer + sealed->ipv4_records * record_width(FAMILY_IPV4),
 					 FAMILY_IPV6, sealed->ipv6_records);
+	uint32_t number = ledger->header->pending_head;
 	for (uint32_t left = sealed->ipv4_records + sealed->ipv6_records; left > 0; left--) {
-		uint32_t number = header->pending_head;
-		struct entry *entry = entry_at(ledger, number);
-		header->pending_head = entry->next_pending;
-		if (header->pending_head != NO_ENTRY)
-			__builtin_prefetch(entry_at(ledger, header->pending_head));
+		const struct entry *entry = entry_at(ledger, number);
+		number = entry->next_pending;
+		if (number != NO_ENTRY)
+			__builtin_prefetch(entry_at(ledger, number));
 		put_record(entry->key.family == FAMILY_IPV4 ? &ipv4 : &ipv6, entry);
-		settle(ledger, entry, sealed);
-		if (entry->key.flags & FLAG_EXPIRED)
-			ledger_free(ledger, number);
+		sealed->metered_packets += pending_packets(entry);
+		sealed->metered_bytes += pending_bytes(entry);
 	}
-	if (header->pending_head == NO_ENTRY)
-		header->pending_tail = NO_ENTRY;
 	return 0;
+}
+
+void ledger_number_from(struct ledger *ledger, uint64_t sequence)
+{
+	ledger_begin(ledger);
+	ledger->header->next_sequence = sequence;
+	ledger_commit(ledger);
 }

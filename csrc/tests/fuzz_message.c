@@ -4,6 +4,7 @@
 #include "ledger.h"
 #include "message.h"
 #include "messages.h"
+#include "sealing.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -50,7 +51,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	check_identity(&ledger.header->totals);
 	struct meter_sealed sealed;
 	do {
-		CHECK(ledger_seal(&ledger, sealed_bytes, sizeof sealed_bytes, &sealed) == 0);
+		CHECK(seal_into(&ledger, sealed_bytes, sizeof sealed_bytes, &sealed) == 0);
 	} while (sealed.buffer_bytes != 0);
 	check_identity(&ledger.header->totals);
 	CHECK(ledger.header->totals.pending_bytes == 0 && ledger.header->totals.pending_flows == 0);

@@ -5,6 +5,7 @@
 #include "ledger.h"
 #include "message.h"
 #include "messages.h"
+#include "sealing.h"
 
 static struct ledger ledger;
 static uint8_t sealed_bytes[1 << 20];
@@ -75,7 +76,7 @@ static const struct meter_totals *totals(void)
 static struct meter_sealed seal(uint64_t capacity)
 {
 	struct meter_sealed sealed;
-	CHECK(ledger_seal(&ledger, sealed_bytes, capacity, &sealed) == 0);
+	CHECK(seal_into(&ledger, sealed_bytes, capacity, &sealed) == 0);
 	(void)totals();
 	return sealed;
 }
@@ -502,7 +503,7 @@ static void test_sealing_splits_at_the_capacity(void)
 		sight(with(flow, 100, 0));
 	ledger_end_dump(&ledger, true);
 	struct meter_sealed sealed;
-	CHECK(ledger_seal(&ledger, sealed_bytes, 56, &sealed) == -ENOBUFS && sealed.buffer_bytes == 0);
+	CHECK(seal_into(&ledger, sealed_bytes, 56, &sealed) == -ENOBUFS && sealed.buffer_bytes == 0);
 	CHECK(seal(2 * 57).ipv4_records == 2 && seal(3 * 57 - 1).ipv4_records == 2);
 	CHECK(seal(1000).ipv4_records == 1 && seal(1000).ipv4_records == 0);
 	flow.id = 0;

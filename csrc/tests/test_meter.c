@@ -14,6 +14,7 @@
 
 enum { MANY = 60000 }; /* their events are more than the spool takes */
 
+static const struct meter_interval INTERVAL = {.start = 1, .end = 2};
 static struct mnl_socket *requests;
 static uint8_t sealed_bytes[1 << 20];
 
@@ -69,9 +70,14 @@ static struct meter *open_meter(void)
 {
 	int error;
 	const char *step;
-	const struct meter_config config = {.count_existing = 0, .event_buffer_bytes = 1 << 20};
-	struct meter *meter = meter_open(&config, &error, &step);
-	CHECK(meter != NULL);
+	enum meter_state_fault fault;
+	const struct meter_config config = {
+		.directory = -1,
+		.epoch = (const uint8_t *)"0123456789abcdef",
+		.first_sequence = 1,
+	};
+	struct meter *meter = meter_listen(1 << 20, &error, &step);
+	CHECK(meter != NULL && meter_start(meter, &config, &step, &fault) == 0);
 	return meter;
 }
 
@@ -80,7 +86,7 @@ static struct meter_read_result read_once(struct meter *meter)
 	struct meter_read_result result;
 	struct meter_sealed sealed;
 	CHECK(meter_read(meter, &result) == 0);
-	CHECK(meter_seal(meter, sealed_bytes, sizeof sealed_bytes, &sealed) == 0);
+	CHECK(meter_seal(meter, &INTERVAL, sealed_bytes, sizeof sealed_bytes, &sealed) == 0);
 	return result;
 }
 
@@ -157,7 +163,7 @@ static void test_an_abort_ends_a_running_read(void)
 	CHECK(pthread_create(&thread, NULL, read_many, meter) == 0);
 	for (int i = 0; i < 100; i++) {
 		struct meter_sealed sealed;
-		CHECK(meter_seal(meter, sealed_bytes, sizeof sealed_bytes, &sealed) == 0);
+		CHECK(meter_seal(meter, &INTERVAL, sealed_bytes, sizeof sealed_bytes, &sealed) == 0);
 		(void)totals_of(meter);
 		usleep(100);
 	}

@@ -6,6 +6,7 @@
 #include "ledger.h"
 #include "message.h"
 #include "messages.h"
+#include "sealing.h"
 
 enum { TUPLES = 40, EVENTS = 4096, STEPS = 3000, RUNS = 60 };
 
@@ -173,7 +174,7 @@ static void run(uint64_t seed)
 			dump(chance(30), chance(90));
 		} else {
 			struct meter_sealed sealed;
-			CHECK(ledger_seal(&ledger, sealed_bytes, 57 + draw(4000), &sealed) == 0);
+			CHECK(seal_into(&ledger, sealed_bytes, 57 + draw(4000), &sealed) == 0);
 			sealed_total += sealed.metered_bytes;
 		}
 		check_sums();
@@ -190,7 +191,7 @@ static void run(uint64_t seed)
 	}
 	CHECK(ledger.header->totals.observed_bytes == true_bytes);
 	for (struct meter_sealed sealed = {.buffer_bytes = 1}; sealed.buffer_bytes;) {
-		CHECK(ledger_seal(&ledger, sealed_bytes, sizeof sealed_bytes, &sealed) == 0);
+		CHECK(seal_into(&ledger, sealed_bytes, sizeof sealed_bytes, &sealed) == 0);
 		sealed_total += sealed.metered_bytes;
 	}
 	check_sums();

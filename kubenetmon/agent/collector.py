@@ -66,7 +66,7 @@ class Table(Protocol):
 
     async def read(self) -> ReadResult: ...
 
-    def seal(self) -> list[SealedRecords]: ...
+    def seal(self, begin: int, end: int, end_monotonic: float) -> list[SealedRecords]: ...
 
     def totals(self) -> Totals: ...
 
@@ -116,9 +116,10 @@ class Collector:
             self._outbox.node_name,
         )
         self._running = True
-        self._unsealed_from = int(self._clock.time())
-        self._unsealed_from_monotonic = self._clock.monotonic()
-        self._report_number = self._current_report(self._clock.time())
+        if not self._unsealed_from:
+            self._unsealed_from = int(self._clock.time())
+            self._unsealed_from_monotonic = self._clock.monotonic()
+        self._report_number = self._current_report(self._unsealed_from)
         await self._read()
         while not self._stopping.is_set():
             await self._until_next()
@@ -127,6 +128,10 @@ class Collector:
         await self._collect(last=True)
         self._finished.set()
         await asyncio.Event().wait()
+
+    def resume(self, unsealed_from: int, monotonic: float) -> None:
+        """Before `run`: an agent before has sealed up to this moment, by both clocks; 0: there was none."""
+        self._unsealed_from, self._unsealed_from_monotonic = unsealed_from, monotonic
 
     async def stop(self) -> None:
         """Read once more and seal what is pending."""
@@ -197,17 +202,17 @@ class Collector:
 
     def _seal(self, now: float, monotonic: float) -> None:
         """Seal what is pending; the report ends `now`, the same moment by both clocks."""
-        try:
-            records = self._conntrack.seal()
-        except (KubenetmonError, OSError) as error:
-            self._failed(error)
-            return
         begin = self._unsealed_from
         elapsed = monotonic - self._unsealed_from_monotonic
         if abs((now - begin) - elapsed) > _CLOCK_TOLERANCE:
             logger.warning("The wall clock was set by %.0fs", now - begin - elapsed)
             begin = max(0, int(now - elapsed))  # the length stays the true one
         end = max(int(now), begin + 1)
+        try:
+            records = self._conntrack.seal(begin, end, monotonic)
+        except (KubenetmonError, OSError) as error:
+            self._failed(error)
+            return
         self._outbox.put(records, begin, end)
         self._unsealed_from, self._unsealed_from_monotonic = end, monotonic
 

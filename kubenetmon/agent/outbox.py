@@ -4,8 +4,10 @@ Contract: `put` fixes the bytes and the identity of one report for ever; a batch
 answered for it (`settle`) and is otherwise never dropped, changed or renumbered. At most `max_reports`
 reports wait; then `full` is true and the collector leaves the kernel and the ledger to count on. A report is
 one batch or, beyond the records that one message takes, several. Plain data, no task; `changed` is set
-whenever a batch comes or goes, for the one sender to wait on. What is left here when the process ends is
-lost with it (`unsettled_bytes` says how much).
+whenever a batch comes or goes, for the one sender to wait on. With a state directory the ledger has stored
+each batch before it comes here, `adopt` takes up what an agent before left unanswered, and the files follow
+what becomes of the batches; without one what is left here when the process ends is lost with it
+(`unsettled_bytes` says how much).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kubenetmon.agent.batch import serialise
 from kubenetmon.clock import Clock
@@ -49,8 +51,26 @@ class SealedBatch:
     metered_bytes: int
     sealed_at: float
     """Monotonic seconds."""
+    epoch: bytes
+    """That of the ledger which sealed it."""
     went_by_push: bool = False
     """From the first moment that any of it may have left by Push: it can never go by Submit any more."""
+
+
+class BatchStore(Protocol):
+    """Where batches survive the process."""
+
+    def leaves_by_push(self, sequence: int) -> None:
+        """Called before the first byte of it may leave."""
+
+    def leaves_by_submit(self, sequence: int) -> None:
+        """Called before the first byte of it may leave."""
+
+    def remove(self, sequence: int) -> None:
+        """It was answered for."""
+
+    def reject(self, sequence: int, epoch: bytes, reason: str) -> None:
+        """It was refused."""
 
 
 class Outbox:
@@ -64,6 +84,7 @@ class Outbox:
         clock: Clock,
         epoch: bytes | None = None,
         max_reports: int = MAX_REPORTS,
+        store: BatchStore | None = None,
     ) -> None:
         self.node_name = node_name
         self.epoch = epoch if epoch is not None else os.urandom(EPOCH_BYTES)
@@ -71,6 +92,7 @@ class Outbox:
         self.changed = asyncio.Event()
         self._metrics, self._clock = metrics, clock
         self._max_reports = max_reports
+        self._store = store
         self._waiting: dict[int, SealedBatch] = {}
         self._next_sequence = 1
         self._next_report = 1
@@ -95,6 +117,22 @@ class Outbox:
         """All unanswered batches, oldest first."""
         return list(self._waiting.values())
 
+    def adopt(
+        self, epoch: bytes, next_sequence: int, next_report: int, waiting: Sequence[SealedBatch]
+    ) -> None:
+        """Go on where the ledger of this epoch was left; `waiting`: what was left unanswered, oldest first.
+
+        Before anything was put. Batches keep their identity, which may be of an epoch before.
+        """
+        assert not self._waiting, "batches are adopted before others are sealed"
+        self.epoch = epoch
+        self._next_sequence, self._next_report = next_sequence, next_report
+        for batch in waiting:
+            self._waiting[batch.sequence] = batch
+            self._count(batch, "sealed")
+        if waiting:
+            self.changed.set()
+
     def put(self, records: Sequence[SealedRecords], interval_start: int, interval_end: int) -> None:
         """Seal one report over [interval_start, interval_end), Unix seconds; no records, no report."""
         if interval_end <= interval_start:
@@ -107,6 +145,7 @@ class Outbox:
                 records=part.records,
                 metered_bytes=part.bytes,
                 sealed_at=self._clock.monotonic(),
+                epoch=self.epoch,
             )
             self._next_sequence += 1
             self._waiting[batch.sequence] = batch
@@ -120,12 +159,14 @@ class Outbox:
 
         COMMITTED forgets it, REJECTED sets it aside for good, anything else leaves it waiting.
         """
-        batch = self._waiting.get(sequence) if epoch == self.epoch else None
-        if batch is None:
+        batch = self._waiting.get(sequence)
+        if batch is None or batch.epoch != epoch:
             return None
         if outcome is Outcome.COMMITTED:
             self._forget(batch, "committed")
         elif outcome is Outcome.REJECTED:
+            if self._store is not None:
+                self._store.reject(batch.sequence, batch.epoch, reason)
             self._forget(batch, "rejected")
             logger.error(
                 "The server rejected batch %d with %d bytes in %d records, which no report holds now: %s",
@@ -135,6 +176,17 @@ class Outbox:
                 reason or "no reason given",
             )
         return batch
+
+    def leaves_by_push(self, batch: SealedBatch) -> None:
+        """The batch is about to be handed to a Push."""
+        if self._store is not None and not batch.went_by_push:
+            self._store.leaves_by_push(batch.sequence)
+        batch.went_by_push = True
+
+    def leaves_by_submit(self, batch: SealedBatch) -> None:
+        """The batch is about to be handed to a Submit: killed from here on, its outcome is unknown."""
+        if self._store is not None:
+            self._store.leaves_by_submit(batch.sequence)
 
     def submitted(self, batch: SealedBatch) -> None:
         """The original's server confirmed all of the batch."""
@@ -159,6 +211,8 @@ class Outbox:
 
     def _forget(self, batch: SealedBatch, outcome: str) -> None:
         if self._waiting.pop(batch.sequence, None) is not None:
+            if self._store is not None:
+                self._store.remove(batch.sequence)
             self._count(batch, outcome)
             self.changed.set()
 

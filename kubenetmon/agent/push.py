@@ -90,7 +90,7 @@ class PushSession:
             sends = not ending and len(self._deadlines) < self._config.in_flight
             batch = self._schedule.next_due(self._deadlines) if sends else None
             if batch is not None:
-                batch.went_by_push = True
+                self._outbox.leaves_by_push(batch)
                 self._deadlines[batch.sequence] = now + self._config.ack_timeout
                 await self._send(batch.message, reader)
                 continue
@@ -136,11 +136,10 @@ class PushSession:
 
     def _take(self, ack: BatchAck) -> None:
         batch = self._outbox.settle(ack.epoch, ack.sequence, ack.outcome, ack.reason)
-        if ack.epoch == self._outbox.epoch:
-            self._deadlines.pop(ack.sequence, None)
-        self._outbox.changed.set()
         if batch is None:
             return  # answered already, over a connection that died behind the answer
+        self._deadlines.pop(ack.sequence, None)
+        self._outbox.changed.set()
         if ack.outcome is Outcome.COMMITTED:
             self.accepted_records += batch.records
         if ack.outcome in (Outcome.COMMITTED, Outcome.REJECTED):

@@ -263,6 +263,7 @@ class Sender:
         return {batch.sequence for batch in self._outbox.waiting() if batch.went_by_push}
 
     async def _submit(self, connection: Connection, batch: SealedBatch) -> int:
+        self._outbox.leaves_by_submit(batch)
         try:
             result = await connection.submit(frames(batch.message), timeout=self._config.submit_timeout)
         except ConnectionFailedError as error:

@@ -1,6 +1,7 @@
 """`--role agent`: the parts of an agent, from its environment to its life.
 
-Stopping goes with the flow: the collector reads and seals a last time, the sender drains, conntrack closes.
+Stopping goes with the flow: the collector reads and seals a last time, the sender drains, conntrack closes,
+and last the node is let go for the next agent.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from dataclasses import dataclass
 
 from kubenetmon.agent.collector import Collector, CollectorConfig
 from kubenetmon.agent.conntrack import Conntrack, ConntrackConfig
+from kubenetmon.agent.guard import NodeGuard
 from kubenetmon.agent.outbox import Outbox
 from kubenetmon.agent.sender import Sender, SenderConfig
 from kubenetmon.agent.startup import StartupConfig, check_accounting
+from kubenetmon.agent.state import StateDirectory
+from kubenetmon.agent.takeover import Takeover
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.config.agent import AgentConfig, from_environment
 from kubenetmon.http import HttpServer
@@ -36,23 +40,27 @@ async def run_agent(environ: Mapping[str, str]) -> None:
     try:
         await Lifecycle([http, lag, *parts.components], stop_deadline=STOP_DEADLINE).run()
     finally:
-        parts.conntrack.close()
+        parts.takeover.close()
 
 
 @dataclass(frozen=True, slots=True)
 class AgentParts:
-    """An agent ready to run; `components` in the order they start. The caller closes `conntrack`."""
+    """An agent ready to run; `components` in the order they start. The caller closes `takeover`."""
 
     components: tuple[Component, ...]
-    conntrack: Conntrack
+    takeover: Takeover
 
 
 def build_agent(config: AgentConfig, metrics: Metrics, readiness: Readiness) -> AgentParts:
     """Join the agent's parts. Raises `KubenetmonError`."""
     sender_config = SenderConfig.from_agent(config)
     sender_config.credentials.check()
-    conntrack = Conntrack(ConntrackConfig(count_existing=config.count_existing))
-    outbox = Outbox(config.node_name, metrics=metrics, clock=SYSTEM_CLOCK)
+    state = None if config.state_dir is None else StateDirectory(config.state_dir, metrics=metrics)
+    conntrack = Conntrack(
+        ConntrackConfig(count_existing=config.count_existing), state=state, node_name=config.node_name
+    )
+    guard = NodeGuard(state, readiness=readiness, clock=SYSTEM_CLOCK)
+    outbox = Outbox(config.node_name, metrics=metrics, clock=SYSTEM_CLOCK, store=state)
     collector = Collector(
         CollectorConfig(
             collection_interval=config.collection_interval, report_interval=config.report_interval
@@ -76,23 +84,29 @@ def build_agent(config: AgentConfig, metrics: Metrics, readiness: Readiness) -> 
         set_sysctls=config.set_sysctls,
         uptime_wait=config.uptime_wait_duration,
     )
-    conntrack.open()
-    metering = _Metering(startup, conntrack, collector, readiness)
-    return AgentParts((sender, metering), conntrack)
+    takeover = Takeover(conntrack=conntrack, guard=guard, outbox=outbox, collector=collector, metrics=metrics)
+    metering = _Metering(startup, takeover, conntrack, collector, readiness)
+    return AgentParts((sender, metering), takeover)
 
 
 class _Metering:
-    """The collector, behind the start-up check: /live and signals work while the check waits."""
+    """The collector, behind takeover and start-up check: /live and signals work while those wait."""
 
     name = Collector.name
 
     def __init__(
-        self, startup: StartupConfig, conntrack: Conntrack, collector: Collector, readiness: Readiness
+        self,
+        startup: StartupConfig,
+        takeover: Takeover,
+        conntrack: Conntrack,
+        collector: Collector,
+        readiness: Readiness,
     ) -> None:
-        self._startup, self._conntrack = startup, conntrack
+        self._startup, self._takeover, self._conntrack = startup, takeover, conntrack
         self._collector, self._readiness = collector, readiness
 
     async def run(self) -> None:
+        await self._takeover.run()
         await check_accounting(
             self._startup, conntrack=self._conntrack, readiness=self._readiness, clock=SYSTEM_CLOCK
         )

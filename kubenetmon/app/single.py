@@ -67,7 +67,7 @@ async def run_single(environ: Mapping[str, str], config_path: Path | None, overr
             await Lifecycle(parts, stop_deadline=STOP_DEADLINE).run()
             await summary.show_last()
         finally:
-            agent.conntrack.close()
+            agent.takeover.close()
     finally:
         await tracking.switch_off()
         await server.close()

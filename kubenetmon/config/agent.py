@@ -79,6 +79,12 @@ SETTINGS: tuple[Setting, ...] = (
         "Report what flows had counted before the first start too, as the original does (true, false)",
     ),
     Setting(
+        "KUBENETMON_STATE_DIR",
+        "",
+        "Directory, best on a tmpfs such as /run/kubenetmon, where ledger and unsent reports survive the "
+        "agent's end, so that the next one goes on from the exact byte; not set: they are in memory",
+    ),
+    Setting(
         "KUBENETMON_TLS_CA", "", "CA bundle (PEM) that the server's certificate must come from; turns TLS on"
     ),
     Setting("KUBENETMON_TLS_CERT", "", "The agent's own certificate (PEM), with KUBENETMON_TLS_KEY"),
@@ -103,6 +109,7 @@ class AgentConfig:
     uptime_wait_duration: float = 300.0
     set_sysctls: bool = False
     count_existing: bool = False
+    state_dir: Path | None = None
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -127,6 +134,7 @@ def from_environment(environ: Mapping[str, str]) -> AgentConfig:
         uptime_wait_duration=_read(environ, "UPTIME_WAIT_DURATION", _duration, 300.0),
         set_sysctls=_read(environ, "KUBENETMON_SET_SYSCTLS", _boolean, False),
         count_existing=_read(environ, "KUBENETMON_COUNT_EXISTING", _boolean, False),
+        state_dir=_read(environ, "KUBENETMON_STATE_DIR", _path, None),
         tls_ca=_read(environ, "KUBENETMON_TLS_CA", _path, None),
         tls_cert=_read(environ, "KUBENETMON_TLS_CERT", _path, None),
         tls_key=_read(environ, "KUBENETMON_TLS_KEY", _path, None),

@@ -183,6 +183,20 @@ AGENT_MALFORMED = MetricSpec(
     "Messages from the kernel that could not be read.",
 )
 
+AGENT_EVENT_GAP = MetricSpec(
+    "kubenetmon_agent_event_gap_seconds",
+    Kind.GAUGE,
+    "For how long no agent listened before this one took the state directory up; what a flow moved after its "
+    "last read is not metered if the kernel removed it then (see vanished flows).",
+)
+STATE_REASONS = ("truncated", "version", "corrupt", "other_boot", "foreign", "full")
+AGENT_STATE_SET_ASIDE = MetricSpec(
+    "kubenetmon_agent_state_set_aside_total",
+    Kind.COUNTER,
+    "State in KUBENETMON_STATE_DIR that could not be used, by reason.",
+    {"reason": STATE_REASONS},
+)
+
 # Ours, server: conservation and health.
 SERVER_IGNORED_REASONS = (
     "udp",
@@ -311,6 +325,8 @@ AGENT_METRICS = (
     AGENT_OFFLOADED,
     AGENT_VANISHED,
     AGENT_MALFORMED,
+    AGENT_EVENT_GAP,
+    AGENT_STATE_SET_ASIDE,
 )
 SERVER_METRICS = (
     SERVER_ERRORS,

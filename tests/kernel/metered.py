@@ -62,7 +62,7 @@ def records_of(batches: list[SealedRecords]) -> list[Record]:
     """The records of sealed batches, decoded; their totals are checked on the way."""
     records: list[Record] = []
     for batch in batches:
-        decoded = [*_decode(batch.ipv4, 4), *_decode(batch.ipv6, 16)]
+        decoded = [*decode(batch.ipv4, 4), *decode(batch.ipv6, 16)]
         assert len(decoded) == batch.records
         assert sum(record.original.bytes + record.reply.bytes for record in decoded) == batch.bytes
         assert sum(record.original.packets + record.reply.packets for record in decoded) == batch.packets
@@ -82,7 +82,9 @@ def sums_of(records: list[Record]) -> dict[str, Count]:
     return sums
 
 
-def _decode(arrays: FlowArrays, width: int) -> Iterator[Record]:
+def decode(arrays: FlowArrays, width: int) -> Iterator[Record]:
+    """The records of one family's columns; `width`: bytes of an address."""
+
     def addresses(column: bytes) -> list[Address]:
         cut = [column[at : at + width] for at in range(0, len(column), width)]
         if width == 16:

@@ -58,7 +58,7 @@ class FakeTable:
             self.pending += 100
         return ReadResult(1, 1, 0, self.takes, 0.0, 1, 1)
 
-    def seal(self) -> list[SealedRecords]:
+    def seal(self, begin: int, end: int, end_monotonic: float) -> list[SealedRecords]:
         assert self.reading == 0, "sealing waits for a read"
         if not self.pending:
             return []

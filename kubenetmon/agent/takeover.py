@@ -1,0 +1,86 @@
+"""Becoming the node's agent: from whoever was it before, or anew.
+
+Contract: `run` returns when this process alone meters the node, conntrack is open, and what the agent before
+left in the state directory is in the outbox under its old identity; the collector goes on from where that
+agent had sealed. `close` is the reverse, after everything else: conntrack first, the node last.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from kubenetmon.agent.batch import serialise
+from kubenetmon.agent.collector import Collector
+from kubenetmon.agent.conntrack import Conntrack, StoredBatch
+from kubenetmon.agent.guard import NodeGuard
+from kubenetmon.agent.outbox import Outbox, SealedBatch
+from kubenetmon.agent.state import SENT_BY_PUSH, SENT_BY_SUBMIT
+from kubenetmon.metrics import Metrics
+from kubenetmon.metrics.catalogue import AGENT_EVENT_GAP
+
+logger = logging.getLogger(__name__)
+
+
+class Takeover:
+    """Owns guard and conntrack while they are ours; plain object, no task."""
+
+    def __init__(
+        self,
+        *,
+        conntrack: Conntrack,
+        guard: NodeGuard,
+        outbox: Outbox,
+        collector: Collector,
+        metrics: Metrics,
+    ) -> None:
+        self._conntrack, self._guard = conntrack, guard
+        self._outbox, self._collector, self._metrics = outbox, collector, metrics
+
+    async def run(self) -> None:
+        """Take the node over. Raises `KubenetmonError`."""
+        # Listening before the other lets go: what ends between the two is heard.
+        self._conntrack.listen()
+        await self._guard.take(self._conntrack.wait)
+        self._conntrack.open()
+        resumed = self._conntrack.resumed
+        stored = self._conntrack.stored_batches()
+        self._outbox.adopt(
+            resumed.epoch, resumed.next_sequence, resumed.next_report, [self._restored(one) for one in stored]
+        )
+        for batch, one in zip(self._outbox.waiting(), stored, strict=True):
+            if one.sent == SENT_BY_SUBMIT:
+                self._outbox.submit_unknown(batch)
+        self._collector.resume(resumed.unsealed_from, resumed.unsealed_from_monotonic)
+        self._metrics.set(AGENT_EVENT_GAP, resumed.gap)
+        if resumed.gap or stored:
+            logger.info(
+                "Going on where the agent before ended: %d batches to send again, %.1fs without a listener",
+                len(self._outbox.waiting()),
+                resumed.gap,
+            )
+
+    def close(self) -> None:
+        """Let the node go; safe to call twice."""
+        self._conntrack.close()
+        self._guard.release()
+
+    def _restored(self, stored: StoredBatch) -> SealedBatch:
+        message = serialise(
+            node_name=self._outbox.node_name,
+            epoch=stored.epoch,
+            sequence=stored.sequence,
+            interval_start=stored.begin,
+            interval_end=stored.end,
+            ipv4=stored.records.ipv4,
+            ipv6=stored.records.ipv6,
+        )
+        return SealedBatch(
+            sequence=stored.sequence,
+            report=stored.report,
+            message=message,
+            records=stored.records.records,
+            metered_bytes=stored.records.bytes,
+            sealed_at=0.0,
+            epoch=stored.epoch,
+            went_by_push=stored.sent == SENT_BY_PUSH,
+        )
