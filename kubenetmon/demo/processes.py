@@ -141,10 +141,16 @@ class Role:
 
 
 def start_agent(
-    node: NodePlan, namespace: Namespace, directory: Path, intervals: Intervals | None = None
+    node: NodePlan,
+    namespace: Namespace,
+    directory: Path,
+    intervals: Intervals | None = None,
+    *,
+    state: bool = False,
 ) -> Role:
-    """The agent of a node, reporting over the management link."""
+    """The agent of a node, reporting over the management link; `state`: what it knows outlives it."""
     chosen = intervals or Intervals()
+    kept = {"KUBENETMON_STATE_DIR": str(directory / f"state-{node.name}")} if state else {}
     return Role(
         f"the agent of {node.name}",
         namespace,
@@ -160,6 +166,7 @@ def start_agent(
             "UPTIME_WAIT_DURATION": "1s",
             # At the start there is no flow yet, and so none that shows counters.
             "SKIP_CONNTRACK_SANITY_CHECK": "true",
+            **kept,
         },
     )
 

@@ -34,10 +34,18 @@ FROM default.network_flows_0 GROUP BY ALL
 class MeteredWorld:
     """World, processes and traffic of one test."""
 
-    def __init__(self, directory: Path, intervals: Intervals | None = None, *, offloads: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        intervals: Intervals | None = None,
+        *,
+        offloads: bool = True,
+        state: bool = False,
+    ) -> None:
         self.directory = directory
         self.database = directory / "clickhouse"
         self._intervals = intervals or Intervals()
+        self._state = state
         self.world = World()
         if not offloads:
             self.world.disable_offloads()
@@ -77,7 +85,9 @@ class MeteredWorld:
     def start_agent(self, node_name: str) -> Role:
         """An agent, ready; in place of the node's one before."""
         node = next(node for node in plan.NODES if node.name == node_name)
-        agent = processes.start_agent(node, self.world.nodes[node_name], self.directory, self._intervals)
+        agent = processes.start_agent(
+            node, self.world.nodes[node_name], self.directory, self._intervals, state=self._state
+        )
         self.agents[node_name] = agent
         agent.wait_ready()
         return agent

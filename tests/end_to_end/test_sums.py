@@ -169,6 +169,26 @@ def test_a_server_that_is_killed_again_and_again_loses_and_doubles_nothing(tmp_p
         assert metered.stored() == expected(flows)
 
 
+def test_agents_that_are_killed_again_and_again_lose_and_double_nothing(tmp_path: Path) -> None:
+    moments = random.Random(5)
+    with MeteredWorld(tmp_path, state=True) as metered:
+        for node in metered.world.nodes.values():
+            # Ended flows stay as long as on a real node: longer than a restart takes.
+            for name in ("tcp_timeout_time_wait", "tcp_timeout_close", "udp_timeout", "udp_timeout_stream"):
+                node.sysctl(f"net.netfilter.nf_conntrack_{name}", 30)
+        metered.start()
+        metered.begin_traffic(seed=5)
+        for kill in range(7):
+            metered.run_for(0.5 + moments.random())
+            name = plan.NODES[kill % len(plan.NODES)].name
+            metered.agents[name].kill()
+            metered.start_agent(name)
+        metered.run_for(1)
+        metered.end_traffic()
+        flows = metered.finish()
+        assert metered.stored() == expected(flows)
+
+
 def test_an_agent_that_starts_late_meters_from_then_on(tmp_path: Path) -> None:
     late = plan.NODES[1].name
     with MeteredWorld(tmp_path) as metered:
