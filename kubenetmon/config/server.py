@@ -67,7 +67,6 @@ class ServerConfig:
     )
     clickhouse_dial_timeout: float = _key(30.0, values.duration, "Limit for connecting")
     clickhouse_max_idle_connections: int = _key(50, values.positive, "Connections kept open")
-    clickhouse_skip_ping: bool = _key(False, values.boolean, "Do not ping at start")
     clickhouse_disable_tls: bool = _key(False, values.boolean, "Plain text to ClickHouse")
     clickhouse_insecure_skip_verify: bool = _key(
         False, values.boolean, "TLS without checking the certificate"
@@ -112,6 +111,9 @@ class ServerConfig:
     tls_cert: Path | None = _key(None, values.path, "Certificate (PEM) for agents to see; with tls_key")
     tls_key: Path | None = _key(None, values.path, "Key of tls_cert (PEM)")
     tls_client_ca: Path | None = _key(None, values.path, "CA (PEM) that agents' certificates must come from")
+    clickhouse_skip_ping: bool = _key(
+        False, values.boolean, "A ClickHouse that does not answer at start is said in /ready", unused=True
+    )
     clickhouse_batch_size: int = _key(15000, values.positive, "One batch is one insert", unused=True)
     clickhouse_batch_send_timeout: float = _key(
         30.0, values.duration, "A batch is tried until it commits", unused=True

@@ -131,10 +131,6 @@ class AddressHistory:
         for claims in self._claims.values():
             yield from claims
 
-    def claims_on(self, address: int) -> tuple[Claim, ...]:
-        """The claims on one address in the order they were made."""
-        return self._claims.get(address, ())
-
     def rows(self) -> OwnershipRows:
         """The answers as arrays; the same object while nothing changed."""
         if self._changed:
