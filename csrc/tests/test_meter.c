@@ -149,8 +149,10 @@ static void *read_many(void *argument)
 {
 	struct meter_read_result result;
 	int error = 0;
-	while (!error)
+	while (!error) {
 		error = meter_read(argument, &result);
+		usleep(200); /* a mutex is not fair: who never pauses may keep all others out, for as long as it likes */
+	}
 	CHECK(error == -ECANCELED);
 	return NULL;
 }
