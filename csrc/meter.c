@@ -92,7 +92,7 @@ static void book_full_spool(void *owner)
 	pthread_mutex_unlock(&meter->lock);
 }
 
-/* Whether the ledger has only just been made: then the spools need not be there. */
+/* Whether the ledger holds nothing yet: its maker may have been killed before it made the spools. */
 static bool is_fresh(const struct ledger_header *header)
 {
 	return header->totals.dumps == 0 && header->totals.destroy_events == 0 && header->next_sequence == 1 &&
@@ -123,9 +123,13 @@ static int open_state(struct meter *meter, const struct meter_config *config, en
 	if (error)
 		return error;
 	struct ledger_header *header = ledger->header;
-	bool fresh = is_fresh(header);
-	error = events_map(&meter->events, config->directory < 0 ? -1 : config->events_file, fresh,
-			   header->identity.epoch);
+	bool fresh = is_fresh(header), anew = config->directory < 0;
+	error = events_map(&meter->events, anew ? -1 : config->events_file, false, header->identity.epoch);
+	if (error == -EUCLEAN && fresh) {
+		anew = true;
+		events_unmap(&meter->events);
+		error = events_map(&meter->events, config->events_file, true, header->identity.epoch);
+	}
 	if (error == -EUCLEAN)
 		*fault = STATE_CORRUPT;
 	if (error)
@@ -135,13 +139,14 @@ static int open_state(struct meter *meter, const struct meter_config *config, en
 	events_resume(&meter->events, header->draining);
 	if (fresh)
 		ledger_number_from(ledger, config->first_sequence);
-	int64_t gap = meter->events.listening_since - listened_until;
+	int64_t last = listened_until > header->born_after ? listened_until : header->born_after;
+	int64_t gap = meter->events.listening_since - last;
 	meter->resumed = (struct meter_resumed){
 		.next_sequence = header->next_sequence,
 		.next_report = header->next_report,
 		.unsealed_from = header->unsealed_from,
 		.unsealed_from_monotonic = header->unsealed_from_monotonic,
-		.gap_nanoseconds = fresh ? -1 : gap > 0 ? gap : 0,
+		.gap_nanoseconds = anew ? -1 : gap > 0 ? gap : 0,
 	};
 	memcpy(meter->resumed.epoch, header->identity.epoch, EPOCH_BYTES);
 	while (!error && !events_place_early(&meter->events, listened_until))

@@ -89,6 +89,24 @@ async def test_a_batch_file_that_was_never_sealed_is_none(bed: RouterBed, tmp_pa
     life.end()
 
 
+async def test_an_end_heard_before_the_first_read_is_metered_by_the_next_life(
+    bed: RouterBed, tmp_path: Path
+) -> None:
+    life = Life(bed, tmp_path)
+    await asyncio.to_thread(bed.udp, [100, 200], 1)
+    bed.node.run(["conntrack", "-F"])
+    async with asyncio.timeout(10):
+        while not any((tmp_path / EVENTS).read_bytes()[8:24]):  # noqa: ASYNC110 - the shim's thread says it
+            await asyncio.sleep(0.01)
+    life.end()
+    life = Life(bed, tmp_path)
+    await life.conntrack.read()
+    [batch] = life.conntrack.seal(60, 120, 5.0)
+    assert batch.bytes == bed.true_bytes()
+    assert 0 < life.conntrack.resumed.gap < 60, "it begins where listening began"
+    life.end()
+
+
 def flip(path: Path, at: int) -> None:
     contents = bytearray(path.read_bytes())
     contents[at] ^= 0x10
