@@ -19,6 +19,7 @@ CLIENT6, SERVER6 = "2001:db8:1::2", "2001:db8:2::2"
 SERVICE = "203.0.113.80"
 SERVICE_PORT = 80
 BACKEND_PORT = 8080
+FIRST_PORT = 10_000
 
 RULES = f"""
 table inet truth {{
@@ -122,6 +123,21 @@ class RouterBed:
                     service.sendto(received, sender)
                     client.recv(65536)
             return int(client.getsockname()[1])
+
+    def udp_flows(self, count: int, to: str = SERVER) -> None:
+        """So many flows of one datagram each, of mixed sizes."""
+        with self.server.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as service:
+            service.bind((to, BACKEND_PORT))
+            service.settimeout(10)
+
+            def send_all() -> None:
+                for number in range(count):
+                    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                        client.bind(("", FIRST_PORT + number))
+                        client.sendto(bytes(number * 7919 % 1200), (to, BACKEND_PORT))
+                        service.recv(65536)
+
+            self.client.call(send_all)
 
     @contextlib.contextmanager
     def _listener(self, family: int) -> Iterator[socket.socket]:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kubenetmon.demo.network import Namespace
-from kubenetmon.proto import FlowBatch
 from tests.beds.router import RouterBed
-from tests.kernel.metered import Record, decode, sums_of
+from tests.kernel.metered import sums_of
+from tests.kernel.victims import Victim, delivered, make_place
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -32,59 +28,8 @@ def bed() -> Iterator[RouterBed]:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A directory on a tmpfs where there is one, as a state directory should be."""
-    shared_memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared_memory if shared_memory.is_dir() else None) as made:
-        for name in ("state", "deliveries"):
-            (Path(made) / name).mkdir()
-        yield Path(made)
-
-
-class Victim:
-    """One life of `tests.kernel.state_victim`."""
-
-    def __init__(self, node: Namespace, place: Path) -> None:
-        arguments = [str(place / "state"), str(place / "deliveries")]
-        self.process = node.popen(
-            [sys.executable, "-m", "tests.kernel.state_victim", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-
-    def says(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().decode().strip()
-
-    def finish(self) -> None:
-        """Let it seal and deliver what is pending, and end."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(b"finish\n")
-        self.process.stdin.flush()
-        assert self.says() == "finished"
-        assert self.process.wait(30) == 0
-        self._close()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._close()
-
-    def _close(self) -> None:
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-
-def delivered(place: Path) -> list[Record]:
-    """What the server would hold: each batch once, however often it came."""
-    records: list[Record] = []
-    for path in (place / "deliveries").iterdir():
-        if not path.name.startswith("."):  # else its sender was killed before the server had it
-            batch = FlowBatch().parse(path.read_bytes())
-            for arrays, width in ((batch.ipv4, 4), (batch.ipv6, 16)):
-                assert arrays is not None
-                records += decode(arrays, width)
-    return records
+    with make_place() as made:
+        yield made
 
 
 @contextlib.contextmanager

@@ -1,0 +1,208 @@
+/* Preloaded into a process under test: kills it between two of its system calls, and moves its wall clock.
+ *
+ * KILL_AT: steps that must happen one after the other, separated by ';'; at the last one the process dies of SIGKILL.
+ * A step is CALL:MOMENT:WHERE, WHERE being part of the file's path, or for a socket `events` or `requests` (netlink
+ * with groups and without) or `inet`. The moment is `before` the call or `after` it, which must have succeeded, for
+ * writev also `half`: half of the first buffer is written. The call `store` is an ordinary store into a mapped file:
+ * its moment is the number of the page that must not be written any more from the step before on, and the process
+ * dies of SIGSEGV at that instruction.
+ *
+ * CLOCK_OFFSET: a file of 8 bytes, seconds that CLOCK_REALTIME is ahead; it may be rewritten at any time. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/netlink.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { STEPS = 8, PATH = 4096 };
+
+struct step {
+	char *call, *moment, *where;
+};
+
+static struct step steps[STEPS];
+static int step_count, step_next;
+static volatile int64_t *clock_offset;
+
+__attribute__((constructor)) static void prepare(void)
+{
+	const char *text = getenv("KILL_AT");
+	char *position = NULL;
+	for (char *step = text ? strtok_r(strdup(text), ";", &position) : NULL; step && step_count < STEPS;
+	     step = strtok_r(NULL, ";", &position)) {
+		struct step *next = &steps[step_count++];
+		next->call = strsep(&step, ":");
+		next->moment = strsep(&step, ":");
+		next->where = step;
+	}
+	const char *path = getenv("CLOCK_OFFSET");
+	int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+	if (file >= 0) {
+		void *mapped = mmap(NULL, sizeof *clock_offset, PROT_READ, MAP_SHARED, file, 0);
+		if (mapped != MAP_FAILED)
+			clock_offset = mapped;
+		close(file);
+	}
+}
+
+static void protect(const struct step *step)
+{
+	char line[PATH];
+	FILE *maps = fopen("/proc/self/maps", "re");
+	while (maps && fgets(line, sizeof line, maps)) {
+		uintptr_t start, end;
+		if (strstr(line, step->where) && sscanf(line, "%" SCNxPTR "-%" SCNxPTR, &start, &end) == 2) {
+			size_t page = (size_t)sysconf(_SC_PAGESIZE);
+			mprotect((void *)(start + page * strtoul(step->moment, NULL, 10)), page, PROT_READ);
+		}
+	}
+	fclose(maps);
+}
+
+static bool is_step(const char *call, const char *moment, const char *where)
+{
+	int number = __atomic_load_n(&step_next, __ATOMIC_SEQ_CST);
+	return number < step_count && strcmp(steps[number].call, call) == 0 &&
+	       strcmp(steps[number].moment, moment) == 0 && strstr(where, steps[number].where);
+}
+
+static void reach(const char *call, const char *moment, const char *where)
+{
+	if (!is_step(call, moment, where))
+		return;
+	int number = __atomic_add_fetch(&step_next, 1, __ATOMIC_SEQ_CST);
+	if (number == step_count)
+		kill(getpid(), SIGKILL);
+	else if (strcmp(steps[number].call, "store") == 0)
+		protect(&steps[number]);
+}
+
+static const char *name_of(int descriptor, char *name)
+{
+	int domain;
+	socklen_t length = sizeof domain;
+	if (getsockopt(descriptor, SOL_SOCKET, SO_DOMAIN, &domain, &length) == 0) {
+		struct sockaddr_nl address = {0};
+		length = sizeof address;
+		if (domain != AF_NETLINK)
+			return domain == AF_INET ? "inet" : "other";
+		getsockname(descriptor, (struct sockaddr *)&address, &length);
+		return address.nl_groups ? "events" : "requests";
+	}
+	char link[64];
+	snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+	ssize_t size = readlink(link, name, PATH - 1);
+	name[size < 0 ? 0 : size] = 0;
+	return name;
+}
+
+#define ORIGINAL(name) \
+	({ \
+		static __typeof__(&name) found; \
+		if (!found) \
+			found = (__typeof__(&name))dlsym(RTLD_NEXT, #name); \
+		found; \
+	})
+
+/* Calls on a descriptor. */
+#define ON_DESCRIPTOR(type, name, call, declaration, arguments) \
+	type name declaration \
+	{ \
+		char path[PATH]; \
+		const char *where = step_next < step_count ? name_of(descriptor, path) : ""; \
+		reach(call, "before", where); \
+		type result = ORIGINAL(name) arguments; \
+		if (result > 0) \
+			reach(call, "after", where); \
+		return result; \
+	}
+
+ON_DESCRIPTOR(ssize_t, write, "write", (int descriptor, const void *bytes, size_t size), (descriptor, bytes, size))
+ON_DESCRIPTOR(ssize_t, send, "write", (int descriptor, const void *bytes, size_t size, int flags),
+	      (descriptor, bytes, size, flags))
+ON_DESCRIPTOR(ssize_t, sendmsg, "write", (int descriptor, const struct msghdr *message, int flags),
+	      (descriptor, message, flags))
+ON_DESCRIPTOR(ssize_t, pwrite, "pwrite", (int descriptor, const void *bytes, size_t size, off_t offset),
+	      (descriptor, bytes, size, offset))
+ON_DESCRIPTOR(ssize_t, pwrite64, "pwrite", (int descriptor, const void *bytes, size_t size, off64_t offset),
+	      (descriptor, bytes, size, offset))
+ON_DESCRIPTOR(ssize_t, recv, "recv", (int descriptor, void *bytes, size_t size, int flags),
+	      (descriptor, bytes, size, flags))
+ON_DESCRIPTOR(ssize_t, recvmsg, "recv", (int descriptor, struct msghdr *message, int flags),
+	      (descriptor, message, flags))
+
+ssize_t writev(int descriptor, const struct iovec *parts, int count)
+{
+	char path[PATH];
+	const char *where = step_next < step_count ? name_of(descriptor, path) : "";
+	reach("writev", "before", where);
+	if (is_step("writev", "half", where)) {
+		(void)!ORIGINAL(write)(descriptor, parts->iov_base, parts->iov_len / 2);
+		reach("writev", "half", where);
+	}
+	ssize_t result = ORIGINAL(writev)(descriptor, parts, count);
+	if (result > 0) {
+		reach("writev", "after", where);
+		reach("write", "after", where);
+	}
+	return result;
+}
+
+int fallocate(int descriptor, int mode, off_t offset, off_t length)
+{
+	char path[PATH];
+	const char *where = step_next < step_count ? name_of(descriptor, path) : "";
+	reach("fallocate", "before", where);
+	int result = ORIGINAL(fallocate)(descriptor, mode, offset, length);
+	if (result == 0)
+		reach("fallocate", "after", where);
+	return result;
+}
+
+/* Calls on a path. */
+#define ON_PATH(name, declaration, arguments) \
+	int name declaration \
+	{ \
+		reach(#name, "before", path); \
+		int result = ORIGINAL(name) arguments; \
+		if (result >= 0) \
+			reach(#name, "after", path); \
+		return result; \
+	}
+
+ON_PATH(unlink, (const char *path), (path))
+ON_PATH(rename, (const char *path, const char *to), (path, to))
+
+int openat(int directory, const char *path, int flags, ...)
+{
+	va_list rest;
+	va_start(rest, flags);
+	mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;
+	va_end(rest);
+	reach("openat", "before", path);
+	int result = ORIGINAL(openat)(directory, path, flags, mode);
+	if (result >= 0)
+		reach("openat", "after", path);
+	return result;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *time)
+{
+	int result = ORIGINAL(clock_gettime)(clock, time);
+	if (result == 0 && clock == CLOCK_REALTIME && clock_offset)
+		time->tv_sec += *clock_offset;
+	return result;
+}
