@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import inspect
 import json
 import logging
@@ -29,6 +30,9 @@ _MAX_CONNECTIONS = 64
 _MAX_REQUEST_BYTES = 16 * 1024
 _IDLE_SECONDS = 30.0
 _ANSWER_SECONDS = 60.0
+_LOOK_AGAIN = 0.1
+_LAST_LOOKS = 10
+"""How often a port is looked at once a predecessor has gone."""
 
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
@@ -52,8 +56,17 @@ class HttpServer:
 
     name = "HTTP server"
 
-    def __init__(self, port: int, *, metrics: Metrics, readiness: Readiness, host: str | None = None) -> None:
-        self._host, self._port = host, port
+    def __init__(
+        self,
+        port: int,
+        *,
+        metrics: Metrics,
+        readiness: Readiness,
+        host: str | None = None,
+        predecessor: Callable[[], bool] | None = None,
+    ) -> None:
+        """While `predecessor` says that another process of ours may have the port, `run` waits for it."""
+        self._host, self._port, self._predecessor = host, port, predecessor
         self._metrics, self._readiness = metrics, readiness
         self._connections: set[asyncio.Task[None]] = set()
         self._pages: dict[str, Page] = {
@@ -69,14 +82,7 @@ class HttpServer:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        try:
-            server = await asyncio.start_server(
-                self._serve, self._host, self._port, limit=_MAX_REQUEST_BYTES, reuse_address=True
-            )
-        except OSError as error:
-            raise ConfigurationError(
-                f"metrics port {self._port} cannot be served ({error.strerror}): free it or choose another"
-            ) from error
+        server = await self._listen()
         self._port = server.sockets[0].getsockname()[1]
         self.listening.set()
         logger.info("Beginning to serve metrics on port :%d/metrics", self._port)
@@ -86,6 +92,25 @@ class HttpServer:
             server.close()
             for task in self._connections:
                 task.cancel()
+
+    async def _listen(self) -> asyncio.Server:
+        looks = _LAST_LOOKS
+        while True:
+            try:
+                return await asyncio.start_server(
+                    self._serve, self._host, self._port, limit=_MAX_REQUEST_BYTES, reuse_address=True
+                )
+            except OSError as error:
+                if self._predecessor is None or error.errno != errno.EADDRINUSE:
+                    looks = 0
+                elif not self._predecessor():
+                    looks -= 1  # one that was killed does not let go of everything at one instant
+                if looks <= 0:
+                    raise ConfigurationError(
+                        f"metrics port {self._port} cannot be served ({error.strerror}): "
+                        "free it or choose another"
+                    ) from error
+            await asyncio.sleep(_LOOK_AGAIN)
 
     async def stop(self) -> None:
         """Nothing to finish: probes and scrapes are welcome until the end."""

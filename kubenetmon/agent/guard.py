@@ -36,6 +36,11 @@ class NodeGuard:
         self._socket: socket.socket | None = None
         self._locked = False
 
+    @property
+    def held(self) -> bool:
+        """Whether this process is the node's agent."""
+        return self._locked
+
     async def take(self, meanwhile: Callable[[], None]) -> None:
         """Wait until this process is the node's agent; `meanwhile` is called at each vain look.
 

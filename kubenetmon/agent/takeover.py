@@ -36,6 +36,11 @@ class Takeover:
         self._conntrack, self._guard = conntrack, guard
         self._outbox, self._collector, self._metrics = outbox, collector, metrics
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the node may still be another agent's."""
+        return not self._guard.held
+
     async def run(self) -> None:
         """Take the node over. Raises `KubenetmonError`."""
         # Listening before the other lets go: what ends between the two is heard.

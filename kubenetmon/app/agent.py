@@ -35,12 +35,15 @@ async def run_agent(environ: Mapping[str, str]) -> None:
     metrics = Metrics(catalogue.AGENT_METRICS + catalogue.COMMON_METRICS)
     readiness = Readiness()
     parts = build_agent(config, metrics, readiness)
-    http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness)
+    takeover = parts.takeover
+    http = HttpServer(
+        config.metrics_port, metrics=metrics, readiness=readiness, predecessor=lambda: takeover.waiting
+    )
     lag = LoopLag(metrics=metrics, clock=SYSTEM_CLOCK)
     try:
         await Lifecycle([http, lag, *parts.components], stop_deadline=STOP_DEADLINE).run()
     finally:
-        parts.takeover.close()
+        takeover.close()
 
 
 @dataclass(frozen=True, slots=True)

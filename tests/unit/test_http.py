@@ -113,3 +113,38 @@ async def test_a_taken_port_is_one_clear_line(server: HttpServer) -> None:
     second = HttpServer(server.port, metrics=Metrics([]), readiness=Readiness(), host="127.0.0.1")
     with pytest.raises(ConfigurationError, match=f"metrics port {server.port} cannot be served"):
         await second.run()
+
+
+async def test_a_port_that_a_predecessor_has_is_waited_for(server: HttpServer) -> None:
+    there = True
+    second = HttpServer(
+        server.port,
+        metrics=Metrics([]),
+        readiness=Readiness(),
+        host="127.0.0.1",
+        predecessor=lambda: there,
+    )
+    task = asyncio.create_task(second.run())
+    await asyncio.sleep(1.5)
+    assert not task.done()
+    assert not second.listening.is_set()
+    there = False
+    with pytest.raises(ConfigurationError, match="cannot be served"):
+        await asyncio.wait_for(task, 10)
+
+
+async def test_a_port_that_a_predecessor_lets_go_is_served() -> None:
+    metrics, readiness = Metrics([]), Readiness()
+    first = HttpServer(0, metrics=metrics, readiness=readiness, host="127.0.0.1")
+    old = asyncio.create_task(first.run())
+    await asyncio.wait_for(first.listening.wait(), 5)
+    second = HttpServer(
+        first.port, metrics=metrics, readiness=readiness, host="127.0.0.1", predecessor=lambda: True
+    )
+    new = asyncio.create_task(second.run())
+    await asyncio.sleep(0.2)
+    old.cancel()
+    await asyncio.wait_for(second.listening.wait(), 5)
+    assert (await ask(second, get("/live"))).endswith(b"ok\n")
+    new.cancel()
+    await asyncio.gather(old, new, return_exceptions=True)
