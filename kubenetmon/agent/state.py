@@ -168,7 +168,7 @@ class StateDirectory:
                 if error.errno != errno.ENOSPC:
                     raise
             (self.path / batch_name(sequence)).rename(self.path / name)
-        self._keep_newest("rejected-*", 2 * _KEPT)
+        self._keep_newest("rejected-*[0-9]")
 
     @contextlib.contextmanager
     def _whatever_fails(self, what: str, sequence: int) -> Iterator[None]:
@@ -187,10 +187,12 @@ class StateDirectory:
             return False
         return True
 
-    def _keep_newest(self, pattern: str, kept: int = _KEPT) -> None:
-        found = sorted(self.path.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
-        for path in found[: max(0, len(found) - kept)]:
+    def _keep_newest(self, pattern: str) -> None:
+        """Of the files so named; what lies beside one goes with it."""
+        found = sorted(self.path.glob(pattern), key=lambda path: (path.stat().st_mtime_ns, path.name))
+        for path in found[:-_KEPT]:
             path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.reason").unlink(missing_ok=True)
 
 
 def batch_name(sequence: int) -> str:
