@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kubenetmon.agent.batch import serialise
 from kubenetmon.agent.conntrack import SealedRecords
-from kubenetmon.agent.outbox import MAX_REPORTS, Outbox
+from kubenetmon.agent.outbox import MAX_REPORTS, Outbox, SealedBatch
 from kubenetmon.metrics import Metrics
 from kubenetmon.metrics.catalogue import (
     AGENT_BATCH_BYTES,
@@ -168,3 +168,54 @@ def test_the_message_is_what_a_protobuf_library_reads(
         ipv6=ipv6,
     )
     assert FlowBatch().parse(message) == FlowBatch(name, epoch, sequence, begin, end, ipv4, ipv6)
+
+
+def left_behind(sequence: int, report: int, epoch: bytes, *, pushed: bool = False) -> SealedBatch:
+    return SealedBatch(
+        sequence=sequence,
+        report=report,
+        message=b"as it was",
+        records=2,
+        metered_bytes=100,
+        sealed_at=0.0,
+        epoch=epoch,
+        went_by_push=pushed,
+    )
+
+
+def test_what_an_agent_before_left_goes_on_under_its_own_identity() -> None:
+    outbox, metrics = make()
+    older, old = b"a" * EPOCH_BYTES, b"b" * EPOCH_BYTES
+    adopted = [left_behind(7, 3, older, pushed=True), left_behind(8, 4, old), left_behind(9, 4, old)]
+    outbox.adopt(old, 10, 5, adopted)
+    assert outbox.changed.is_set()
+    assert outbox.waiting() == adopted
+    assert metrics.value(AGENT_BATCHES, outcome="sealed") == 3
+    assert not outbox.full
+    outbox.put([records()], 60, 120)
+    assert outbox.full, "three reports, in four batches"
+    fresh = FlowBatch().parse(outbox.waiting()[-1].message)
+    assert (fresh.epoch, fresh.sequence) == (old, 10)
+    assert [batch.message for batch in outbox.waiting()[:3]] == [b"as it was"] * 3
+    assert outbox.settle(old, 7, Outcome.COMMITTED, "") is None, "an answer to the ledger before is no answer"
+    assert outbox.settle(older, 7, Outcome.COMMITTED, "") is adopted[0]
+    assert outbox.settle(old, 8, Outcome.COMMITTED, "") is adopted[1]
+    assert not outbox.empty
+    assert metrics.value(AGENT_BATCH_BYTES, outcome="committed") == 200
+
+
+def test_adopting_nothing_only_sets_the_numbers() -> None:
+    outbox, _ = make()
+    outbox.adopt(b"c" * EPOCH_BYTES, 5, 2, [])
+    assert outbox.empty
+    assert not outbox.changed.is_set()
+    outbox.put([records()], 60, 120)
+    [batch] = outbox.waiting()
+    assert (batch.epoch, batch.sequence, batch.report) == (b"c" * EPOCH_BYTES, 5, 2)
+
+
+def test_batches_cannot_be_adopted_behind_others() -> None:
+    outbox, _ = make()
+    outbox.put([records()], 60, 120)
+    with pytest.raises(AssertionError):
+        outbox.adopt(b"c" * EPOCH_BYTES, 5, 2, [])
