@@ -147,8 +147,12 @@ def start_agent(
     intervals: Intervals | None = None,
     *,
     state: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> Role:
-    """The agent of a node, reporting over the management link; `state`: what it knows outlives it."""
+    """The agent of a node, reporting over the management link; `state`: what it knows outlives it.
+
+    `environment` comes on top of what it is started with.
+    """
     chosen = intervals or Intervals()
     kept = {"KUBENETMON_STATE_DIR": str(directory / f"state-{node.name}")} if state else {}
     return Role(
@@ -167,6 +171,7 @@ def start_agent(
             # At the start there is no flow yet, and so none that shows counters.
             "SKIP_CONNTRACK_SANITY_CHECK": "true",
             **kept,
+            **(environment or {}),
         },
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -84,13 +85,28 @@ class MeteredWorld:
 
     def start_agent(self, node_name: str) -> Role:
         """An agent, ready; in place of the node's one before."""
-        node = next(node for node in plan.NODES if node.name == node_name)
-        agent = processes.start_agent(
-            node, self.world.nodes[node_name], self.directory, self._intervals, state=self._state
-        )
-        self.agents[node_name] = agent
+        agent = self.begin_agent(node_name)
         agent.wait_ready()
         return agent
+
+    def begin_agent(self, node_name: str, environment: Mapping[str, str] | None = None) -> Role:
+        """The same, as soon as its process is started."""
+        node = next(node for node in plan.NODES if node.name == node_name)
+        self.agents[node_name] = processes.start_agent(
+            node,
+            self.world.nodes[node_name],
+            self.directory,
+            self._intervals,
+            state=self._state,
+            environment=environment,
+        )
+        return self.agents[node_name]
+
+    def keep_ended_flows(self, seconds: int) -> None:
+        """How long flows stay that have ended: longer than no agent listens, or they are a true gap."""
+        for node in self.world.nodes.values():
+            for name in ("tcp_timeout_time_wait", "tcp_timeout_close", "udp_timeout", "udp_timeout_stream"):
+                node.sysctl(f"net.netfilter.nf_conntrack_{name}", seconds)
 
     def begin_traffic(self, seed: int = 0) -> None:
         """Everything that the demo's scenario has."""

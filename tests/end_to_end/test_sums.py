@@ -172,10 +172,7 @@ def test_a_server_that_is_killed_again_and_again_loses_and_doubles_nothing(tmp_p
 def test_agents_that_are_killed_again_and_again_lose_and_double_nothing(tmp_path: Path) -> None:
     moments = random.Random(5)
     with MeteredWorld(tmp_path, state=True) as metered:
-        for node in metered.world.nodes.values():
-            # Ended flows stay as long as on a real node: longer than a restart takes.
-            for name in ("tcp_timeout_time_wait", "tcp_timeout_close", "udp_timeout", "udp_timeout_stream"):
-                node.sysctl(f"net.netfilter.nf_conntrack_{name}", 30)
+        metered.keep_ended_flows(600)
         metered.start()
         metered.begin_traffic(seed=5)
         for kill in range(7):
