@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from kubenetmon.demo.network import Count, Namespace, create_namespace, veth_pair
@@ -138,6 +138,23 @@ class RouterBed:
                         service.recv(65536)
 
             self.client.call(send_all)
+
+    @contextlib.contextmanager
+    def one_tuple(self, source_port: int, to: str = SERVER) -> Iterator[Callable[[int], None]]:
+        """Sends one datagram of so many bytes, always of the same five-tuple, and sees it arrive."""
+        with (
+            self.server.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as service,
+            self.client.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as client,
+        ):
+            service.bind((to, BACKEND_PORT))
+            service.settimeout(10)
+            client.bind(("", source_port))
+
+            def send(size: int) -> None:
+                client.sendto(bytes(size), (to, BACKEND_PORT))
+                service.recv(65536)
+
+            yield send
 
     @contextlib.contextmanager
     def _listener(self, family: int) -> Iterator[socket.socket]:

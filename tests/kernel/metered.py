@@ -7,9 +7,13 @@ import ipaddress
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from kubenetmon.agent.conntrack import Conntrack, ConntrackConfig, SealedRecords, Totals
+from kubenetmon.agent.state import StateDirectory
 from kubenetmon.demo.network import Count, Namespace
+from kubenetmon.metrics import Metrics
+from kubenetmon.metrics.catalogue import AGENT_METRICS, AGENT_STATE_SET_ASIDE
 from kubenetmon.proto import FlowArrays
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -38,6 +42,25 @@ def metering(namespace: Namespace, config: ConntrackConfig | None = None) -> Ite
         check_identity(conntrack.totals())
     finally:
         conntrack.close()
+
+
+class Life:
+    """One agent's ledger in the directory, from lock to unlock."""
+
+    def __init__(self, node: Namespace, path: Path, node_name: str = "node-a") -> None:
+        self.metrics = Metrics(AGENT_METRICS)
+        self.state = StateDirectory(path, metrics=self.metrics)
+        assert self.state.lock()
+        self.conntrack = Conntrack(ConntrackConfig(), state=self.state, node_name=node_name)
+        node.call(self.conntrack.open)
+
+    def end(self) -> None:
+        check_identity(self.conntrack.totals())
+        self.conntrack.close()
+        self.state.close()
+
+    def aside(self, reason: str) -> float:
+        return self.metrics.value(AGENT_STATE_SET_ASIDE, reason=reason)
 
 
 def check_identity(totals: Totals) -> None:

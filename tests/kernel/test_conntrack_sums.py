@@ -16,7 +16,6 @@ from kubenetmon.agent.conntrack import ConntrackConfig
 from tests.beds import ctnetlink
 from tests.beds.router import (
     BACKEND_PORT,
-    CLIENT,
     SERVER,
     SERVER6,
     SERVICE,
@@ -149,27 +148,6 @@ async def test_natural_expiry_loses_nothing(bed: RouterBed) -> None:
         for _ in range(3):
             await conntrack.read()
         assert conntrack.totals().entries == 0
-
-
-@pytest.mark.parametrize("timestamps", [1, 0])
-async def test_one_tuple_made_again_many_times(bed: RouterBed, timestamps: int) -> None:
-    bed.node.sysctl("net.netfilter.nf_conntrack_timestamp", timestamps)
-    with metering(bed.node) as conntrack:
-        await conntrack.read()
-        batches = []
-        for life in range(60):
-            await asyncio.to_thread(bed.udp, [100 + life], source_port=5555)
-            if life % 3 == 0:
-                await conntrack.read()
-            if life % 7 == 0:
-                batches += conntrack.seal()
-            bed.node.run(["conntrack", "-D", "-p", "udp", "-s", CLIENT])
-        await conntrack.read()
-        batches += conntrack.seal()
-        assert sums_of(records_of(batches)) == bed.truth()
-        totals = conntrack.totals()
-        assert totals.destroy_events == 60
-        assert (totals.ambiguous_identity == 0) == (timestamps == 1)
 
 
 async def test_one_tuple_in_two_zones_is_two_flows(bed: RouterBed) -> None:

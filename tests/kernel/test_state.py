@@ -15,9 +15,9 @@ from kubenetmon.agent.conntrack import Conntrack, ConntrackConfig
 from kubenetmon.agent.state import EVENTS, LEDGER, SENT_BY_PUSH, StateDirectory, batch_name
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.metrics import Metrics
-from kubenetmon.metrics.catalogue import AGENT_METRICS, AGENT_STATE_SET_ASIDE
+from kubenetmon.metrics.catalogue import AGENT_METRICS
 from tests.beds.router import RouterBed
-from tests.kernel.metered import check_identity
+from tests.kernel.metered import Life
 
 pytestmark = pytest.mark.root
 
@@ -28,28 +28,9 @@ def bed() -> Iterator[RouterBed]:
         yield made
 
 
-class Life:
-    """One agent's ledger in the directory, from lock to unlock."""
-
-    def __init__(self, bed: RouterBed, path: Path, node_name: str = "node-a") -> None:
-        self.metrics = Metrics(AGENT_METRICS)
-        self.state = StateDirectory(path, metrics=self.metrics)
-        assert self.state.lock()
-        self.conntrack = Conntrack(ConntrackConfig(), state=self.state, node_name=node_name)
-        bed.node.call(self.conntrack.open)
-
-    def end(self) -> None:
-        check_identity(self.conntrack.totals())
-        self.conntrack.close()
-        self.state.close()
-
-    def aside(self, reason: str) -> float:
-        return self.metrics.value(AGENT_STATE_SET_ASIDE, reason=reason)
-
-
 async def one_life(bed: RouterBed, path: Path) -> None:
     """A life that leaves flows, one of them pending, and one batch."""
-    life = Life(bed, path)
+    life = Life(bed.node, path)
     await life.conntrack.read()
     await asyncio.to_thread(bed.udp, [100, 200], 1)
     await life.conntrack.read()
@@ -64,7 +45,7 @@ async def test_the_next_life_goes_on_from_the_exact_byte(bed: RouterBed, tmp_pat
     await one_life(bed, tmp_path)
     sealed = bed.true_bytes()
     await asyncio.to_thread(bed.udp, [50], 1)
-    life = Life(bed, tmp_path)
+    life = Life(bed.node, tmp_path)
     resumed = life.conntrack.resumed
     assert (resumed.next_sequence, resumed.unsealed_from, resumed.unsealed_from_monotonic) == (2, 120, 5.0)
     assert resumed.gap > 0
@@ -83,7 +64,7 @@ async def test_the_next_life_goes_on_from_the_exact_byte(bed: RouterBed, tmp_pat
 async def test_a_batch_file_that_was_never_sealed_is_none(bed: RouterBed, tmp_path: Path) -> None:
     await one_life(bed, tmp_path)
     (tmp_path / batch_name(2)).write_bytes((tmp_path / batch_name(1)).read_bytes()[:700])
-    life = Life(bed, tmp_path)
+    life = Life(bed.node, tmp_path)
     assert [one.sequence for one in life.conntrack.stored_batches()] == [1]
     assert not (tmp_path / batch_name(2)).exists()
     life.end()
@@ -92,14 +73,14 @@ async def test_a_batch_file_that_was_never_sealed_is_none(bed: RouterBed, tmp_pa
 async def test_an_end_heard_before_the_first_read_is_metered_by_the_next_life(
     bed: RouterBed, tmp_path: Path
 ) -> None:
-    life = Life(bed, tmp_path)
+    life = Life(bed.node, tmp_path)
     await asyncio.to_thread(bed.udp, [100, 200], 1)
     bed.node.run(["conntrack", "-F"])
     async with asyncio.timeout(10):
         while not any((tmp_path / EVENTS).read_bytes()[8:24]):  # noqa: ASYNC110 - the shim's thread says it
             await asyncio.sleep(0.01)
     life.end()
-    life = Life(bed, tmp_path)
+    life = Life(bed.node, tmp_path)
     await life.conntrack.read()
     [batch] = life.conntrack.seal(60, 120, 5.0)
     assert batch.bytes == bed.true_bytes()
@@ -131,7 +112,7 @@ async def test_what_cannot_be_used_is_set_aside_and_metering_goes_on(
     reason, spoil = FAULTS[fault]
     await one_life(bed, tmp_path)
     spoil(tmp_path)
-    life = Life(bed, tmp_path)
+    life = Life(bed.node, tmp_path)
     assert life.aside(reason) == 1
     [line] = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert str(tmp_path) in line.getMessage()
@@ -153,7 +134,7 @@ async def test_a_ledger_from_before_the_last_boot_is_set_aside(
 ) -> None:
     await one_life(bed, tmp_path)
     monkeypatch.setattr("kubenetmon.agent.conntrack._boot_id", lambda: b"another boot")
-    life = Life(bed, tmp_path)
+    life = Life(bed.node, tmp_path)
     assert life.aside("other_boot") == 1
     assert [one.sequence for one in life.conntrack.stored_batches()] == [1]
     life.end()
@@ -161,7 +142,7 @@ async def test_a_ledger_from_before_the_last_boot_is_set_aside(
 
 async def test_another_nodes_state_is_set_aside_whole(bed: RouterBed, tmp_path: Path) -> None:
     await one_life(bed, tmp_path)
-    life = Life(bed, tmp_path, node_name="node-b")
+    life = Life(bed.node, tmp_path, node_name="node-b")
     assert life.conntrack.stored_batches() == []
     assert life.aside("foreign") == 1
     assert not (tmp_path / batch_name(1)).exists()
@@ -177,7 +158,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_full_directory_is_said_and_metering_goes_on_in_memory(bed: RouterBed, small: Path) -> None:
-    life = Life(bed, small)
+    life = Life(bed.node, small)
     await life.conntrack.read()
     before = bed.true_bytes()
     left = os.statvfs(small)
@@ -208,7 +189,7 @@ def test_a_directory_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> No
 
 
 async def test_a_waiting_agent_hears_what_ends_and_doubles_nothing(bed: RouterBed, tmp_path: Path) -> None:
-    old = Life(bed, tmp_path)
+    old = Life(bed.node, tmp_path)
     await old.conntrack.read()
     metrics = Metrics(AGENT_METRICS)
     state = StateDirectory(tmp_path, metrics=metrics)
