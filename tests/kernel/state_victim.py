@@ -1,9 +1,10 @@
 """A process to be killed: meters its network namespace into a state directory as fast as it can.
 
-`python -m tests.kernel.state_victim STATE_DIR DELIVERIES`. It becomes the node's agent as the program does,
-then reads, seals, delivers and forgets over and over. A delivery is what a server would commit: the whole
-batch in a file named by its identity, put there by a rename, however often. `finish` on standard input makes
-it drain and end.
+`python -m tests.kernel.state_victim STATE_DIR DELIVERIES push|submit`. It becomes the node's agent as the
+program does, then reads, seals, delivers and forgets over and over. A delivery is what a server would commit:
+the whole batch in a file named by its identity, put there by a rename, however often; by Submit, which has no
+identity, every delivery is a file of its own. `finish` on standard input makes it drain and end, saying the
+bytes of batches whose outcome it does not know.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from kubenetmon.agent.state import StateDirectory
 from kubenetmon.agent.takeover import Takeover
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.metrics import Metrics
-from kubenetmon.metrics.catalogue import AGENT_METRICS
+from kubenetmon.metrics.catalogue import AGENT_BATCH_BYTES, AGENT_METRICS
 from kubenetmon.proto import Outcome
 from kubenetmon.readiness import Readiness
 from tests.kernel.metered import check_identity
 
 
-async def main(state_path: Path, deliveries: Path) -> None:
+async def main(state_path: Path, deliveries: Path, *, push: bool) -> None:
     metrics, readiness = Metrics(AGENT_METRICS), Readiness()
     state = StateDirectory(state_path, metrics=metrics)
     conntrack = Conntrack(ConntrackConfig(), state=state, node_name="victim")
@@ -60,18 +61,24 @@ async def main(state_path: Path, deliveries: Path) -> None:
             check_identity(conntrack.totals())
             begin += 1
         for batch in outbox.waiting():
-            outbox.leaves_by_push(batch)
-            deliver(deliveries, batch)
-            outbox.settle(batch.epoch, batch.sequence, Outcome.COMMITTED, "")
+            if push:
+                outbox.leaves_by_push(batch)
+                deliver(deliveries, batch, "")
+                outbox.settle(batch.epoch, batch.sequence, Outcome.COMMITTED, "")
+            else:
+                outbox.leaves_by_submit(batch)
+                deliver(deliveries, batch, f"-{os.getpid()}")
+                outbox.submitted(batch)
         if finishing:
             assert conntrack.totals().pending_bytes == 0
             takeover.close()
-            print("finished", flush=True)
+            unknown = metrics.value(AGENT_BATCH_BYTES, outcome="submit_unknown")
+            print(f"finished {unknown:.0f}", flush=True)
             return
 
 
-def deliver(deliveries: Path, batch: SealedBatch) -> None:
-    name = f"{batch.epoch.hex()}-{batch.sequence}"
+def deliver(deliveries: Path, batch: SealedBatch, suffix: str) -> None:
+    name = f"{batch.epoch.hex()}-{batch.sequence}{suffix}"
     (deliveries / f".{name}").write_bytes(batch.message)
     (deliveries / f".{name}").rename(deliveries / name)
 
@@ -81,4 +88,4 @@ def _readable() -> bool:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), push=sys.argv[3] == "push"))

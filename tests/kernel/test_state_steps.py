@@ -116,6 +116,33 @@ def test_killed_between_two_steps_of_a_batch(bed: RouterBed, place: Path, step: 
     check(bed, place)
 
 
+@pytest.mark.parametrize(
+    ("step", "arrived", "known"),
+    [
+        ("batch about to be marked as sent", True, True),
+        ("batch marked as sent", False, False),
+        ("batch sent", True, False),
+        ("batch answered for", True, False),
+        ("batch forgotten", True, True),
+    ],
+)
+def test_by_submit_a_batch_of_unknown_outcome_is_not_repeated_but_counted(
+    bed: RouterBed, place: Path, step: str, arrived: bool, known: bool
+) -> None:
+    victim = Victim(bed.node, place, killed_at(*SEALING[step]), wire="submit")
+    assert victim.says() == "metering"
+    with victim.held():
+        move(bed)
+    assert victim.wait_killed() == signal.SIGKILL
+    heir = Victim(bed.node, place, wire="submit")
+    assert heir.says() == "metering"
+    move(bed)
+    unknown = heir.finish()
+    assert (unknown == 0) == known
+    metered = sum(count.bytes for count in sums_of(delivered(place)).values())
+    assert metered == bed.true_bytes() - (0 if arrived else unknown)
+
+
 @pytest.mark.parametrize("step", STORING)
 def test_killed_at_a_store_into_the_ledger(bed: RouterBed, place: Path, step: str) -> None:
     kill_and_go_on(bed, place, STORING[step], move, signal.SIGSEGV)

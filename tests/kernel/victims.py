@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 from kubenetmon.demo.network import Namespace
 from kubenetmon.proto import FlowBatch
@@ -29,8 +30,15 @@ def make_place() -> Iterator[Path]:
 class Victim:
     """One life of `tests.kernel.state_victim`."""
 
-    def __init__(self, node: Namespace, place: Path, environment: Mapping[str, str] | None = None) -> None:
-        arguments = [str(place / "state"), str(place / "deliveries")]
+    def __init__(
+        self,
+        node: Namespace,
+        place: Path,
+        environment: Mapping[str, str] | None = None,
+        *,
+        wire: Literal["push", "submit"] = "push",
+    ) -> None:
+        arguments = [str(place / "state"), str(place / "deliveries"), wire]
         self.process = node.popen(
             [sys.executable, "-m", "tests.kernel.state_victim", *arguments],
             environment={**os.environ, **(environment or {})},
@@ -42,14 +50,16 @@ class Victim:
         assert self.process.stdout is not None
         return self.process.stdout.readline().decode().strip()
 
-    def finish(self) -> None:
-        """Let it seal and deliver what is pending, and end."""
+    def finish(self) -> int:
+        """Let it seal and deliver what is pending, and end; bytes whose fate it does not know."""
         assert self.process.stdin is not None
         self.process.stdin.write(b"finish\n")
         self.process.stdin.flush()
-        assert self.says() == "finished"
+        said, _, unknown = self.says().partition(" ")
+        assert said == "finished"
         assert self.process.wait(30) == 0
         self._close()
+        return int(unknown)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
