@@ -66,6 +66,9 @@ class BatchStore(Protocol):
     def leaves_by_submit(self, sequence: int) -> None:
         """Called before the first byte of it may leave."""
 
+    def did_not_leave(self, sequence: int) -> None:
+        """Called when it is sure that none of it was processed."""
+
     def remove(self, sequence: int) -> None:
         """It was answered for."""
 
@@ -187,6 +190,11 @@ class Outbox:
         """The batch is about to be handed to a Submit: killed from here on, its outcome is unknown."""
         if self._store is not None:
             self._store.leaves_by_submit(batch.sequence)
+
+    def did_not_leave(self, batch: SealedBatch) -> None:
+        """The Submit has failed before the server processed anything: the outcome is known again."""
+        if self._store is not None:
+            self._store.did_not_leave(batch.sequence)
 
     def submitted(self, batch: SealedBatch) -> None:
         """The original's server confirmed all of the batch."""

@@ -267,6 +267,7 @@ class Sender:
         try:
             result = await connection.submit(frames(batch.message), timeout=self._config.submit_timeout)
         except ConnectionFailedError as error:
+            self._outbox.did_not_leave(batch)
             if error.status is Status.UNIMPLEMENTED:
                 raise ConnectionFailedError(
                     f"{connection.address} has neither Push nor Submit: is it kubenetmon's server?"

@@ -145,6 +145,10 @@ class StateDirectory:
         """Say so in the batch's file, before it does."""
         self._mark(sequence, SENT_BY_SUBMIT)
 
+    def did_not_leave(self, sequence: int) -> None:
+        """Take back what was said."""
+        self._mark(sequence, 0)
+
     def _mark(self, sequence: int, sent: int) -> None:
         with self._whatever_fails("marked", sequence):
             descriptor = os.open(self.path / batch_name(sequence), os.O_WRONLY | os.O_CLOEXEC)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from kubenetmon.agent.connection import Timeouts
 from kubenetmon.agent.conntrack import SealedRecords
-from kubenetmon.agent.outbox import Outbox
+from kubenetmon.agent.outbox import BatchStore, Outbox
 from kubenetmon.agent.push import PushConfig
 from kubenetmon.agent.schedule import Backoff
 from kubenetmon.agent.sender import Sender, SenderConfig
@@ -44,10 +44,10 @@ END = BEGIN + 60
 
 
 class Bed:
-    def __init__(self, config: SenderConfig, chance: random.Random) -> None:
+    def __init__(self, config: SenderConfig, chance: random.Random, store: BatchStore | None = None) -> None:
         self.metrics = Metrics(AGENT_METRICS)
         self.readiness = Readiness()
-        self.outbox = Outbox("node-a", metrics=self.metrics, clock=SYSTEM_CLOCK)
+        self.outbox = Outbox("node-a", metrics=self.metrics, clock=SYSTEM_CLOCK, store=store)
         self.wishes: list[int] = []
         self.sender = Sender(
             config,
@@ -80,9 +80,13 @@ class Bed:
 
 @asynccontextmanager
 async def sending(
-    port: int, config: SenderConfig = FAST, *, chance: random.Random | None = None
+    port: int,
+    config: SenderConfig = FAST,
+    *,
+    chance: random.Random | None = None,
+    store: BatchStore | None = None,
 ) -> AsyncIterator[Bed]:
-    bed = Bed(replace(config, port=port), chance or random.Random(1))
+    bed = Bed(replace(config, port=port), chance or random.Random(1), store)
     try:
         yield bed
     finally:

@@ -7,6 +7,7 @@ import ipaddress
 import random
 import struct
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +18,10 @@ from hypothesis import strategies as st
 
 from kubenetmon.agent.conntrack import SealedRecords
 from kubenetmon.agent.observations import frames
-from kubenetmon.metrics.catalogue import AGENT_BATCH_BYTES, COLLECTOR_ERRORS
+from kubenetmon.agent.schedule import Backoff
+from kubenetmon.agent.state import SENT_BY_SUBMIT, SENT_OFFSET, StateDirectory, batch_name
+from kubenetmon.metrics import Metrics
+from kubenetmon.metrics.catalogue import AGENT_BATCH_BYTES, AGENT_METRICS, COLLECTOR_ERRORS
 from kubenetmon.proto import FlowArrays, FlowBatch, Observation, Outcome
 from tests.beds.collector_server import CollectorServer, answer, ignore
 from tests.beds.original_server import OriginalServer, compile_messages
@@ -182,6 +186,31 @@ async def test_a_refusal_before_any_handler_ran_is_repeated(messages: ModuleType
         await bed.until_empty()
         assert bed.count("submitted") == 1
         assert len(server.streams[-1]) == 10
+
+
+async def test_a_refused_batch_is_not_taken_for_one_that_left(messages: ModuleType, tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path, metrics=Metrics(AGENT_METRICS))
+    (tmp_path / batch_name(1)).write_bytes(bytes(SENT_OFFSET + 8))
+
+    def mark() -> int:
+        return (tmp_path / batch_name(1)).read_bytes()[SENT_OFFSET]
+
+    patient = replace(FAST, backoff=Backoff(60.0, 60.0))
+    async with OriginalServer(messages) as server, sending(server.port, patient, store=state) as bed:
+        server.hang = True
+        bed.put(sealed(random_rows(4, 10), []))
+        async with asyncio.timeout(5):
+            while not server.streams:  # noqa: ASYNC110 - the bed has no event
+                await asyncio.sleep(0.01)
+        assert mark() == SENT_BY_SUBMIT
+    (tmp_path / batch_name(1)).write_bytes(bytes(SENT_OFFSET + 8))
+    async with OriginalServer(messages) as server, sending(server.port, patient, store=state) as bed:
+        server.fail_after, server.status = 1, grpc.StatusCode.UNAUTHENTICATED
+        bed.put(sealed(random_rows(4, 10), []))
+        async with asyncio.timeout(5):
+            while not server.streams or mark() != 0:  # noqa: ASYNC110 - the bed has no event
+                await asyncio.sleep(0.01)
+        assert not bed.outbox.empty
 
 
 async def test_a_connection_that_fails_before_anything_was_sent_is_repeated(messages: ModuleType) -> None:
