@@ -4,10 +4,10 @@ Contract: `put` fixes the bytes and the identity of one report for ever; a batch
 answered for it (`settle`) and is otherwise never dropped, changed or renumbered. At most `max_reports`
 reports wait, or fewer when they are large; then `full` is true and the collector leaves the kernel and the
 ledger to count on. A report is one batch or, beyond the records that one message takes, several. Plain data,
-no task; `changed` is set whenever a batch comes or goes, for the one sender to wait on. With a state directory
-the ledger has stored each batch before it comes here, `adopt` takes up what an agent before left unanswered,
-and the files follow what becomes of the batches; without one what is left here when the process ends is lost
-with it (`unsettled_bytes` says how much).
+no task; `changed` is set whenever a batch comes or goes, for the one sender to wait on. With a state
+directory the ledger has stored each batch before it comes here, `adopt` takes up what an agent before left
+unanswered, and the files follow what becomes of the batches; without one what is left here when the process
+ends is lost with it (`unsettled_bytes` says how much).
 """
 
 from __future__ import annotations

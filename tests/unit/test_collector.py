@@ -180,7 +180,7 @@ async def test_while_the_outbox_is_full_nothing_is_sealed_and_the_next_report_co
 
 async def test_where_many_flows_end_a_report_is_sealed_early_while_the_outbox_has_room() -> None:
     async with running(start=START) as bed:
-        bed.table.waiting = CollectorConfig.many_waiting
+        bed.table.waiting = CollectorConfig().many_waiting
         await bed.clock.advance(60)
         assert bed.intervals() == [(int(START) + at, int(START) + at + 5) for at in (0, 5, 10)]
         bed.table.waiting -= 1

@@ -74,10 +74,10 @@ def test_it_is_full_at_a_number_of_reports_not_of_batches() -> None:
 
 def test_large_reports_fill_it_earlier() -> None:
     outbox, _ = make()
-    large = SealedRecords(FlowArrays(count=1, protocol=bytes(MAX_WAITING_BYTES // 2)), FlowArrays(), 1, 1, 1)
-    outbox.put([large], 0, 1)
+    large = SealedRecords(FlowArrays(count=1, protocol=bytes(MAX_WAITING_BYTES // 4)), FlowArrays(), 1, 1, 1)
+    outbox.put([large] * 2, 0, 1)
     assert not outbox.full
-    outbox.put([large], 1, 2)
+    outbox.put([large] * 2, 1, 2)
     assert outbox.full
 
 
