@@ -210,7 +210,7 @@ class Collector:
         gap = self._conntrack.totals().gap_nanoseconds
         if gap > self._gap:
             logger.warning(
-                "For %.1fs nobody heard which flows ended (no agent ran, or this one was stopped or starved): "
+                "For %.1fs nobody heard which flows ended (no agent ran, or this one was stopped): "
                 "what those moved after their last read is not metered",
                 (gap - self._gap) / 1e9,
             )

@@ -1,11 +1,11 @@
 """The asyncio face of the C shim: what the kernel's connection tracking counted, and what of it is reported.
 
 Contract: a `Conntrack` meters the network namespace in which `open` is called, and is inert before. It owns
-the shim's sockets, its event thread, its watchdog, its ledger and one worker thread of its own, in which dumps
-run and reports are sealed: never two at once, and the event loop waits for none. `read` brings the ledger up to
-date, `report` turns what is pending into batches and counts it as reported from that moment on; what it
-returned is the caller's to keep. At shutdown `close` breaks a running dump off (nothing of it is lost to a
-later reader: the kernel's counters are never reset), ends both threads and drops the ledger.
+the shim's sockets, its event thread, its watchdog, its ledger and one worker thread of its own, in which
+dumps run and reports are sealed: never two at once, and the event loop waits for none. `read` brings the
+ledger up to date, `report` turns what is pending into batches and counts it as reported from that moment
+on; what it returned is the caller's to keep. At shutdown `close` breaks a running dump off (nothing of it
+is lost to a later reader: the kernel's counters are never reset), ends both threads and drops the ledger.
 
 Identity: `Totals` says in bytes and packets, exactly and at any time, observed = reported +
 ignored{protocol, loopback, baseline, overflow} + pending. csrc/ledger.h says what is booked when.

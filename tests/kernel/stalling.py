@@ -1,6 +1,7 @@
 """A meter that reads when it is told to, to be stopped by a test.
 
-`python -m tests.kernel.stalling BUFFER PATIENCE` takes bytes and seconds. Each line of standard input is one read of conntrack, answered by one line of JSON: what was sealed so far.
+`python -m tests.kernel.stalling BUFFER PATIENCE` takes bytes and seconds. Each line of standard input is one
+read of conntrack, answered by one line of JSON: what was sealed so far.
 """
 
 from __future__ import annotations
