@@ -17,8 +17,8 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 SOURCES = (
-    *("batch.c", "booking.c", "events.c", "index.c", "ledger.c", "message.c", "meter.c", "netlink.c"),
-    *("seal.c", "state.c", "transaction.c"),
+    *("batch.c", "booking.c", "events.c", "index.c", "ledger.c", "merge.c", "message.c", "meter.c"),
+    *("netlink.c", "seal.c", "state.c", "transaction.c"),
 )
 HEADERS = (
     *("batch.h", "events.h", "flow.h", "index.h", "interface.h", "ledger.h", "message.h", "meter.h"),

@@ -2,18 +2,21 @@
  * meter.h includes it. Functions that return int return 0 or a negative errno. */
 
 /* Totals since meter_open(), both directions. In bytes and in packets, always exactly:
- * observed = reported + ignored_protocol + ignored_loopback + ignored_baseline + pending. */
+ * observed = reported + ignored_protocol + ignored_loopback + ignored_baseline + ignored_overflow + pending. */
 struct meter_totals {
 	uint64_t observed_bytes, observed_packets;
 	uint64_t reported_bytes, reported_packets;
 	uint64_t ignored_protocol_bytes, ignored_protocol_packets;
 	uint64_t ignored_loopback_bytes, ignored_loopback_packets;
 	uint64_t ignored_baseline_bytes, ignored_baseline_packets;
+	uint64_t ignored_overflow_bytes, ignored_overflow_packets; /* no room to wait in: WAIT_BY_ADDRESSES */
 	uint64_t pending_bytes, pending_packets;
 
 	uint64_t flows;           /* live flows in the ledger */
 	uint64_t entries;         /* those, tombstones, and ended flows that wait to be sealed */
 	uint64_t pending_flows;   /* flows that have something pending */
+	uint64_t waiting_flows;   /* those of them that have ended and take up memory for nothing but that */
+	uint64_t merged_flows;    /* ended flows that gave up ports to be reported together with others */
 	uint64_t ignored_flows;   /* lives of flows that are not metered: protocol or loopback */
 	uint64_t reported_flows;  /* records sealed */
 	uint64_t dumps;           /* dumps read to their end */
@@ -29,6 +32,15 @@ struct meter_totals {
 	uint64_t with_counters;    /* of the last dump: flows that carry counters */
 	uint64_t offloaded;        /* of the last dump: flows in a flowtable, which may not count */
 	uint64_t memory_bytes;     /* address space of the ledger: what its peak needed */
+};
+
+/* Ended flows that wait to be sealed, by how many do: up to the first number each for itself, then those of the same
+ * protocol, addresses and service port together with client port 0, then those of the same protocol and addresses with
+ * all ports 0; beyond the last one they are counted as ignored_overflow. Some 10 MB. */
+enum meter_waiting {
+	WAIT_WHOLE = 40000,
+	WAIT_BY_PORT = 48000,
+	WAIT_BY_ADDRESSES = 56000,
 };
 
 /* Why a state file is not taken up. */

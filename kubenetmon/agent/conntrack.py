@@ -1,14 +1,14 @@
 """The asyncio face of the C shim: what the kernel's connection tracking counted, and what of it is reported.
 
 Contract: a `Conntrack` meters the network namespace in which `open` is called, and is inert before. It owns
-the shim's sockets, its event thread, its ledger and one worker thread of its own, in which every dump runs:
-never two at once, and the event loop waits for none. `read` brings the ledger up to date, `seal` turns what
-is pending into batches and counts it as reported from that moment on; what `seal` returned is the caller's to
-keep. At shutdown `close` breaks a running dump off (nothing of it is lost to a later reader: the kernel's
-counters are never reset), ends both threads and drops the ledger.
+the shim's sockets, its event thread, its ledger and one worker thread of its own, in which dumps run and
+reports are sealed: never two at once, and the event loop waits for none. `read` brings the ledger up to date,
+`report` turns what is pending into batches and counts it as reported from that moment on; what it returned is
+the caller's to keep. At shutdown `close` breaks a running dump off (nothing of it is lost to a later reader:
+the kernel's counters are never reset), ends both threads and drops the ledger.
 
 Identity: `Totals` says in bytes and packets, exactly and at any time, observed = reported +
-ignored{protocol, loopback, baseline} + pending. csrc/ledger.h says what is booked when.
+ignored{protocol, loopback, baseline, overflow} + pending. csrc/ledger.h says what is booked when.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ _FAULTS = {
 logger = logging.getLogger(__name__)
 
 _FOR_EVER = (1 << 63) - 1
+
+MANY_WAITING: int = lib.WAIT_WHOLE // 2
+"""`Totals.waiting_flows` from which a report should not wait: at twice as many, ended flows are merged."""
 
 T = TypeVar("T")
 
@@ -126,6 +129,9 @@ class Totals:
     ignored_loopback_packets: int
     ignored_baseline_bytes: int
     ignored_baseline_packets: int
+    ignored_overflow_bytes: int
+    """Of ended flows, more than can wait while nothing is sealed, however coarsely."""
+    ignored_overflow_packets: int
     pending_bytes: int
     pending_packets: int
     flows: int
@@ -134,6 +140,10 @@ class Totals:
     """Now: those, and ended flows that are remembered or wait to be sealed."""
     pending_flows: int
     """Now: flows that the next `seal` reports."""
+    waiting_flows: int
+    """Now: those of them that have ended and take up memory for nothing but that, merged ones as one."""
+    merged_flows: int
+    """Ended flows that gave up ports to be reported together with others."""
     ignored_flows: int
     """Flows that are not metered, being neither TCP nor UDP or having a loopback address."""
     reported_flows: int
@@ -361,6 +371,13 @@ class Conntrack:
     async def receive_floor(self) -> ReadResult:
         """Receive one full dump and throw it away: what reading costs at least, for `nox -s bench`."""
         return await self._in_worker(functools.partial(self._dump, lib.meter_receive_floor))
+
+    async def report(self, begin: int, end: int, end_monotonic: float) -> list[SealedRecords]:
+        """`seal` in the worker thread, so that the event loop goes on.
+
+        Cancelling leaves the sealing to its end and what it sealed to the state directory.
+        """
+        return await self._in_worker(lambda _: self.seal(begin, end, end_monotonic))
 
     def seal(self, begin: int = 0, end: int = 0, end_monotonic: float = 0.0) -> list[SealedRecords]:
         """All that is pending, as batches of at most `MAX_BATCH_BYTES` of arrays; it counts as reported now.

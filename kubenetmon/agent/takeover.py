@@ -7,6 +7,7 @@ agent had sealed. `close` is the reverse, after everything else: conntrack first
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from kubenetmon.agent.batch import serialise
@@ -15,6 +16,7 @@ from kubenetmon.agent.conntrack import Conntrack, StoredBatch
 from kubenetmon.agent.guard import NodeGuard
 from kubenetmon.agent.outbox import Outbox, SealedBatch
 from kubenetmon.agent.state import SENT_BY_PUSH, SENT_BY_SUBMIT
+from kubenetmon.agent.waiting import to_the_end
 from kubenetmon.metrics import Metrics
 from kubenetmon.metrics.catalogue import AGENT_EVENT_GAP
 
@@ -46,12 +48,10 @@ class Takeover:
         # Listening before the other lets go: what ends between the two is heard.
         self._conntrack.listen()
         await self._guard.take(self._conntrack.wait)
-        self._conntrack.open()
+        # A ledger of a busy node takes longer to check than the event loop may stand still.
+        stored, restored = await to_the_end(asyncio.to_thread(self._open))
         resumed = self._conntrack.resumed
-        stored = self._conntrack.stored_batches()
-        self._outbox.adopt(
-            resumed.epoch, resumed.next_sequence, resumed.next_report, [self._restored(one) for one in stored]
-        )
+        self._outbox.adopt(resumed.epoch, resumed.next_sequence, resumed.next_report, restored)
         for batch, one in zip(self._outbox.waiting(), stored, strict=True):
             if one.sent == SENT_BY_SUBMIT:
                 self._outbox.submit_unknown(batch)
@@ -68,6 +68,11 @@ class Takeover:
         """Let the node go; safe to call twice."""
         self._conntrack.close()
         self._guard.release()
+
+    def _open(self) -> tuple[list[StoredBatch], list[SealedBatch]]:
+        self._conntrack.open()
+        stored = self._conntrack.stored_batches()
+        return stored, [self._restored(one) for one in stored]
 
     def _restored(self, stored: StoredBatch) -> SealedBatch:
         message = serialise(

@@ -106,7 +106,7 @@ INSERT_BATCH_AGE = MetricSpec(
 )
 
 # Ours, agent: conservation and health.
-AGENT_IGNORED_REASONS = ("protocol", "loopback", "baseline")
+AGENT_IGNORED_REASONS = ("protocol", "loopback", "baseline", "overflow")
 AGENT_OBSERVED = MetricSpec(
     "kubenetmon_agent_observed_total",
     Kind.COUNTER,
@@ -149,6 +149,16 @@ AGENT_UNACKNOWLEDGED = MetricSpec(
     "Sealed batches that the server has not acknowledged yet.",
 )
 AGENT_FLOWS = MetricSpec("kubenetmon_agent_flows", Kind.GAUGE, "Flows in the ledger.")
+AGENT_WAITING = MetricSpec(
+    "kubenetmon_agent_waiting_flows",
+    Kind.GAUGE,
+    "Ended flows that wait to be reported and take up memory for it; many of them while the server is away.",
+)
+AGENT_MERGED = MetricSpec(
+    "kubenetmon_agent_merged_flows_total",
+    Kind.COUNTER,
+    "Ended flows that lost their client port, or all ports, to be reported together with others.",
+)
 AGENT_EVENTS = MetricSpec(
     "kubenetmon_agent_destroy_events_total", Kind.COUNTER, "DESTROY events read from the kernel."
 )
@@ -318,6 +328,8 @@ AGENT_METRICS = (
     AGENT_BATCH_BYTES,
     AGENT_UNACKNOWLEDGED,
     AGENT_FLOWS,
+    AGENT_WAITING,
+    AGENT_MERGED,
     AGENT_EVENTS,
     AGENT_AMBIGUOUS_IDENTITY,
     AGENT_FOREIGN_RESETS,
