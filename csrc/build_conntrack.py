@@ -17,12 +17,12 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 SOURCES = (
-    *("batch.c", "booking.c", "events.c", "index.c", "ledger.c", "merge.c", "message.c", "meter.c"),
-    *("netlink.c", "seal.c", "state.c", "transaction.c"),
+    *("batch.c", "booking.c", "early.c", "events.c", "index.c", "ledger.c", "merge.c", "message.c"),
+    *("meter.c", "netlink.c", "seal.c", "state.c", "transaction.c", "watchdog.c"),
 )
 HEADERS = (
-    *("batch.h", "events.h", "flow.h", "index.h", "interface.h", "ledger.h", "message.h", "meter.h"),
-    *("netlink.h", "state.h", "transaction.h"),
+    *("batch.h", "clock.h", "events.h", "flow.h", "index.h", "interface.h", "ledger.h", "message.h"),
+    *("meter.h", "netlink.h", "state.h", "transaction.h", "watchdog.h"),
 )
 PACKAGES = {
     "Python.h": "python3-dev",

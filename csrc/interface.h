@@ -27,6 +27,7 @@ struct meter_totals {
 	uint64_t foreign_resets;
 	uint64_t malformed;       /* messages that could not be read; from here on not kept over a kill */
 	uint64_t truncated_events; /* events larger than the buffer for one message */
+	int64_t gap_nanoseconds;  /* for how long nobody listened: before us, and while our process stood still */
 
 	uint64_t without_counters; /* of the last dump: flows that carry no counters */
 	uint64_t with_counters;    /* of the last dump: flows that carry counters */
@@ -109,8 +110,10 @@ struct meter_sealed {
 struct meter;
 
 /* Listens in the network namespace of the calling thread to flows that end, so that nothing passes unheard until
- * meter_start(). NULL with *error a negative errno and *step naming what failed. */
-struct meter *meter_listen(uint32_t event_buffer_bytes, int *error, const char **step);
+ * meter_start(). When nothing is read for longer than the patience and events pile up, a process of its own stops
+ * listening for us until we go on (watchdog.h). NULL with *error a negative errno and *step naming what failed. */
+struct meter *meter_listen(uint32_t event_buffer_bytes, uint32_t patience_milliseconds, int *error,
+			   const char **step);
 
 /* While another agent meters: takes in what the kernel has queued for us and forgets what that agent has received,
  * which by its spool's header is all up to `listened_until`, boot time in nanoseconds. 0 or -ENOMEM. */

@@ -9,9 +9,9 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "message.h"
 #include "state.h"
 #include "transaction.h"
@@ -34,13 +34,6 @@ static void measure(struct ledger *ledger)
 {
 	ledger->header->totals.memory_bytes =
 		ledger->region_bytes + ledger->index.capacity * sizeof(struct index_slot);
-}
-
-static int64_t nanoseconds(clockid_t clock)
-{
-	struct timespec time;
-	clock_gettime(clock, &time);
-	return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
 /* Start times are wall clock, and the wall clock can be set: what began after us is recognised by the least

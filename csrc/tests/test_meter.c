@@ -76,7 +76,7 @@ static struct meter *open_meter(void)
 		.epoch = (const uint8_t *)"0123456789abcdef",
 		.first_sequence = 1,
 	};
-	struct meter *meter = meter_listen(1 << 20, &error, &step);
+	struct meter *meter = meter_listen(1 << 20, 5000, &error, &step);
 	CHECK(meter != NULL && meter_start(meter, &config, &step, &fault) == 0);
 	return meter;
 }

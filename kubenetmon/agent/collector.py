@@ -24,6 +24,7 @@ from kubenetmon.errors import KubenetmonError, MachineError
 from kubenetmon.metrics import Metrics
 from kubenetmon.metrics.catalogue import (
     AGENT_AMBIGUOUS_IDENTITY,
+    AGENT_EVENT_GAP,
     AGENT_EVENTS,
     AGENT_FLOWS,
     AGENT_FOREIGN_RESETS,
@@ -109,6 +110,7 @@ class Collector:
         self._unsealed_from = 0
         self._unsealed_from_monotonic = 0.0
         self._report_number = 0
+        self._gap = 0
         metrics.before_render(self._publish)
 
     async def run(self) -> None:
@@ -201,7 +203,18 @@ class Collector:
         self._metrics.set(COLLECTION_DURATION, round(result.duration * 1e6))
         self._metrics.set(LAST_COLLECTION, int(self._clock.time()))
         self._readiness.passed(CHECK)
+        self._say_gap()
         return True
+
+    def _say_gap(self) -> None:
+        gap = self._conntrack.totals().gap_nanoseconds
+        if gap > self._gap:
+            logger.warning(
+                "For %.1fs nobody heard which flows ended (no agent ran, or this one was stopped): "
+                "what those moved after their last read is not metered",
+                (gap - self._gap) / 1e9,
+            )
+        self._gap = gap
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
@@ -245,6 +258,7 @@ class Collector:
         put(AGENT_WAITING, totals.waiting_flows)
         put(AGENT_MERGED, totals.merged_flows)
         put(AGENT_EVENTS, totals.destroy_events)
+        put(AGENT_EVENT_GAP, totals.gap_nanoseconds / 1e9)
         put(AGENT_AMBIGUOUS_IDENTITY, totals.ambiguous_identity)
         put(AGENT_FOREIGN_RESETS, totals.foreign_resets)
         put(AGENT_NO_COUNTERS, totals.without_counters)

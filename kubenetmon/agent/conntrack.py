@@ -1,11 +1,11 @@
 """The asyncio face of the C shim: what the kernel's connection tracking counted, and what of it is reported.
 
 Contract: a `Conntrack` meters the network namespace in which `open` is called, and is inert before. It owns
-the shim's sockets, its event thread, its ledger and one worker thread of its own, in which dumps run and
-reports are sealed: never two at once, and the event loop waits for none. `read` brings the ledger up to date,
-`report` turns what is pending into batches and counts it as reported from that moment on; what it returned is
-the caller's to keep. At shutdown `close` breaks a running dump off (nothing of it is lost to a later reader:
-the kernel's counters are never reset), ends both threads and drops the ledger.
+the shim's sockets, its event thread, its watchdog, its ledger and one worker thread of its own, in which
+dumps run and reports are sealed: never two at once, and the event loop waits for none. `read` brings the
+ledger up to date, `report` turns what is pending into batches and counts it as reported from that moment
+on; what it returned is the caller's to keep. At shutdown `close` breaks a running dump off (nothing of it
+is lost to a later reader: the kernel's counters are never reset), ends both threads and drops the ledger.
 
 Identity: `Totals` says in bytes and packets, exactly and at any time, observed = reported +
 ignored{protocol, loopback, baseline, overflow} + pending. csrc/ledger.h says what is booked when.
@@ -75,11 +75,13 @@ class ConntrackConfig:
     """`count_existing`: meter also what flows had counted before `open` (the original's behaviour).
 
     `event_buffer_bytes`: the kernel's queue for ended flows that we have yet to read. When it is full the
-    kernel keeps ended flows in memory and tries again.
+    kernel keeps ended flows in its table and tries again. `patience`: when for so many seconds nothing was
+    read from it and it is half full, the shim's watchdog, a small process, stops listening in our stead.
     """
 
     count_existing: bool = False
     event_buffer_bytes: int = 8 << 20
+    patience: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,8 @@ class Totals:
     """Messages that could not be read."""
     truncated_events: int
     """Events larger than any that the kernel is known to send."""
+    gap_nanoseconds: int
+    """For how long nobody listened to ends of flows: before `open`, and while this process stood still."""
     without_counters: int
     """In the last dump: flows that carry no counters and cannot be metered."""
     with_counters: int
@@ -259,7 +263,8 @@ class Conntrack:
         if self._meter is not None:
             return
         error, step = ffi.new("int *"), ffi.new("const char **")
-        meter = lib.meter_listen(self._config.event_buffer_bytes, error, step)
+        patience = int(self._config.patience * 1000)
+        meter = lib.meter_listen(self._config.event_buffer_bytes, patience, error, step)
         if meter == ffi.NULL:
             raise _open_error(error[0], ffi.string(step[0]).decode())
         self._meter = meter

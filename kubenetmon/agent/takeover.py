@@ -17,8 +17,6 @@ from kubenetmon.agent.guard import NodeGuard
 from kubenetmon.agent.outbox import Outbox, SealedBatch
 from kubenetmon.agent.state import SENT_BY_PUSH, SENT_BY_SUBMIT
 from kubenetmon.agent.waiting import to_the_end
-from kubenetmon.metrics import Metrics
-from kubenetmon.metrics.catalogue import AGENT_EVENT_GAP
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +31,9 @@ class Takeover:
         guard: NodeGuard,
         outbox: Outbox,
         collector: Collector,
-        metrics: Metrics,
     ) -> None:
         self._conntrack, self._guard = conntrack, guard
-        self._outbox, self._collector, self._metrics = outbox, collector, metrics
+        self._outbox, self._collector = outbox, collector
 
     @property
     def waiting(self) -> bool:
@@ -56,7 +53,6 @@ class Takeover:
             if one.sent == SENT_BY_SUBMIT:
                 self._outbox.submit_unknown(batch)
         self._collector.resume(resumed.unsealed_from, resumed.unsealed_from_monotonic)
-        self._metrics.set(AGENT_EVENT_GAP, resumed.gap)
         if resumed.gap or stored:
             logger.info(
                 "Going on where the agent before ended: %d batches to send again, %.1fs without a listener",

@@ -89,7 +89,7 @@ def build_agent(config: AgentConfig, metrics: Metrics, readiness: Readiness) -> 
         set_sysctls=config.set_sysctls,
         uptime_wait=config.uptime_wait_duration,
     )
-    takeover = Takeover(conntrack=conntrack, guard=guard, outbox=outbox, collector=collector, metrics=metrics)
+    takeover = Takeover(conntrack=conntrack, guard=guard, outbox=outbox, collector=collector)
     metering = _Metering(startup, takeover, conntrack, collector, readiness)
     return AgentParts((sender, metering), takeover)
 

@@ -196,8 +196,9 @@ AGENT_MALFORMED = MetricSpec(
 AGENT_EVENT_GAP = MetricSpec(
     "kubenetmon_agent_event_gap_seconds",
     Kind.GAUGE,
-    "For how long no agent listened before this one took the state directory up; what a flow moved after its "
-    "last read is not metered if the kernel removed it then (see vanished flows).",
+    "For how long nobody listened to ends of flows: before this agent took the state directory up, and "
+    "while it was stopped or starved; what a flow moved after its last read is not metered if the kernel "
+    "removed it then (see vanished flows).",
 )
 STATE_REASONS = ("truncated", "version", "corrupt", "other_boot", "foreign", "full")
 AGENT_STATE_SET_ASIDE = MetricSpec(
