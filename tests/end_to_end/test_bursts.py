@@ -13,11 +13,14 @@ from kubenetmon.demo.processes import Intervals
 from tests.beds.identity import agent_imbalances, server_imbalances
 from tests.beds.injected_node import InjectedNode
 from tests.beds.injector import MAX_PAYLOAD, TCP, UDP
+from tests.beds.interpose import LoopWatch
 
 pytestmark = [pytest.mark.root, pytest.mark.chdb, pytest.mark.slow, pytest.mark.timeout(300)]
 
 FLOWS = 10_000
 BURSTS = 20
+LONGEST_HOLD = 0.020
+"""Seconds."""
 
 
 def send_bursts(rig: InjectedNode, bursts: int, kills: int, seed: int) -> None:
@@ -43,8 +46,10 @@ def send_bursts(rig: InjectedNode, bursts: int, kills: int, seed: int) -> None:
 
 @pytest.mark.parametrize("kills", [0, 7])
 def test_every_byte_of_the_bursts_is_stored_once(tmp_path: Path, kills: int) -> None:
+    watch = LoopWatch(tmp_path / "loop")
     with InjectedNode(tmp_path, Intervals(1, 2)) as rig:
-        rig.start()
+        rig.start_server()
+        rig.start_agent(watch.environment())
         send_bursts(rig, BURSTS, kills, seed=kills)
         assert rig.agent is not None
         assert rig.server is not None
@@ -53,6 +58,10 @@ def test_every_byte_of_the_bursts_is_stored_once(tmp_path: Path, kills: int) -> 
         assert agent_imbalances(metrics) == []
         assert server_imbalances(rig.server.metrics()) == []
         assert metrics["kubenetmon_agent_vanished_flows_total"] == 0
+        _, held = watch.longest()
+        assert 0 < held < LONGEST_HOLD, (
+            "the event loop is there for other things while 40,000 records are made"
+        )
         rig.finish()
         truth, stored = rig.truth(), rig.stored()
         assert len(truth[0]) == 256 * 2 * 2, "servers, protocols and directions"
