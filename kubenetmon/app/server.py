@@ -35,11 +35,11 @@ STOP_DEADLINE = 25.0
 """Seconds; Kubernetes kills after 30."""
 
 
-async def run_server(config: ServerConfig) -> None:
-    """Serve until told to stop. Raises `KubenetmonError`."""
+async def run_server(config: ServerConfig, *, listen_host: str = "") -> None:
+    """Serve agents on `listen_host` (empty: all addresses) until told to stop. Raises `KubenetmonError`."""
     metrics = Metrics(catalogue.SERVER_METRICS + catalogue.COMMON_METRICS)
     readiness = Readiness()
-    parts = await build_server(config, metrics, readiness)
+    parts = await build_server(config, metrics, readiness, listen_host=listen_host)
     http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness)
     lag = LoopLag(metrics=metrics, clock=SYSTEM_CLOCK)
     try:
