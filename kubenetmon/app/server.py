@@ -24,6 +24,7 @@ from kubenetmon.readiness import Readiness
 from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.inventory import Inventory, InventoryConfig
 from kubenetmon.server.machine import MachineCluster, MachineConfig
+from kubenetmon.server.pacing import PacingConfig, ReportPacing
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig
 from kubenetmon.server.receiver import Receiver, ReceiverConfig
@@ -93,6 +94,11 @@ async def build_server(
         clock=SYSTEM_CLOCK,
     )
     sink, inserter = await _clickhouse(config, metrics, readiness, ipv6_table=ipv6_table)
+    pacing = ReportPacing(
+        PacingConfig(config.clickhouse_inserts_per_second, config.num_inserter_workers),
+        metrics=metrics,
+        clock=SYSTEM_CLOCK,
+    )
     pipeline = Pipeline(
         PipelineConfig(
             rows=RowsConfig(config.environment, config.cloud, config.region, config.cluster),
@@ -113,6 +119,7 @@ async def build_server(
             )
         ),
         inserter=inserter,
+        pacing=pacing,
         metrics=metrics,
         clock=SYSTEM_CLOCK,
     )
@@ -124,6 +131,7 @@ async def build_server(
         metrics=metrics,
         readiness=readiness,
         clock=SYSTEM_CLOCK,
+        wished_report_interval=pacing.wish,
         tls=tls,
     )
     components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part, receiver]

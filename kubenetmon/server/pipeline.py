@@ -30,6 +30,7 @@ from kubenetmon.model import FlowBatch, empty_records
 from kubenetmon.proto import Outcome
 from kubenetmon.server import rows
 from kubenetmon.server.attribution import Attributed, Attributor, Ignored
+from kubenetmon.server.pacing import ReportPacing
 from kubenetmon.server.ranges.table import RangeTable
 from kubenetmon.server.snapshot import ClusterView, Snapshot
 from kubenetmon.server.verdict import Verdict
@@ -80,6 +81,7 @@ class Pipeline:
         ranges: RangesHolder,
         attributor: Attributor,
         inserter: BlockInserter | None,
+        pacing: ReportPacing,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
@@ -89,6 +91,7 @@ class Pipeline:
         self._ranges = ranges
         self._attributor = attributor
         self._inserter = inserter
+        self._pacing = pacing
         self._metrics = metrics
         self._clock = clock
         self._in_flight: dict[str, asyncio.Task[Verdict]] = {}
@@ -189,10 +192,13 @@ class Pipeline:
                 ignored["disabled"] = Ignored(records, attributed.total_bytes(), attributed.total_packets())
             return Verdict(Outcome.COMMITTED)
         self._observed("enqueued", records)
+        self._pacing.arrived(batch.interval_end - batch.interval_start)
+        begun = self._clock.monotonic()
         outcome = await inserter.commit(block, batch.identity.token)
         if outcome is not CommitOutcome.COMMITTED:
             self._observed("dropped", records)
             return Verdict(Outcome.RETRY_LATER, "the server is stopping")
+        self._pacing.inserted(self._clock.monotonic() - begun)
         age = max(0.0, self._clock.time() - received_at)
         self._metrics.observe(catalogue.INSERT_BATCH_AGE, age * 1000)
         return Verdict(Outcome.COMMITTED)
