@@ -25,6 +25,7 @@ from kubenetmon.readiness import Readiness
 from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.inventory import Inventory, InventoryConfig
 from kubenetmon.server.machine import MachineCluster, MachineConfig
+from kubenetmon.server.pacing import PacingConfig, ReportPacing
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig
 from kubenetmon.server.receiver import Receiver, ReceiverConfig
@@ -36,11 +37,11 @@ STOP_DEADLINE = 25.0
 """Seconds; Kubernetes kills after 30."""
 
 
-async def run_server(config: ServerConfig) -> None:
-    """Serve until told to stop. Raises `KubenetmonError`."""
+async def run_server(config: ServerConfig, *, listen_host: str = "") -> None:
+    """Serve agents on `listen_host` (empty: all addresses) until told to stop. Raises `KubenetmonError`."""
     metrics = Metrics(catalogue.SERVER_METRICS + catalogue.COMMON_METRICS)
     readiness = Readiness()
-    parts = await build_server(config, metrics, readiness)
+    parts = await build_server(config, metrics, readiness, listen_host=listen_host)
     http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness)
     lag = LoopLag(metrics=metrics, clock=SYSTEM_CLOCK)
     try:
@@ -94,6 +95,11 @@ async def build_server(
         clock=SYSTEM_CLOCK,
     )
     sink, inserter = await _clickhouse(config, metrics, readiness, ipv6_table=ipv6_table)
+    pacing = ReportPacing(
+        PacingConfig(config.clickhouse_inserts_per_second, config.num_inserter_workers),
+        metrics=metrics,
+        clock=SYSTEM_CLOCK,
+    )
     pipeline = Pipeline(
         PipelineConfig(
             rows=RowsConfig(config.environment, config.cloud, config.region, config.cluster),
@@ -114,6 +120,7 @@ async def build_server(
             )
         ),
         inserter=inserter,
+        pacing=pacing,
         metrics=metrics,
         clock=SYSTEM_CLOCK,
     )
@@ -125,6 +132,7 @@ async def build_server(
         metrics=metrics,
         readiness=readiness,
         clock=SYSTEM_CLOCK,
+        wished_report_interval=pacing.wish,
         tls=tls,
     )
     components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part, receiver]

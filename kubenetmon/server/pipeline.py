@@ -31,6 +31,7 @@ from kubenetmon.model import FlowBatch, empty_records
 from kubenetmon.proto import Outcome
 from kubenetmon.server import rows
 from kubenetmon.server.attribution import Attributed, Attributor, Ignored
+from kubenetmon.server.pacing import ReportPacing
 from kubenetmon.server.ranges.table import RangeTable
 from kubenetmon.server.snapshot import ClusterView, Snapshot
 from kubenetmon.server.verdict import Verdict
@@ -92,6 +93,7 @@ class Pipeline:
         ranges: RangesHolder,
         attributor: Attributor,
         inserter: BlockInserter | None,
+        pacing: ReportPacing,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
@@ -101,6 +103,7 @@ class Pipeline:
         self._ranges = ranges
         self._attributor = attributor
         self._inserter = inserter
+        self._pacing = pacing
         self._metrics = metrics
         self._clock = clock
         self._in_flight: dict[str, asyncio.Task[Verdict]] = {}
@@ -202,8 +205,12 @@ class Pipeline:
                 ignored["disabled"] = Ignored(records, attributed.total_bytes(), attributed.total_packets())
             return Verdict(Outcome.COMMITTED)
         self._observed("enqueued", records)
+        self._pacing.arrived(batch.interval_end - batch.interval_start)
+        begun = self._clock.monotonic()
         outcome = await inserter.commit(encoded[0], batch.identity.token, encoded[1])
-        if outcome is not CommitOutcome.COMMITTED:
+        if outcome is CommitOutcome.COMMITTED:
+            self._pacing.inserted(self._clock.monotonic() - begun)
+        else:
             self._observed("dropped", records)
         if outcome is CommitOutcome.DROPPED:
             ignored["dropped"] = Ignored(records, attributed.total_bytes(), attributed.total_packets())
