@@ -7,6 +7,7 @@ back, the rest follows.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
@@ -16,19 +17,23 @@ from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.config.server import ServerConfig
 from kubenetmon.errors import ConfigurationError
-from kubenetmon.http import HttpServer
+from kubenetmon.http import HttpServer, Page
 from kubenetmon.lag import LoopLag
 from kubenetmon.lifecycle import Component, Lifecycle
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
+from kubenetmon.server.attributed import NamedNetwork
 from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.inventory import Inventory, InventoryConfig
 from kubenetmon.server.machine import MachineCluster, MachineConfig
+from kubenetmon.server.peers import PeerCluster, PeerConfig
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig
 from kubenetmon.server.receiver import Receiver, ReceiverConfig
 from kubenetmon.server.rows import RowsConfig
 from kubenetmon.server.snapshot import ClusterView
+from kubenetmon.server.unattributed import PATH as UNATTRIBUTED_PATH
+from kubenetmon.server.unattributed import Unattributed
 from kubenetmon.server.watcher import Watcher, WatcherConfig
 
 STOP_DEADLINE = 25.0
@@ -41,6 +46,8 @@ async def run_server(config: ServerConfig) -> None:
     readiness = Readiness()
     parts = await build_server(config, metrics, readiness)
     http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness)
+    for path, page in parts.pages.items():
+        http.add_local_page(path, page)
     lag = LoopLag(metrics=metrics, clock=SYSTEM_CLOCK)
     try:
         await Lifecycle([http, lag, *parts.components], stop_deadline=STOP_DEADLINE).run()
@@ -50,9 +57,10 @@ async def run_server(config: ServerConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ServerParts:
-    """A server ready to run; `components` in the order they start."""
+    """A server ready to run; `components` in the order they start, `pages` for this machine's eyes only."""
 
     components: tuple[Component, ...]
+    pages: Mapping[str, Page]
     receiver: Receiver
     pipeline: Pipeline
     sink: Sink | None
@@ -92,6 +100,8 @@ async def build_server(
         readiness=readiness,
         clock=SYSTEM_CLOCK,
     )
+    peers = _peers(config, metrics, readiness)
+    unattributed = Unattributed(metrics=metrics)
     sink, inserter = await _clickhouse(config, metrics, readiness, ipv6_table=ipv6_table)
     pipeline = Pipeline(
         PipelineConfig(
@@ -108,6 +118,7 @@ async def build_server(
                 ignore_udp=config.ignore_udp,
                 meter_host_network=config.meter_host_network,
                 private_cidrs=config.private_cidrs,
+                networks=_networks(config),
                 connection_flags=dict(config.connection_flags),
                 ipv6=True,
             )
@@ -115,6 +126,8 @@ async def build_server(
         inserter=inserter,
         metrics=metrics,
         clock=SYSTEM_CLOCK,
+        unattributed=unattributed,
+        peers=peers,
     )
     receiver = Receiver(
         ReceiverConfig(
@@ -126,8 +139,9 @@ async def build_server(
         clock=SYSTEM_CLOCK,
         tls=tls,
     )
-    components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part, receiver]
-    return ServerParts(tuple(components), receiver, pipeline, sink)
+    components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part]
+    components += [*peers, receiver]
+    return ServerParts(tuple(components), {UNATTRIBUTED_PATH: unattributed.page}, receiver, pipeline, sink)
 
 
 async def _clickhouse(
@@ -161,13 +175,7 @@ def _cluster(
     if config.kubernetes_source == "machine":
         machine = MachineCluster(MachineConfig(node_name), clock=SYSTEM_CLOCK)
         return machine, machine
-    inventory_config = InventoryConfig(
-        app_labels=config.app_labels,
-        instance_id_label=config.instance_id_label,
-        zone_label=config.zone_label,
-        cell_label=config.cell_label,
-        pod_grace=config.pod_grace,
-    )
+    inventory_config = _inventory_config(config)
     inventory = Inventory(inventory_config)
     watcher = Watcher(
         WatcherConfig(
@@ -181,6 +189,55 @@ def _cluster(
         clock=SYSTEM_CLOCK,
     )
     return inventory, watcher
+
+
+def _inventory_config(config: ServerConfig) -> InventoryConfig:
+    return InventoryConfig(
+        app_labels=config.app_labels,
+        instance_id_label=config.instance_id_label,
+        zone_label=config.zone_label,
+        cell_label=config.cell_label,
+        pod_grace=config.pod_grace,
+    )
+
+
+def _peers(config: ServerConfig, metrics: Metrics, readiness: Readiness) -> list[PeerCluster]:
+    """Raises `ConfigurationError` that names the key."""
+    found = []
+    for peer in config.peer_clusters:
+        place = peer.place.resolved(config.cloud, config.region)
+        wanted = PeerConfig(
+            peer.name,
+            f"kubeconfig:{peer.kubeconfig}",
+            place.cloud,
+            place.region,
+            place.connection_class,
+            _inventory_config(config),
+        )
+        try:
+            found.append(PeerCluster(wanted, metrics=metrics, readiness=readiness, clock=SYSTEM_CLOCK))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"peer_clusters.{peer.name}: {error}") from error
+    return found
+
+
+def _networks(config: ServerConfig) -> tuple[NamedNetwork, ...]:
+    found = []
+    for one in config.networks:
+        place = one.place.resolved(config.cloud, config.region)
+        found.append(
+            NamedNetwork(
+                one.name,
+                one.cidrs,
+                place.cloud,
+                place.region,
+                place.connection_class,
+                one.zone,
+                one.service,
+                one.cluster,
+            )
+        )
+    return tuple(found)
 
 
 def _agents_tls(config: ServerConfig) -> ssl.SSLContext | None:

@@ -74,6 +74,10 @@ class Snapshot(Protocol):
         """Whether each address lies inside that node's spec.podCIDRs."""
         ...
 
+    def in_any_pod_cidr(self, family: Family, addresses: Addresses) -> NDArray[np.bool_]:
+        """Whether each address lies inside some node's spec.podCIDRs."""
+        ...
+
 
 class ClusterView(Protocol):
     """Whoever knows the cluster now."""

@@ -13,7 +13,7 @@ from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.ranges import RangeTable
 from kubenetmon.server.ranges.parse import parse
 from tests.beds.attribution import Flow
-from tests.beds.small_cluster import CONFIG, FILES, attribute, flow
+from tests.beds.small_cluster import CONFIG, FILES, NETWORKS, PEER, attribute, flow
 
 
 def one_row(one: Flow, config: AttributionConfig = CONFIG, node: str = "node-a") -> dict[str, Any]:
@@ -144,3 +144,60 @@ def test_ipv6_has_its_own_columns_and_is_ignored_where_the_table_has_none() -> N
 
 def test_nothing_in_nothing_out() -> None:
     assert attribute([], CONFIG) == ([], {}, 0)
+
+
+def place(row: dict[str, Any]) -> tuple[Any, ...]:
+    names = ("connectionClass", "remoteCloud", "remoteRegion", "remoteAvailabilityZone", "remoteCloudService")
+    return tuple(row[name] for name in (*names, "remoteCluster"))
+
+
+def test_a_named_network_says_where_its_remotes_are_before_private_and_provider_ranges() -> None:
+    # The original: INTRA_VPC in our own region for 10.70/16, the provider's answer for 198.51.100.100.
+    config = replace(CONFIG, networks=NETWORKS)
+    peering = ("INTER_REGION", "aws", "us-east-1", "use1-az1", "peering", "UNKNOWN")
+    partner = ("DEDICATED_LINE", "onprem", "berlin", "", "", "partner-cluster")
+    assert place(one_row(flow("10.1.1.5", "10.70.0.1"), config)) == peering
+    assert place(one_row(flow("fd00:1:1::5", "2001:db8:70::9"), config)) == peering
+    assert place(one_row(flow("10.1.1.5", "10.70.3.1"), config)) == partner  # the longer prefix
+    assert place(one_row(flow("10.1.1.5", "198.51.100.100"), config)) == partner
+    # What is known of the cluster comes before what the configuration says of an address.
+    own = replace(config, networks=(replace(NETWORKS[0], networks=(ipaddress.ip_network("10.1.0.0/16"),)),))
+    assert place(one_row(flow("10.1.1.5", "10.1.2.5"), own)) == (
+        "INTRA_VPC", "aws", "us-west-2", "zone-2", "", "blue"
+    )  # fmt: skip
+
+
+def test_a_pod_already_gone_elsewhere_is_in_the_cluster_whatever_its_address() -> None:
+    # The original looks the address up in the ranges: 203.0.113.17 would be the internet.
+    row = one_row(flow("10.1.1.5", "203.0.113.17"))
+    assert place(row) == ("INTRA_VPC", "aws", "us-west-2", "", "", "blue")
+    assert row["remotePod"] == ""
+
+
+def test_pods_and_nodes_of_a_peer_cluster_have_their_names_and_place() -> None:
+    def seen(address: str) -> dict[str, Any]:
+        rows, _, _ = attribute([flow("10.1.1.5", address)], CONFIG, peers=[PEER])
+        return rows[0]
+
+    green = ("INTER_REGION", "aws", "us-east-1", "zone-9", "", "green")
+    for address, pod, app in (
+        ("10.61.1.5", "payments", "payments"), ("198.51.100.41", "edge", "edge"), ("10.60.0.10", "", "host")
+    ):  # fmt: skip
+        row = seen(address)
+        assert place(row) == green
+        assert (row["remotePod"], row["remoteApp"], row["remoteNode"]) == (pod, app, "peer-1")
+    # The original, and we without peers: a private address like any other.
+    row = one_row(flow("10.1.1.5", "10.61.1.5"))
+    assert (row["connectionClass"], row["remotePod"], row["remoteCluster"]) == ("INTRA_VPC", "", "UNKNOWN")
+
+
+def test_an_address_of_ours_is_never_a_peers() -> None:
+    for address in ("10.1.2.5", "10.1.2.9"):  # a pod of ours; inside a pod network of ours
+        rows, _, _ = attribute([flow("10.1.1.5", address)], CONFIG, peers=[PEER])
+        assert rows[0]["remoteCluster"] == "blue"
+        assert "impostor" not in rows[0]["remotePod"]
+
+
+def test_a_peers_pod_is_never_local() -> None:
+    _, ignored, _ = attribute([flow("10.61.1.5", "198.51.100.1")], CONFIG, node="peer-1", peers=[PEER])
+    assert ignored == {"direction": (1, 5300, 8)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from kubenetmon.server.nodes import Network, Node
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges import RangeTable
 from kubenetmon.server.rows import RowsConfig
+from kubenetmon.server.unattributed import KEPT, Unattributed
 from kubenetmon.server.verdict import Verdict
 from tests.beds.attribution import CASE_TIME, Flow, Tuple, batch_of
 
@@ -94,6 +96,7 @@ def batch(flows: list[Flow] = MIXED, sequence: int = 1) -> FlowBatch:
 
 @dataclass
 class Rig:
+    unattributed: Unattributed
     pipeline: Pipeline
     inserter: RecordingInserter
     ranges: Ranges
@@ -129,7 +132,7 @@ async def build() -> AsyncIterator[Build]:
 
     def make(config: PipelineConfig | None = None, *, ready: bool = True, stores: bool = True) -> Rig:
         inserter, metrics = RecordingInserter(), Metrics(catalogue.SERVER_METRICS)
-        ranges = Ranges(RangeTable([]))
+        ranges, unattributed = Ranges(RangeTable([])), Unattributed(metrics=metrics)
         if ready:
             inserter.gate.set()
         pipeline = Pipeline(
@@ -140,9 +143,10 @@ async def build() -> AsyncIterator[Build]:
             inserter=inserter if stores else None,
             metrics=metrics,
             clock=SYSTEM_CLOCK,
+            unattributed=unattributed,
         )
         made.append(pipeline)
-        return Rig(pipeline, inserter, ranges, metrics)
+        return Rig(unattributed, pipeline, inserter, ranges, metrics)
 
     yield make
     for pipeline in made:
@@ -307,3 +311,36 @@ async def test_the_event_loop_stays_free_while_a_large_batch_is_encoded(build: B
     assert await rig.pipeline.process(large, time.time()) == COMMITTED
     watching.cancel()
     assert longest < 0.25
+
+
+async def test_what_finds_no_side_is_shown_by_cause_with_samples_and_no_more_than_a_few(build: Build) -> None:
+    rig = build()
+    for sequence in range(1, 41):
+        flows = [flow("203.0.113.1", "203.0.113.2", size=10 * sequence + number) for number in range(9)]
+        await rig.pipeline.process(batch([*flows, OURS], sequence), time.time())
+    stranger = replace(batch([OURS]), identity=BatchIdentity("node-x", bytes(16), 1))
+    await rig.pipeline.process(replace(stranger, ipv4=batch([STRANGERS]).ipv4), time.time())
+    shown = json.loads(rig.unattributed.page({}).body)
+    assert {cause: found["records"] for cause, found in shown.items()} == {
+        "unknown_node": 1, "both_unknown": 360, "both_elsewhere": 0, "no_node": 0
+    }  # fmt: skip
+    assert len(shown["both_unknown"]["samples"]) == KEPT
+    assert shown["unknown_node"]["samples"] == [
+        {
+            "time": "2025-11-24T16:01:00Z", "node": "node-x", "protocol": 6, "source": "203.0.113.1",
+            "source_port": 40000, "destination": "203.0.113.2", "destination_port": 80, "bytes": 5300,
+            "packets": 8,
+        }
+    ]  # fmt: skip
+    newest_and_largest = max(flow["bytes"] for flow in shown["both_unknown"]["samples"])
+    assert newest_and_largest == 5000 + 10 * 40 + 8
+    assert sum(rig.count(catalogue.NO_SIDE, cause=cause, unit="bytes") for cause in shown) == rig.count(
+        catalogue.SERVER_IGNORED, reason="direction", unit="bytes"
+    )
+
+
+async def test_a_batch_that_is_handed_back_leaves_no_trace_among_the_unattributed(build: Build) -> None:
+    rig = build()
+    rig.inserter.outcome = CommitOutcome.HANDED_BACK
+    await rig.pipeline.process(batch(), time.time())
+    assert json.loads(rig.unattributed.page({}).body)["both_unknown"]["records"] == 0

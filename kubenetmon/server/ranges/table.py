@@ -19,8 +19,10 @@ from kubenetmon.server.snapshot import Addresses, Family
 
 _LOW_HALF = (1 << 64) - 1
 
+Network = IPv4Network | IPv6Network
 
-def packed_network(network: IPv4Network | IPv6Network) -> bytes:
+
+def packed_network(network: Network) -> bytes:
     """A network as the key of a `PrefixMap`: address in network order and length."""
     return network.network_address.packed + bytes((network.prefixlen,))
 
@@ -48,7 +50,7 @@ class PrefixMap:
         self._divided6 = (np.bincount(high_rank) > 1) | (low[last] != 0)
 
     @classmethod
-    def of_networks(cls, networks: Iterable[IPv4Network | IPv6Network]) -> PrefixMap:
+    def of_networks(cls, networks: Iterable[Network]) -> PrefixMap:
         """Membership: 1 inside any of the networks, 0 outside."""
         return cls({packed_network(network): 1 for network in networks})
 
