@@ -91,7 +91,9 @@ class ServerConfig:
     cell_label: str = _key("", values.optional_text, "Pod label, else node label, for the cell; empty: none")
     pod_grace: float = _key(300.0, values.duration, "How long a deleted pod keeps its address")
     meter_host_network: bool = _key(
-        False, values.boolean, "Meter the traffic of nodes themselves, as app `host`"
+        False,
+        values.boolean,
+        "Meter the traffic of nodes: to the hostNetwork pod that alone declares the port, else as app `host`",
     )
     private_cidrs: tuple[Network, ...] = _key(
         values.networks("private_cidrs", ["100.64.0.0/10"]),

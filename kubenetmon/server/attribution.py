@@ -138,7 +138,11 @@ class Attributor:
             endpoint = cluster.pods(part.family, part[end], at)
             if self._config.meter_host_network:
                 node = cluster.nodes(part.family, part[end])
-                endpoint = np.where(node != 0, node, endpoint)
+                at_node = np.flatnonzero(node)
+                if len(at_node):
+                    address, port = part[end][at_node], part[f"{end}_port"][at_node]
+                    pod = cluster.host_pods(part.family, address, part["protocol"][at_node], port, at)
+                    endpoint[at_node] = np.where(pod != 0, pod, node[at_node])
             part.columns[f"{end}_endpoint"] = endpoint
 
     def _flag_codes(self, parts: Sequence[Working]) -> tuple[NDArray[np.intp], list[dict[str, bool]]]:

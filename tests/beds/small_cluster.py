@@ -69,6 +69,15 @@ NETWORKS = (
 CONFIG = AttributionConfig("aws", "us-west-2", "blue", ipv6=True)
 
 
+HOST_PODS = {
+    # name: node, app, ports
+    "exporter": ("node-a", "exporter", ((6, 9100), (17, 9100))),
+    "proxy": ("node-a", "", ((6, 80), (6, 8080))),
+    "rival": ("node-a", "rival", ((6, 80),)),
+}
+"""Pods on the host's network; proxy and rival both declare TCP port 80."""
+
+
 def _cluster(
     nodes: Mapping[str, tuple[str, list[str], list[str]]], pods: Mapping[str, tuple[str, str, str]]
 ) -> Snapshot:
@@ -85,6 +94,11 @@ def _cluster(
     for index, (address, (name, node, app)) in enumerate(pods.items()):
         of_pod = [numbers([address], version) for version in (4, 6)]
         pod = Pod(str(index), "default", name, node, app, "", "", 1, 1, True, of_pod[0], of_pod[1])
+        inventory.put_pod(pod, CASE_TIME - 600)
+    for name, (node, app, ports) in HOST_PODS.items() if nodes is NODES else ():
+        of_node = [numbers(nodes[node][1], version) for version in (4, 6)]
+        declared = tuple(protocol << 16 | port for protocol, port in ports)
+        pod = Pod(name, "system", name, node, app, "", "", 1, 1, False, of_node[0], of_node[1], declared)
         inventory.put_pod(pod, CASE_TIME - 600)
     return inventory.snapshot()
 
@@ -120,7 +134,10 @@ def attribute(
     return rows, ignored, attributed.empty_region
 
 
-def flow(source: str, destination: str, protocol: int = 6, dialled: str = "") -> Flow:
-    """A flow of 300 bytes there (3 packets) and 5000 back (5); `dialled`: the address before DNAT."""
+def flow(source: str, destination: str, protocol: int = 6, dialled: str = "", port: int = 8080) -> Flow:
+    """A flow of 300 bytes there (3 packets) and 5000 back (5) from port 40000 to `port`.
+
+    `dialled`: the address before DNAT.
+    """
     original = Tuple(source, 40000, dialled or destination, 80, 3, 300)
-    return Flow(protocol, original, Tuple(destination, 8080, source, 40000, 5, 5000))
+    return Flow(protocol, original, Tuple(destination, port, source, 40000, 5, 5000))

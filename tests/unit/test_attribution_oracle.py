@@ -16,6 +16,7 @@ from kubenetmon.server.attribution import AttributionConfig
 from tests.beds.attribution import Flow, Tuple
 from tests.beds.small_cluster import (
     GONE,
+    HOST_PODS,
     NETWORKS,
     NODES,
     PEER,
@@ -74,9 +75,16 @@ def by_the_rules(one: Flow, node: str, config: AttributionConfig, peers: bool) -
     if not config.meter_host_network and (source in node_by_address or destination in node_by_address):
         return "node"
 
-    def describe(address: str) -> dict[str, str] | None:
+    def describe(address: str, port: int) -> dict[str, str] | None:
         if address in node_by_address:
             name = node_by_address[address]
+            alone = [
+                {"Pod": pod, "Node": name, "AvailabilityZone": NODES[name][0], "App": app or "host"}
+                for pod, (on, app, ports) in HOST_PODS.items()
+                if on == name and (one.protocol, port) in ports
+            ]
+            if len(alone) == 1:
+                return alone[0]
             return {"Pod": "", "Node": name, "AvailabilityZone": NODES[name][0], "App": "host"}
         if address in PODS:
             pod, on, app = PODS[address]
@@ -85,7 +93,7 @@ def by_the_rules(one: Flow, node: str, config: AttributionConfig, peers: bool) -
             return {"Pod": "", "Node": node, "AvailabilityZone": NODES[node][0], "App": "", "gone": "yes"}
         return None
 
-    src, dst = describe(source), describe(destination)
+    src, dst = describe(source, one.original.source_port), describe(destination, one.reply.source_port)
 
     def known(end: dict[str, str] | None) -> bool:
         return end is not None and "gone" not in end
@@ -145,7 +153,7 @@ def by_the_rules(one: Flow, node: str, config: AttributionConfig, peers: bool) -
 
     def side(prefix: str, end: dict[str, str] | None) -> dict[str, str]:
         shown = {key: value for key, value in (end or nothing).items() if key != "gone"}
-        shown["Namespace"] = "default" if shown["Pod"] else ""
+        shown["Namespace"] = "system" if shown["Pod"] in HOST_PODS else "default" if shown["Pod"] else ""
         return {prefix + key: value for key, value in shown.items()}
 
     return {
@@ -186,7 +194,7 @@ COUNTER = st.sampled_from([0, 0, 1, 7, 1500, 2**40])
 def flows(draw: st.DrawFn) -> Flow:
     pool = st.sampled_from(INTERESTING4) if draw(st.integers(0, 3)) else st.sampled_from(INTERESTING6)
     source, destination, dialled, seen_from = (draw(pool) for _ in range(4))
-    ports = draw(st.tuples(*[st.sampled_from([1, 80, 65535])] * 4))
+    ports = draw(st.tuples(*[st.sampled_from([1, 80, 8080, 9100])] * 4))
     original = Tuple(source, ports[0], dialled, ports[1], draw(COUNTER), draw(COUNTER))
     reply = Tuple(destination, ports[2], seen_from, ports[3], draw(COUNTER), draw(COUNTER))
     return Flow(draw(st.sampled_from([6, 17])), original, reply)

@@ -110,6 +110,29 @@ def test_node_traffic_is_metered_to_the_node_on_request() -> None:
     assert (row["localPod"], row["remoteNode"], row["remoteCluster"]) == ("client", "node-b", "blue")
 
 
+def test_node_traffic_is_a_host_network_pods_where_it_alone_has_the_port() -> None:
+    # The original ignores all of it.
+    host = replace(CONFIG, meter_host_network=True)
+
+    def seen(side: str, *flows_of: Any, **more: Any) -> tuple[str, ...]:
+        row = one_row(flow(*flows_of, **more), host)
+        return tuple(row[f"{side}{name}"] for name in ("Pod", "Namespace", "Node", "App"))
+
+    assert seen("local", "198.51.100.1", "172.20.0.10", port=9100) == (
+        "exporter", "system", "node-a", "exporter"
+    )  # fmt: skip
+    assert seen("remote", "10.1.1.5", "172.20.0.10", port=8080) == ("proxy", "system", "node-a", "host")
+    assert seen("local", "fd00:9::1", "fd00:20::10", port=9100)[0] == "exporter"
+    node = ("", "", "node-a", "host")
+    assert seen("local", "198.51.100.1", "172.20.0.10", port=80) == node, "two have it"
+    assert seen("local", "198.51.100.1", "172.20.0.10", port=22) == node
+    assert seen("local", "172.20.0.10", "198.51.100.1", port=9100) == node, "the port of the other end"
+    assert seen("remote", "10.1.1.5", "172.20.0.11", port=9100)[:3] == ("", "", "node-b"), "another node's"
+    tcp_only = replace(host, ignore_udp=False)
+    rows, _, _ = attribute([flow("10.1.1.5", "172.20.0.10", protocol=17, port=8080)], tcp_only)
+    assert rows[0]["remotePod"] == ""
+
+
 def test_flags_name_who_opened_the_connection_and_the_networks_of_the_remote() -> None:
     nat = (ipaddress.ip_network("203.0.113.250/32"),)
     config = replace(CONFIG, connection_flags={"NAT_GATEWAY": nat, "NONE": ()})
