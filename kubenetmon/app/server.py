@@ -24,6 +24,8 @@ from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
 from kubenetmon.server.attributed import NamedNetwork
 from kubenetmon.server.attribution import AttributionConfig, Attributor
+from kubenetmon.server.explain import PATH as EXPLAIN_PATH
+from kubenetmon.server.explain import Explainer
 from kubenetmon.server.inventory import Inventory, InventoryConfig
 from kubenetmon.server.machine import MachineCluster, MachineConfig
 from kubenetmon.server.peers import PeerCluster, PeerConfig
@@ -31,7 +33,6 @@ from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig
 from kubenetmon.server.receiver import Receiver, ReceiverConfig
 from kubenetmon.server.rows import RowsConfig
-from kubenetmon.server.snapshot import ClusterView
 from kubenetmon.server.unattributed import PATH as UNATTRIBUTED_PATH
 from kubenetmon.server.unattributed import Unattributed
 from kubenetmon.server.watcher import Watcher, WatcherConfig
@@ -103,6 +104,19 @@ async def build_server(
     peers = _peers(config, metrics, readiness)
     unattributed = Unattributed(metrics=metrics)
     sink, inserter = await _clickhouse(config, metrics, readiness, ipv6_table=ipv6_table)
+    attributor = Attributor(
+        AttributionConfig(
+            cloud=config.cloud,
+            region=config.region,
+            cluster=config.cluster,
+            ignore_udp=config.ignore_udp,
+            meter_host_network=config.meter_host_network,
+            private_cidrs=config.private_cidrs,
+            networks=_networks(config),
+            connection_flags=dict(config.connection_flags),
+            ipv6=True,
+        )
+    )
     pipeline = Pipeline(
         PipelineConfig(
             rows=RowsConfig(config.environment, config.cloud, config.region, config.cluster),
@@ -110,25 +124,22 @@ async def build_server(
         ),
         cluster=cluster,
         ranges=ranges,
-        attributor=Attributor(
-            AttributionConfig(
-                cloud=config.cloud,
-                region=config.region,
-                cluster=config.cluster,
-                ignore_udp=config.ignore_udp,
-                meter_host_network=config.meter_host_network,
-                private_cidrs=config.private_cidrs,
-                networks=_networks(config),
-                connection_flags=dict(config.connection_flags),
-                ipv6=True,
-            )
-        ),
+        attributor=attributor,
         inserter=inserter,
         metrics=metrics,
         clock=SYSTEM_CLOCK,
         unattributed=unattributed,
         peers=peers,
     )
+    explainer = Explainer(
+        config.cluster,
+        cluster=cluster,
+        peers=peers,
+        ranges=ranges,
+        attributor=attributor,
+        clock=SYSTEM_CLOCK,
+    )
+    pages = {UNATTRIBUTED_PATH: unattributed.page, EXPLAIN_PATH: explainer.page}
     receiver = Receiver(
         ReceiverConfig(
             host=listen_host, port=config.grpc_port, max_connection_age=config.max_grpc_connection_age
@@ -141,7 +152,7 @@ async def build_server(
     )
     components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part]
     components += [*peers, receiver]
-    return ServerParts(tuple(components), {UNATTRIBUTED_PATH: unattributed.page}, receiver, pipeline, sink)
+    return ServerParts(tuple(components), pages, receiver, pipeline, sink)
 
 
 async def _clickhouse(
@@ -171,7 +182,7 @@ async def _clickhouse(
 
 def _cluster(
     config: ServerConfig, metrics: Metrics, readiness: Readiness, node_name: str
-) -> tuple[ClusterView, Component]:
+) -> tuple[Inventory | MachineCluster, Component]:
     if config.kubernetes_source == "machine":
         machine = MachineCluster(MachineConfig(node_name), clock=SYSTEM_CLOCK)
         return machine, machine
@@ -217,7 +228,8 @@ def _peers(config: ServerConfig, metrics: Metrics, readiness: Readiness) -> list
         try:
             found.append(PeerCluster(wanted, metrics=metrics, readiness=readiness, clock=SYSTEM_CLOCK))
         except ConfigurationError as error:
-            raise ConfigurationError(f"peer_clusters.{peer.name}: {error}") from error
+            reason = str(error).removeprefix("kubernetes_source: ")
+            raise ConfigurationError(f"peer_clusters.{peer.name}: {reason}") from error
     return found
 
 

@@ -130,6 +130,24 @@ class NoSide:
 
 
 @dataclass(frozen=True, slots=True)
+class Remote:
+    """What a row says of one remote; `rule` indexes `RULES`."""
+
+    cloud: str
+    region: str
+    service: str
+    zone: str
+    cluster: str
+    node: str
+    namespace: str
+    pod: str
+    app: str
+    connection_class: str
+    flags: tuple[str, ...]
+    rule: int
+
+
+@dataclass(frozen=True, slots=True)
 class Side:
     """One end of n records.
 

@@ -24,12 +24,14 @@ from kubenetmon.server.attributed import (
     NamedNetwork,
     NoSide,
     Peer,
+    Remote,
     World,
 )
 from kubenetmon.server.classification import CARRIER_GRADE_NAT, Classifier
+from kubenetmon.server.ranges.parse import Label
 from kubenetmon.server.ranges.table import Network, PrefixMap, RangeTable
-from kubenetmon.server.snapshot import Snapshot
-from kubenetmon.server.working import Working, joined, side
+from kubenetmon.server.snapshot import Family, Snapshot
+from kubenetmon.server.working import Working, joined, one_record, side
 
 LOCAL_INITIATED = "LOCAL_INITIATED"
 MOST_FLAGS = 15
@@ -120,6 +122,49 @@ class Attributor:
             ignored=ignored,
             no_side=no_side,
             empty_region=empty_region,
+        )
+
+    def as_remote(
+        self,
+        family: Family,
+        address: int,
+        port: int,
+        at: int,
+        cluster: Snapshot,
+        ranges: RangeTable,
+        peers: Sequence[Peer] = (),
+    ) -> Remote | None:
+        """What would be said at Unix second `at` of a remote with that address (a number), for TCP.
+
+        None where its records are ignored as node traffic.
+        """
+        part = Working(one_record(family, address, port), {})
+        self._find_endpoints(part, cluster, at)
+        if not len(part):
+            return None
+        part.columns["local_is_source"] = np.zeros(1, np.bool_)
+        world = World(cluster, self._config.cluster, "", peers, self._config.networks)
+        placed = self._classifier.placed(ranges, peers)
+        self._classifier.classify(
+            part, at, cluster=cluster, world=world, peers=peers, ranges=ranges, placed=placed
+        )
+        strings = world.columns([int(part["remote_endpoint"][0])])
+        label = int(part["label"][0])
+        place = Label(self._config.cloud, self._config.region, "") if label < 0 else placed.labels[label]
+        code, flags = self._flag_codes([part])
+        return Remote(
+            cloud=place.cloud,
+            region=place.region,
+            service=place.service,
+            zone=strings["zone"][0],
+            cluster=strings["cluster"][0],
+            node=strings["node"][0],
+            namespace=strings["namespace"][0],
+            pod=strings["pod"][0],
+            app=strings["app"][0],
+            connection_class=placed.classes[int(part["class"][0])],
+            flags=tuple(flags[int(code[0])]),
+            rule=int(part["rule"][0]),
         )
 
     def _find_endpoints(self, part: Working, cluster: Snapshot, at: int) -> None:

@@ -162,6 +162,11 @@ class Inventory:
         self._generation: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self._snapshot: ClusterSnapshot | None = None
 
+    @property
+    def inventory(self) -> Inventory:
+        """Itself: as whoever holds one."""
+        return self
+
     def counts(self) -> dict[Kind, int]:
         """How many objects of each kind exist now."""
         return {"pods": len(self._pods), "nodes": len(self._nodes), "services": len(self._services)}

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kubenetmon.model import FlowRecords
+from kubenetmon.model import TCP, FlowRecords
 from kubenetmon.server.attributed import NOTHING_IGNORED, Ignored, Sample, Side
+from kubenetmon.server.snapshot import Addresses, Family
 
 
 class Working:
@@ -90,6 +91,21 @@ class Working:
         first = self.columns[if_source]
         choice = self.columns["local_is_source"]
         return np.where(choice if first.ndim == 1 else choice[:, None], first, self.columns[otherwise])
+
+
+def one_address(family: Family, address: int) -> Addresses:
+    """An address, a number, as a column of one."""
+    if family == 4:
+        return np.array([address], np.uint32)
+    return np.array([[address >> 64, address & (1 << 64) - 1]], np.uint64)
+
+
+def one_record(family: Family, address: int, port: int) -> FlowRecords:
+    """A TCP flow of nothing, opened by that endpoint and answered by it."""
+    addresses: Any = one_address(family, address)
+    ports, counter = np.array([port], np.uint16), np.zeros(1, np.uint64)
+    columns = [*[addresses] * 4, *[ports] * 4, *[counter] * 4]
+    return FlowRecords(family, np.array([TCP], np.uint8), *columns)
 
 
 def side(parts: Sequence[Working], of: Callable[[Working, str], NDArray[Any]], endpoint: str) -> Side:

@@ -13,7 +13,6 @@ from kubenetmon.server.inventory import Inventory, InventoryConfig, Pod
 from kubenetmon.server.nodes import Network, Node
 from kubenetmon.server.ranges import RangeTable
 from kubenetmon.server.rows import RowsConfig, columns
-from kubenetmon.server.snapshot import Snapshot
 from tests.beds.attribution import CASE_TIME, Flow, Tuple, batch_of, load_ranges, plain_rows
 
 FILES = Path(__file__).parents[1] / "data" / "ranges"
@@ -80,7 +79,7 @@ HOST_PODS = {
 
 def _cluster(
     nodes: Mapping[str, tuple[str, list[str], list[str]]], pods: Mapping[str, tuple[str, str, str]]
-) -> Snapshot:
+) -> Inventory:
     def numbers(texts: Sequence[str], version: int) -> tuple[int, ...]:
         return tuple(int(one) for one in map(ipaddress.ip_address, texts) if one.version == version)
 
@@ -100,11 +99,13 @@ def _cluster(
         declared = tuple(protocol << 16 | port for protocol, port in ports)
         pod = Pod(name, "system", name, node, app, "", "", 1, 1, False, of_node[0], of_node[1], declared)
         inventory.put_pod(pod, CASE_TIME - 600)
-    return inventory.snapshot()
+    return inventory
 
 
-SNAPSHOT = _cluster(NODES, PODS)
-PEER = Peer("green", "aws", "us-east-1", "INTER_REGION", _cluster(PEER_NODES, PEER_PODS))
+INVENTORY = _cluster(NODES, PODS)
+SNAPSHOT = INVENTORY.snapshot()
+PEER_INVENTORY = _cluster(PEER_NODES, PEER_PODS)
+PEER = Peer("green", "aws", "us-east-1", "INTER_REGION", PEER_INVENTORY.snapshot())
 
 
 def attribute(

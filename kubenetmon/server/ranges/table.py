@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.server.ranges.parse import NO_LABEL, Label, ProviderRanges, resolve
+from kubenetmon.server.ranges.prefixes import PrefixList
 from kubenetmon.server.snapshot import Addresses, Family
 
 _LOW_HALF = (1 << 64) - 1
@@ -122,6 +123,7 @@ class RangeTable:
         for prefix, label in winners.items():
             values[prefix] = ids.setdefault(label, len(ids))
         self._map = PrefixMap(values)
+        self._list = PrefixList(values)
         self.labels: Sequence[Label] = tuple(ids)
         self.prefixes = len(winners)
         self._regions: dict[str, set[str]] = {}
@@ -136,11 +138,15 @@ class RangeTable:
     @property
     def nbytes(self) -> int:
         """Memory of the arrays."""
-        return self._map.nbytes
+        return self._map.nbytes + self._list.nbytes
 
     def lookup(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
         """The id of each address' label, shape (n,); 0 = in nobody's ranges."""
         return self._map.lookup(family, addresses)
+
+    def holders(self, family: Family, address: int) -> list[tuple[Network, Label]]:
+        """Every prefix that holds the address, the longest (which `lookup` answers with) first."""
+        return [(one.network, self.labels[one.value]) for one in self._list.holders(family, address)]
 
     def covers(self, cloud: str) -> bool:
         """True when the ranges of that cloud's own regions are here, so that a miss means "not theirs"."""
