@@ -27,12 +27,14 @@ from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.explain import PATH as EXPLAIN_PATH
 from kubenetmon.server.explain import Explainer
 from kubenetmon.server.inventory import Inventory, InventoryConfig
+from kubenetmon.server.latecomers import Latecomers, LatecomersConfig
 from kubenetmon.server.machine import MachineCluster, MachineConfig
 from kubenetmon.server.peers import PeerCluster, PeerConfig
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig
 from kubenetmon.server.receiver import Receiver, ReceiverConfig
 from kubenetmon.server.rows import RowsConfig
+from kubenetmon.server.snapshot import ClusterView
 from kubenetmon.server.unattributed import PATH as UNATTRIBUTED_PATH
 from kubenetmon.server.unattributed import Unattributed
 from kubenetmon.server.watcher import Watcher, WatcherConfig
@@ -130,6 +132,7 @@ async def build_server(
         clock=SYSTEM_CLOCK,
         unattributed=unattributed,
         peers=peers,
+        latecomers=_latecomers(config, cluster, metrics),
     )
     explainer = Explainer(
         config.cluster,
@@ -200,6 +203,14 @@ def _cluster(
         clock=SYSTEM_CLOCK,
     )
     return inventory, watcher
+
+
+def _latecomers(config: ServerConfig, cluster: ClusterView, metrics: Metrics) -> Latecomers | None:
+    """A machine of its own has no pods to wait for."""
+    if config.kubernetes_source == "machine":
+        return None
+    wanted = LatecomersConfig(patience=config.pod_wait)
+    return Latecomers(wanted, cluster=cluster, metrics=metrics, clock=SYSTEM_CLOCK)
 
 
 def _inventory_config(config: ServerConfig) -> InventoryConfig:

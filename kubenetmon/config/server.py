@@ -90,6 +90,9 @@ class ServerConfig:
     zone_label: str = _key("topology.kubernetes.io/zone", values.text, "Node label for the zone")
     cell_label: str = _key("", values.optional_text, "Pod label, else node label, for the cell; empty: none")
     pod_grace: float = _key(300.0, values.duration, "How long a deleted pod keeps its address")
+    pod_wait: float = _key(
+        2.0, values.duration, "How long a batch waits for pods that the Kubernetes API has not shown yet"
+    )
     meter_host_network: bool = _key(
         False,
         values.boolean,

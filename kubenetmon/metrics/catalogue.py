@@ -288,6 +288,12 @@ NO_SIDE = MetricSpec(
     "/debug/unattributed has samples.",
     {"cause": ("unknown_node", "both_unknown", "both_elsewhere", "no_node"), "unit": _UNITS},
 )
+LATE_ADDRESSES = MetricSpec(
+    "kubenetmon_server_late_addresses_total",
+    Kind.COUNTER,
+    "Local addresses that a batch waited for (pod_wait), by whether the Kubernetes API showed them in time.",
+    {"outcome": ("known", "unknown")},
+)
 RANGE_PREFIXES = MetricSpec(
     "kubenetmon_server_range_prefixes",
     Kind.GAUGE,
@@ -373,6 +379,7 @@ SERVER_METRICS = (
     PEER_OBJECTS,
     PEER_FOLLOWED,
     NO_SIDE,
+    LATE_ADDRESSES,
     RANGE_PREFIXES,
     RANGE_AGE,
     CLICKHOUSE_ERRORS,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kubenetmon.server.endpoints import Description
 from kubenetmon.server.ranges.parse import Label
 from kubenetmon.server.ranges.table import Network
-from kubenetmon.server.snapshot import EndpointTable, Snapshot
+from kubenetmon.server.snapshot import Addresses, EndpointTable, Family, Snapshot
 
 CLASSES = ("UNKNOWN", "INTRA_VPC", "INTRA_REGION", "INTER_REGION", "PUBLIC_INTERNET")
 """connectionClass by code; classes that the configuration names come behind these."""
@@ -231,7 +231,8 @@ class Attributed:
     `connection_class` indexes `classes`; `label` indexes `labels` or is `OWN_LABEL`; `flag_code` indexes
     `flags`; `rule` indexes `RULES`. `ignored` is by reason (udp, node, direction, ipv6), without those that
     took no record; `no_side` tells the causes of "direction" apart. `empty_region` counts the records kept as
-    UNKNOWN because their range of our own cloud names no region.
+    UNKNOWN because their range of our own cloud names no region. `strangers`: by family, distinct addresses
+    (some, if there are very many) that are or may be local and that no pod is known to have.
     """
 
     world: World
@@ -252,6 +253,7 @@ class Attributed:
     ignored: Mapping[str, Ignored]
     no_side: Mapping[str, NoSide]
     empty_region: int
+    strangers: Mapping[Family, Addresses]
 
     def __len__(self) -> int:
         return len(self.protocol)

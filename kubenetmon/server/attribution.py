@@ -30,11 +30,12 @@ from kubenetmon.server.attributed import (
 from kubenetmon.server.classification import CARRIER_GRADE_NAT, Classifier
 from kubenetmon.server.ranges.parse import Label
 from kubenetmon.server.ranges.table import Network, PrefixMap, RangeTable
-from kubenetmon.server.snapshot import Family, Snapshot
+from kubenetmon.server.snapshot import Addresses, Family, Snapshot
 from kubenetmon.server.working import Working, joined, one_record, side
 
 LOCAL_INITIATED = "LOCAL_INITIATED"
 MOST_FLAGS = 15
+MOST_STRANGERS = 500
 SAMPLES = 3
 """Records shown of a batch for each cause of having no side."""
 
@@ -81,6 +82,7 @@ class Attributor:
         """Who sent and received what in this batch, as the clusters and the ranges given know it."""
         ignored: dict[str, Ignored] = {}
         no_side: dict[str, NoSide] = {}
+        strangers: dict[Family, Addresses] = {}
         empty_region = 0
         parts = [Working(records, ignored) for records in (batch.ipv4, batch.ipv6)]
         node_name = batch.identity.node_name
@@ -93,15 +95,15 @@ class Attributor:
             if part.family == 6 and not self._config.ipv6:
                 part.ignore("ipv6", np.ones(len(part), np.bool_))
             self._find_endpoints(part, cluster, at)
-            _find_sides(part, cluster, node_name, no_side)
+            homeless = _find_sides(part, cluster, node_name, no_side)
+            part.columns["local_endpoint"] = part.of_local("_endpoint")
+            strangers[part.family] = _strangers(part, homeless)
             empty_region += self._classifier.classify(
                 part, at, cluster=cluster, world=world, peers=peers, ranges=ranges, placed=placed
             )
         if len(parts[1]) == 0:
             parts = parts[:1]
         code, flags = self._flag_codes(parts)
-        for part in parts:
-            part.columns["local_endpoint"] = part.of_local("_endpoint")
         return Attributed(
             world=world,
             labels=placed.labels,
@@ -122,6 +124,7 @@ class Attributor:
             ignored=ignored,
             no_side=no_side,
             empty_region=empty_region,
+            strangers={part.family: some for part in parts if len(some := strangers[part.family])},
         )
 
     def as_remote(
@@ -209,8 +212,13 @@ class Attributor:
         return mask, flags
 
 
-def _find_sides(part: Working, cluster: Snapshot, node_name: str, no_side: dict[str, NoSide]) -> None:
-    """Rule 6: which end lives on the reporting node."""
+def _find_sides(
+    part: Working, cluster: Snapshot, node_name: str, no_side: dict[str, NoSide]
+) -> list[Addresses]:
+    """Rule 6: which end lives on the reporting node.
+
+    Returns the ends of the records taken out of which neither is known: one of them may be a pod of the node.
+    """
     here = cluster.node_id(node_name)
     node_of = cluster.table.node_id
     on_node, elsewhere, unknown, gone = {}, {}, {}, {}
@@ -239,7 +247,7 @@ def _find_sides(part: Working, cluster: Snapshot, node_name: str, no_side: dict[
     part.columns["local_is_source"] = local_is_source
     nowhere = ~(local_is_source | local_is_destination)
     if not nowhere.any():
-        return
+        return []
     both_unknown = nowhere & unknown["source"] & unknown["destination"]
     both_elsewhere = nowhere & elsewhere["source"] & elsewhere["destination"]
     causes = dict.fromkeys(NO_SIDE_CAUSES, np.zeros(len(part), np.bool_))
@@ -253,4 +261,14 @@ def _find_sides(part: Working, cluster: Snapshot, node_name: str, no_side: dict[
             before = no_side.get(cause, NoSide(Ignored(0, 0, 0), ()))
             samples = (*before.samples, *part.largest(which, SAMPLES))
             no_side[cause] = NoSide(before.total + part.total(which), samples)
+    homeless = [part[end][both_unknown] for end in ("source", "destination")] if here else []
     part.ignore("direction", nowhere)
+    return homeless
+
+
+def _strangers(part: Working, homeless: Sequence[Addresses]) -> Addresses:
+    unknown = np.flatnonzero(part["local_endpoint"] <= 0)
+    if not len(unknown) and not homeless:
+        return part["source"][:0]
+    found: Addresses = np.unique(np.concatenate([part.of_local("")[unknown], *homeless]), axis=0)
+    return found[:MOST_STRANGERS]

@@ -32,8 +32,9 @@ from kubenetmon.proto import Outcome
 from kubenetmon.server import rows
 from kubenetmon.server.attributed import NOTHING_IGNORED, Attributed, Ignored, NoSide, Peer
 from kubenetmon.server.attribution import Attributor
+from kubenetmon.server.latecomers import Latecomers
 from kubenetmon.server.ranges.table import RangeTable
-from kubenetmon.server.snapshot import ClusterView, Snapshot
+from kubenetmon.server.snapshot import Addresses, ClusterView, Family, Snapshot
 from kubenetmon.server.unattributed import Unattributed
 from kubenetmon.server.verdict import Verdict
 
@@ -91,6 +92,14 @@ class _Leftover:
         self.ignored[reason] = self.ignored.get(reason, NOTHING_IGNORED) + part
 
 
+@dataclass(frozen=True, slots=True)
+class _Waits:
+    """That a batch is better attributed a little later, and for whose sake."""
+
+    latecomers: Latecomers
+    strangers: Mapping[Family, Addresses]
+
+
 class Pipeline:
     """Attributes, encodes and inserts batches."""
 
@@ -106,8 +115,12 @@ class Pipeline:
         clock: Clock,
         unattributed: Unattributed,
         peers: Sequence[PeerView] = (),
+        latecomers: Latecomers | None = None,
     ) -> None:
-        """Without an inserter batches are attributed, counted and acknowledged, and nothing is stored."""
+        """Without an inserter batches are attributed, counted and acknowledged, and nothing is stored.
+
+        Without `latecomers` no batch waits for pods.
+        """
         self._config = config
         self._cluster = cluster
         self._ranges = ranges
@@ -117,6 +130,7 @@ class Pipeline:
         self._clock = clock
         self._unattributed = unattributed
         self._peers = peers
+        self._latecomers = latecomers
         self._in_flight: dict[str, asyncio.Task[Verdict]] = {}
         self._committed: OrderedDict[str, None] = OrderedDict()
         self._slots = asyncio.Semaphore(config.inserters)
@@ -168,7 +182,14 @@ class Pipeline:
             async with self._slots:
                 waited = (self._clock.monotonic() - waiting_since) * 1e6
                 self._metrics.observe(catalogue.ENQUEUE_WAIT, waited, type="succeeded")
-                verdict = await self._store(batch, received_at, leftover)
+                stored = await self._store(batch, received_at, leftover)
+            if isinstance(stored, _Waits):
+                # Outside of the slot: who waits for a pod keeps no one else waiting.
+                await stored.latecomers.wait(stored.strangers)
+                async with self._slots:
+                    stored = await self._store(batch, received_at, leftover, patient=False)
+            assert isinstance(stored, Verdict)
+            verdict = stored
         except KubenetmonError as error:
             logger.error("Batch %s waits at the agent: %s", batch.identity.token, error)
             self._metrics.add(catalogue.SERVER_ERRORS, type="enqueuing_failed")
@@ -186,19 +207,30 @@ class Pipeline:
                 self._count(catalogue.SERVER_HANDED_BACK, batch)
         return verdict
 
-    async def _store(self, batch: FlowBatch, received_at: float, leftover: _Leftover) -> Verdict:
-        """Attribute, encode, commit; fills `leftover` with what makes no rows."""
-        inserter = self._inserter
+    async def _store(
+        self, batch: FlowBatch, received_at: float, leftover: _Leftover, *, patient: bool = True
+    ) -> Verdict | _Waits:
+        """Attribute, encode, commit; fills `leftover` with what makes no rows.
+
+        One that is patient and meets pods it does not know gives the batch back, and `leftover` untouched.
+        """
+        inserter, not_kept = self._inserter, NOTHING_IGNORED
         schema = None if inserter is None else await inserter.wait_schema()
         if schema is not None and not schema.has_ipv6 and len(batch.ipv6):
             # Only the table says whether IPv6 can be kept; without the columns such rows would merge.
             ipv6 = batch.ipv6
-            leftover.add("ipv6", Ignored(len(ipv6), ipv6.total_bytes(), ipv6.total_packets()))
+            not_kept = Ignored(len(ipv6), ipv6.total_bytes(), ipv6.total_packets())
             batch = replace(batch, ipv6=empty_records(6))
         peers = [view.peer() for view in self._peers]
         attributed, block = await asyncio.get_running_loop().run_in_executor(
             self._worker, self._encode, batch, self._cluster.snapshot(), peers, self._ranges.table, schema
         )
+        if patient and self._latecomers is not None and attributed.strangers:
+            fresh = self._latecomers.fresh(attributed.strangers)
+            if fresh:
+                return _Waits(self._latecomers, fresh)
+        if not_kept.records:
+            leftover.add("ipv6", not_kept)
         for reason, part in attributed.ignored.items():
             leftover.add(reason, part)
         leftover.no_side = attributed.no_side
