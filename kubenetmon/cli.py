@@ -17,6 +17,9 @@ from kubenetmon.errors import ConfigurationError
 if TYPE_CHECKING:
     from kubenetmon.config.server import ServerConfig
 
+SINGLE_MACHINE_DATABASE = Path("/var/lib/kubenetmon/clickhouse")
+"""Where `--role all` keeps its rows unless told."""
+
 _DESCRIPTION = """\
 Exact data-transfer metering for Kubernetes: an agent on every node reads the kernel's conntrack counters, a
 server attributes them to workloads, zones, cloud regions and services, and ClickHouse keeps the rows.
@@ -71,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_options(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
+    _add_ask(commands)
     _add_schema(commands)
     _add_ranges(commands)
     for name, text, handler in (
@@ -112,6 +116,16 @@ def _add_demo(commands: Any) -> None:
         return main(options)
 
     command.set_defaults(command="demo", handler=handler)
+
+
+def _add_ask(commands: Any) -> None:
+    from kubenetmon.report import arguments
+
+    text = "ask the table: who talks to whom, across zones, to S3, how evenly, how near to a limit"
+    arguments.add_ask(
+        commands.add_parser("ask", help=text, formatter_class=argparse.RawDescriptionHelpFormatter),
+        _add_config_options,
+    ).set_defaults(command="ask", handler=_ask)
 
 
 def _add_schema(commands: Any) -> None:
@@ -182,8 +196,10 @@ def _clickhouse_config(options: argparse.Namespace) -> ServerConfig:
 
     path = options.config or (server.DEFAULT_PATH if server.DEFAULT_PATH.exists() else None)
     placeholders = {"environment": "development", "cloud": "none", "region": "none", "cluster": "none"}
-    if options.action == "print":
+    if getattr(options, "action", "") == "print":
         placeholders["clickhouse_endpoint"] = "localhost:9000"
+    elif options.command in ("ask", "cost") and SINGLE_MACHINE_DATABASE.is_dir():
+        placeholders["clickhouse_endpoint"] = f"chdb:{SINGLE_MACHINE_DATABASE}"
     return server.load(path, options.overrides, placeholders)
 
 
@@ -200,6 +216,12 @@ def _schema(options: argparse.Namespace) -> int:
         ttl_days=options.ttl_days,
     )
     return asyncio.run(run_schema(options.action, config, wanted))
+
+
+def _ask(options: argparse.Namespace) -> int:
+    from kubenetmon.app.report import run_ask
+
+    return asyncio.run(run_ask(options, _clickhouse_config(options)))
 
 
 def _ranges(options: argparse.Namespace) -> int:
