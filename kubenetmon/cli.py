@@ -126,6 +126,11 @@ def _add_ask(commands: Any) -> None:
         commands.add_parser("ask", help=text, formatter_class=argparse.RawDescriptionHelpFormatter),
         _add_config_options,
     ).set_defaults(command="ask", handler=_ask)
+    text = "what the transfers cost, at list prices or your own; compare with a bill"
+    arguments.add_cost(
+        commands.add_parser("cost", help=text, formatter_class=argparse.RawDescriptionHelpFormatter),
+        _add_config_options,
+    ).set_defaults(command="cost", handler=_cost)
 
 
 def _add_schema(commands: Any) -> None:
@@ -222,6 +227,12 @@ def _ask(options: argparse.Namespace) -> int:
     from kubenetmon.app.report import run_ask
 
     return asyncio.run(run_ask(options, _clickhouse_config(options)))
+
+
+def _cost(options: argparse.Namespace) -> int:
+    from kubenetmon.app.report import run_cost
+
+    return asyncio.run(run_cost(options, _clickhouse_config(options)))
 
 
 def _ranges(options: argparse.Namespace) -> int:

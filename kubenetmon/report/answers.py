@@ -11,7 +11,7 @@ import io
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kubenetmon.report import text
@@ -27,11 +27,13 @@ FORMATS = ("table", "json", "csv")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`name` is the key in JSON and CSV, `title` the head of the table's column."""
+    """`name` is the key in JSON and CSV, `title` the head of the table's column; `wide` columns are in JSON
+    and CSV only."""
 
     name: str
     kind: Kind = "text"
     title: str = ""
+    wide: bool = False
 
     @property
     def head(self) -> str:
@@ -41,7 +43,8 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Rows under columns. `notes` say what is and is not in them, a sentence each; `sql` is the query."""
+    """Rows under columns. `notes` say what is and is not in them, a sentence each; `sql` is the query;
+    `summary` are amounts over all rows, as decimal text."""
 
     name: str
     title: str
@@ -51,6 +54,7 @@ class Answer:
     until: int
     notes: tuple[str, ...] = ()
     sql: str = ""
+    summary: Mapping[str, str] = field(default_factory=dict)
 
     def records(self) -> list[dict[str, Any]]:
         """The rows as objects."""
@@ -66,6 +70,7 @@ class Answer:
             "until": self.until,
             "columns": [{"name": one.name, "kind": one.kind, "title": one.head} for one in self.columns],
             "rows": self.records(),
+            "summary": dict(self.summary),
             "notes": list(self.notes),
         }
 
@@ -90,14 +95,20 @@ def cell(value: Any, kind: Kind) -> str:
 def _table(answer: Answer) -> str:
     lines = [f"{answer.title}, {moment(answer.since)} to {moment(answer.until)} UTC", ""]
     if answer.rows:
-        kinds = [column.kind for column in answer.columns]
-        shown = [[cell(value, kind) for value, kind in zip(row, kinds, strict=True)] for row in answer.rows]
-        right = [index for index, kind in enumerate(kinds) if kind not in ("text", "time")]
-        lines.append(text.table([column.head for column in answer.columns], shown, right=right))
+        kept = [(index, column) for index, column in enumerate(answer.columns) if not column.wide]
+        shown = [[cell(row[index], column.kind) for index, column in kept] for row in answer.rows]
+        right = [at for at, (_, column) in enumerate(kept) if column.kind not in ("text", "time")]
+        lines.append(text.table([column.head for _, column in kept], shown, right=right))
     else:
         lines.append("Nothing was found.")
     if answer.notes:
-        lines += ["", *(textwrap.fill(note, _NOTE_WIDTH) for note in answer.notes)]
+        lines += [
+            "",
+            *(
+                textwrap.fill(note, _NOTE_WIDTH, break_long_words=False, break_on_hyphens=False)
+                for note in answer.notes
+            ),
+        ]
     return "\n".join(lines)
 
 
@@ -144,5 +155,5 @@ _SHOWN: Mapping[str, Any] = {
     "time": lambda value: moment(value) if value else "",
     "ratio": lambda value: f"{value:.2f}",
     "money": _money,
-    "price": lambda value: f"${value}",
+    "price": lambda value: f"${value}" if value else "",
 }
