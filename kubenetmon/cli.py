@@ -147,6 +147,9 @@ def _add_schema(commands: Any) -> None:
         _add_config_options(sub)
         sub.add_argument("--cluster", help="Replicated and Distributed tables on this ClickHouse cluster")
         sub.add_argument("--ipv6", action="store_true", help="with the columns localIPv6 and remoteIPv6")
+        sub.add_argument(
+            "--views", action="store_true", help="with hourly and daily rollups and a view for each answer"
+        )
         sub.add_argument("--ttl-days", type=int, default=90, metavar="N", help="keep rows so long (90)")
 
 
@@ -220,7 +223,7 @@ def _schema(options: argparse.Namespace) -> int:
         ipv6=options.ipv6,
         ttl_days=options.ttl_days,
     )
-    return asyncio.run(run_schema(options.action, config, wanted))
+    return asyncio.run(run_schema(options.action, config, wanted, with_views=options.views))
 
 
 def _ask(options: argparse.Namespace) -> int:

@@ -135,8 +135,8 @@ def add_cost(
         "--reconcile",
         type=Path,
         metavar="FILE",
-        help="compare with a bill: an AWS Cost and Usage Report (CSV, .gz) or a CSV with item, usage (GB) and "
-        "cost",
+        help="compare with a bill: an AWS Cost and Usage Report (CSV, .gz) or a CSV with item, usage (GB) "
+        "and cost",
     )
     parser.add_argument(
         "--mtu", type=int, default=0, metavar="N", help="reconcile: largest packet, for hidden headers"
