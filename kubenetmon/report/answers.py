@@ -94,22 +94,32 @@ def cell(value: Any, kind: Kind) -> str:
 
 def _table(answer: Answer) -> str:
     lines = [f"{answer.title}, {moment(answer.since)} to {moment(answer.until)} UTC", ""]
-    if answer.rows:
-        kept = [(index, column) for index, column in enumerate(answer.columns) if not column.wide]
-        shown = [[cell(row[index], column.kind) for index, column in kept] for row in answer.rows]
-        right = [at for at, (_, column) in enumerate(kept) if column.kind not in ("text", "time")]
-        lines.append(text.table([column.head for _, column in kept], shown, right=right))
-    else:
-        lines.append("Nothing was found.")
+    lines.append(render_rows(answer))
     if answer.notes:
-        lines += [
-            "",
-            *(
-                textwrap.fill(note, _NOTE_WIDTH, break_long_words=False, break_on_hyphens=False)
-                for note in answer.notes
-            ),
-        ]
+        lines += ["", *(_wrapped(note) for note in answer.notes)]
     return "\n".join(lines)
+
+
+def render_rows(answer: Answer) -> str:
+    """The rows alone, as a table for people."""
+    if not answer.rows:
+        return "Nothing was found."
+    kept = [(index, column) for index, column in enumerate(answer.columns) if not column.wide]
+    shown = [[cell(row[index], column.kind) for index, column in kept] for row in answer.rows]
+    right = [at for at, (_, column) in enumerate(kept) if column.kind not in ("text", "time")]
+    return text.table([column.head for _, column in kept], shown, right=right)
+
+
+def _wrapped(note: str) -> str:
+    """A note in lines; what it is indented by, the following ones are by twice as much."""
+    indent = len(note) - len(note.lstrip())
+    return textwrap.fill(
+        note,
+        _NOTE_WIDTH,
+        subsequent_indent=" " * 2 * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _csv(answer: Answer) -> str:
@@ -136,7 +146,8 @@ def _number(value: str) -> bool:
 
 
 def _money(value: Any) -> str:
-    return f"${float(value):,.2f}" if abs(float(value)) >= 0.005 or not float(value) else "<$0.01"
+    amount = float(value)
+    return f"${amount:,.2f}" if abs(amount) >= 0.1 or not amount else f"${amount:.6f}"
 
 
 def _rate(bits: Any) -> str:
