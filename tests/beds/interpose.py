@@ -1,7 +1,7 @@
-"""Inside a real process: killed between two system calls, its wall clock moved, its event loop watched.
+"""Inside a real process: killed between two system calls, lied to, and its event loop watched.
 
-Contract: `library` compiles interpose.c, whose head says what a step is; `killed_at`, `WallClock` and
-`LoopWatch` give the environment in which a process loads it. The program under test knows nothing about it.
+Contract: `library` compiles interpose.c, whose head says what it can do; the functions and classes here give
+the environment in which a process loads it. The program under test knows nothing about it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,16 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 def killed_at(*steps: str) -> dict[str, str]:
     """The process dies at the last of the steps, once those before it have happened in order."""
     return {"LD_PRELOAD": str(library()), "KILL_AT": ";".join(steps)}
+
+
+def colliding_ids(mask: int) -> dict[str, str]:
+    """Of each flow's id the process sees only these bits, so that flows share ids."""
+    return {"LD_PRELOAD": str(library()), "ID_MASK": str(mask)}
+
+
+def another_boot(boot_id: Path) -> dict[str, str]:
+    """The process takes what that file holds for the id of the machine's boot."""
+    return {"LD_PRELOAD": str(library()), "BOOT_ID": str(boot_id)}
 
 
 class WallClock:
