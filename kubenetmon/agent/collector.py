@@ -226,7 +226,7 @@ class Collector:
         resets, now = self._conntrack.totals().foreign_resets, self._clock.monotonic()
         if resets > self._resets and now >= self._say_resets_from:
             logger.error(
-                "Another process sets conntrack's counters to zero (%d so far) and takes bytes from us by that: "
+                "Another process sets conntrack's counters to zero (%d so far), so that bytes go unmetered: "
                 "end it; an agent of the original kubenetmon must not run beside this one",
                 resets,
             )
