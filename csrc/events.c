@@ -17,6 +17,7 @@
 
 #include "clock.h"
 #include "message.h"
+#include "meter.h"
 #include "netlink.h"
 
 #define SPOOL_MAGIC UINT64_C(0x316c6f6f70736b6b) /* "kkspool1" */
@@ -97,12 +98,12 @@ void events_resume(struct events *events, uint32_t draining)
 		memset(behind, 0, room);
 }
 
-int events_open(struct events *events, uint32_t buffer_bytes, uint32_t patience_milliseconds,
-		void (*full)(void *), void *owner, const char **step)
+int events_open(struct events *events, const struct listening *listening, void (*full)(void *), void *owner,
+		const char **step)
 {
 	*events = (struct events){.wake = -1, .full = full, .owner = owner};
 	pthread_mutex_init(&events->lock, NULL);
-	int error = events_socket_open(&events->socket, buffer_bytes, step);
+	int error = events_socket_open(&events->socket, listening->buffer_bytes, step);
 	if (error)
 		return error;
 	events->listening_since = nanoseconds(CLOCK_BOOTTIME);
@@ -110,7 +111,8 @@ int events_open(struct events *events, uint32_t buffer_bytes, uint32_t patience_
 	events->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (events->wake < 0)
 		return -errno;
-	return watchdog_start(&events->watchdog, events->socket, patience_milliseconds, step);
+	return watchdog_start(&events->watchdog, listening->watchdog, events->socket,
+			      listening->patience_milliseconds, step);
 }
 
 int events_join(struct events *events)

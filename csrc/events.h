@@ -15,6 +15,7 @@
 
 #include "watchdog.h"
 
+struct listening;
 struct mnl_socket;
 struct nlmsghdr;
 
@@ -53,8 +54,8 @@ struct events {
 };
 
 /* Listens. 0 or a negative errno; the thread does not run yet. */
-int events_open(struct events *events, uint32_t buffer_bytes, uint32_t patience_milliseconds,
-		void (*full)(void *), void *owner, const char **step);
+int events_open(struct events *events, const struct listening *listening, void (*full)(void *), void *owner,
+		const char **step);
 
 /* While there are no spools: takes in what the kernel has queued and forgets what another listener has received, all
  * up to this boot time. 0 or -ENOMEM. */

@@ -54,6 +54,12 @@ enum meter_state_fault {
 	STATE_FOREIGN, /* another node's, or another network namespace's */
 };
 
+struct listening {
+	const char *watchdog; /* the path of its program */
+	uint32_t buffer_bytes;
+	uint32_t patience_milliseconds;
+};
+
 struct meter_config {
 	uint32_t count_existing;      /* not 0: what flows counted before we listened is metered as well */
 	int32_t directory;            /* the state directory, to write batches into; -1: all is in memory */
@@ -112,8 +118,7 @@ struct meter;
 /* Listens in the network namespace of the calling thread to flows that end, so that nothing passes unheard until
  * meter_start(). When nothing is read for longer than the patience and events pile up, a process of its own stops
  * listening for us until we go on (watchdog.h). NULL with *error a negative errno and *step naming what failed. */
-struct meter *meter_listen(uint32_t event_buffer_bytes, uint32_t patience_milliseconds, int *error,
-			   const char **step);
+struct meter *meter_listen(const struct listening *listening, int *error, const char **step);
 
 /* While another agent meters: takes in what the kernel has queued for us and forgets what that agent has received,
  * which by its spool's header is all up to `listened_until`, boot time in nanoseconds. 0 or -ENOMEM. */

@@ -163,8 +163,7 @@ static int open_state(struct meter *meter, const struct meter_config *config, en
 	return error;
 }
 
-struct meter *meter_listen(uint32_t event_buffer_bytes, uint32_t patience_milliseconds, int *error,
-			   const char **step)
+struct meter *meter_listen(const struct listening *listening, int *error, const char **step)
 {
 	*step = "allocate memory";
 	*error = -ENOMEM;
@@ -176,7 +175,7 @@ struct meter *meter_listen(uint32_t event_buffer_bytes, uint32_t patience_millis
 	atomic_init(&meter->stop, false);
 	atomic_init(&meter->state_error, 0);
 	/* Listening comes first: what ends from now on is told to us, what lives shows in the first dump. */
-	*error = events_open(&meter->events, event_buffer_bytes, patience_milliseconds, book_full_spool, meter, step);
+	*error = events_open(&meter->events, listening, book_full_spool, meter, step);
 	if (*error) {
 		meter_close(meter);
 		return NULL;

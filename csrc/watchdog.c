@@ -4,118 +4,66 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libmnl/libmnl.h>
-#include <linux/netfilter/nfnetlink.h>
-#include <linux/netfilter/nfnetlink_conntrack.h>
-#include <linux/sock_diag.h>
-#include <poll.h>
 #include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "clock.h"
-#include "netlink.h"
 
-enum { LOOK_MILLISECONDS = 100, MOST_DESCRIPTORS = 1024 };
-
-/* SO_MEMINFO: socket(7) has it not; sk_get_meminfo() of the kernel, since 4.12. */
-static bool is_half_full(int socket)
+/* Starts it with these descriptors (all of ours are closed by exec), none of our signals and a session of its own: who
+ * stops our process group does not stop it. */
+static int spawn(const char *program, const int descriptors[3], uint32_t patience_milliseconds, pid_t *process)
 {
-	uint32_t memory[SK_MEMINFO_VARS] = {0};
-	socklen_t length = sizeof memory;
-	if (getsockopt(socket, SOL_SOCKET, SO_MEMINFO, memory, &length) < 0)
-		return true;
-	return memory[SK_MEMINFO_RMEM_ALLOC] >= memory[SK_MEMINFO_RCVBUF] / 2;
-}
-
-static int save(void *context, const struct nlmsghdr *message)
-{
-	struct watch *watch = context;
-	size_t bytes = NLMSG_ALIGN(message->nlmsg_len);
-	if (SAVED_BYTES - watch->saved_bytes < bytes)
-		return -ENOSPC;
-	struct nlmsghdr *saved = (struct nlmsghdr *)(void *)(watch->saved + watch->saved_bytes);
-	memcpy(saved, message, message->nlmsg_len);
-	saved->nlmsg_type = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE;
-	watch->saved_bytes += bytes;
-	return 0;
-}
-
-static void let_go(struct watch *watch, int socket)
-{
-	struct requests requests = {0};
-	atomic_bool stop = false;
-	int group = NFNLGRP_CONNTRACK_DESTROY;
-	atomic_store(&watch->let_go, nanoseconds(CLOCK_BOOTTIME));
-	atomic_store(&watch->state, LETTING_GO);
-	if (requests_open(&requests) == 0)
-		(void)requests_dump_dying(&requests, &stop, save, watch);
-	(void)setsockopt(socket, SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, &group, sizeof group);
-	atomic_store(&watch->state, LET_GO);
-	requests_close(&requests);
-}
-
-/* Of all that was inherited (locks, listening sockets, the other end of our pipe) only these two stay open. */
-static void keep_only(int first, int second)
-{
-	int low = first < second ? first : second, high = first < second ? second : first;
-	if (close_range(0, (unsigned)low - 1, 0) == 0 && close_range((unsigned)low + 1, (unsigned)high - 1, 0) == 0 &&
-	    close_range((unsigned)high + 1, ~0U, 0) == 0)
-		return;
-	for (int descriptor = 0; descriptor < MOST_DESCRIPTORS; descriptor++)
-		if (descriptor != low && descriptor != high)
-			close(descriptor);
-}
-
-static _Noreturn void watch_over(struct watch *watch, int socket, int pipe, int64_t patience)
-{
-	prctl(PR_SET_NAME, "netmon-watchdog");
-	(void)setsid(); /* who stops our process group does not stop this process */
-	keep_only(socket, pipe);
-	for (;;) {
-		struct pollfd end = {.fd = pipe, .events = POLLIN};
-		if (poll(&end, 1, LOOK_MILLISECONDS) > 0)
-			_exit(0);
-		if (atomic_load(&watch->state) == WATCHING &&
-		    nanoseconds(CLOCK_BOOTTIME) - atomic_load(&watch->alive) > patience && is_half_full(socket))
-			let_go(watch, socket);
-	}
-}
-
-int watchdog_start(struct watchdog *watchdog, const struct mnl_socket *events, uint32_t patience_milliseconds,
-		   const char **step)
-{
-	int ends[2], socket = mnl_socket_get_fd(events);
-	*step = "share memory with the watchdog";
-	struct watch *watch = mmap(NULL, sizeof *watch, PROT_READ | PROT_WRITE,
-				   MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (watch == MAP_FAILED)
-		return -ENOMEM;
-	*watchdog = (struct watchdog){.watch = watch, .pipe = -1};
-	watchdog_feed(watchdog, nanoseconds(CLOCK_BOOTTIME));
-	*step = "make the watchdog's pipe";
-	if (pipe2(ends, O_CLOEXEC) < 0)
-		return -errno;
-	*step = "start the watchdog";
-	sigset_t all, before;
+	char patience[16];
+	char *arguments[] = {"kubenetmon-watchdog", patience, NULL}, *environment[] = {NULL};
+	posix_spawn_file_actions_t actions;
+	posix_spawnattr_t attributes;
+	sigset_t all;
+	snprintf(patience, sizeof patience, "%u", patience_milliseconds);
 	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before); /* our handlers are not for the watchdog */
-	pid_t process = fork();
-	int error = process < 0 ? -errno : 0;
-	if (process == 0)
-		watch_over(watch, socket, ends[0], (int64_t)patience_milliseconds * 1000000);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	close(ends[0]);
-	if (error) {
-		close(ends[1]);
-		return error;
+	posix_spawnattr_init(&attributes);
+	posix_spawnattr_setsigmask(&attributes, &all);
+	posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSID);
+	posix_spawn_file_actions_init(&actions);
+	for (int i = 0; i < 3; i++)
+		posix_spawn_file_actions_adddup2(&actions, descriptors[i], i);
+	int error = posix_spawn(process, program, &actions, &attributes, arguments, environment);
+	posix_spawn_file_actions_destroy(&actions);
+	posix_spawnattr_destroy(&attributes);
+	return -error;
+}
+
+int watchdog_start(struct watchdog *watchdog, const char *program, const struct mnl_socket *events,
+		   uint32_t patience_milliseconds, const char **step)
+{
+	int ends[2], memory = memfd_create("kubenetmon-watch", MFD_CLOEXEC);
+	*watchdog = (struct watchdog){.pipe = -1};
+	*step = "share memory with the watchdog";
+	if (memory < 0)
+		return -errno;
+	struct watch *watch = MAP_FAILED;
+	if (ftruncate(memory, sizeof *watch) == 0)
+		watch = mmap(NULL, sizeof *watch, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+	int error = watch == MAP_FAILED ? -errno : 0;
+	if (!error) {
+		watchdog->watch = watch;
+		watchdog_feed(watchdog, nanoseconds(CLOCK_BOOTTIME));
+		*step = "make the watchdog's pipe";
+		error = pipe2(ends, O_CLOEXEC) < 0 ? -errno : 0;
 	}
-	watchdog->process = process;
-	watchdog->pipe = ends[1];
-	return 0;
+	if (!error) {
+		const int descriptors[3] = {mnl_socket_get_fd(events), ends[0], memory};
+		*step = "start the watchdog";
+		error = spawn(program, descriptors, patience_milliseconds, &watchdog->process);
+		watchdog->pipe = ends[1];
+		close(ends[0]);
+	}
+	close(memory);
+	return error;
 }
 
 void watchdog_feed(struct watchdog *watchdog, int64_t now)

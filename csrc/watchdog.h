@@ -7,8 +7,8 @@
  * for the socket, whose queue stays, and notes when. The reader, once it goes on, books the queue and what was saved
  * and joins the group again: what was missed in between is the gap.
  *
- * The watchdog is forked when the socket is there, runs no code but watchdog.c and netlink.c, and ends by itself when
- * our end of its pipe does, with us or before. */
+ * The watchdog (programs/watchdog.c) is started when the socket is there, and ends by itself when our end of its pipe
+ * does, with us or before. */
 #ifndef KUBENETMON_WATCHDOG_H
 #define KUBENETMON_WATCHDOG_H
 
@@ -19,6 +19,9 @@
 #include <sys/types.h>
 
 struct mnl_socket;
+
+/* What the watchdog's descriptors are. */
+enum { WATCHDOG_SOCKET, WATCHDOG_PIPE, WATCHDOG_MEMORY };
 
 enum watch_state { WATCHING, LETTING_GO, LET_GO };
 
@@ -39,9 +42,9 @@ struct watchdog {
 	int pipe; /* our end */
 };
 
-/* 0 or a negative errno with *step naming what failed. */
-int watchdog_start(struct watchdog *watchdog, const struct mnl_socket *events, uint32_t patience_milliseconds,
-		   const char **step);
+/* `program`: the path of the watchdog. 0 or a negative errno with *step naming what failed. */
+int watchdog_start(struct watchdog *watchdog, const char *program, const struct mnl_socket *events,
+		   uint32_t patience_milliseconds, const char **step);
 
 /* The reader goes on. */
 void watchdog_feed(struct watchdog *watchdog, int64_t now);

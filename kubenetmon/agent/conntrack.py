@@ -30,6 +30,7 @@ from kubenetmon.errors import KubenetmonError, MachineError
 from kubenetmon.proto import EPOCH_BYTES, MAX_BATCH_BYTES, FlowArrays
 
 try:
+    from kubenetmon import _conntrack
     from kubenetmon._conntrack import ffi, lib
 except ImportError as error:
     raise MachineError(
@@ -43,6 +44,9 @@ _PORT_WIDTHS = (2, 2, 2, 2)
 _IPV4_WIDTHS = (1, 4, 4, 4, 4, *_PORT_WIDTHS, *_COUNTER_WIDTHS)
 _IPV6_WIDTHS = (1, 16, 16, 16, 16, *_PORT_WIDTHS, *_COUNTER_WIDTHS)
 _COLUMNS = tuple(field.name for field in dataclasses.fields(FlowArrays) if field.name != "count")
+
+_WATCHDOG = Path(_conntrack.__file__).with_name("_watchdog")
+"""A program: csrc/programs/watchdog.c."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -263,8 +267,12 @@ class Conntrack:
         if self._meter is not None:
             return
         error, step = ffi.new("int *"), ffi.new("const char **")
+        watchdog = ffi.new("char[]", os.fsencode(_WATCHDOG))
         patience = int(self._config.patience * 1000)
-        meter = lib.meter_listen(self._config.event_buffer_bytes, patience, error, step)
+        listening = ffi.new("struct listening *", (watchdog, self._config.event_buffer_bytes, patience))
+        meter = lib.meter_listen(listening, error, step)
+        if meter == ffi.NULL and not os.access(_WATCHDOG, os.X_OK):
+            raise MachineError(f"{_WATCHDOG} is missing or no program: install kubenetmon anew")
         if meter == ffi.NULL:
             raise _open_error(error[0], ffi.string(step[0]).decode())
         self._meter = meter

@@ -216,6 +216,7 @@ SERVER_IGNORED_REASONS = (
     "ipv6",
     "disabled",
     "duplicate",
+    "dropped",
     "address",
     "protocol",
 )
@@ -303,6 +304,12 @@ HELD_BATCHES = MetricSpec(
     Kind.GAUGE,
     "Batches held because ClickHouse refuses them until an operator mends something.",
 )
+OLD_BATCHES = MetricSpec(
+    "kubenetmon_server_old_batches_total",
+    Kind.COUNTER,
+    "Batches older than the table's memory of tokens, by what a look at the table found of them.",
+    {"found": ("absent", "present", "undecided")},
+)
 EXACTLY_ONCE = MetricSpec(
     "kubenetmon_server_exactly_once",
     Kind.GAUGE,
@@ -368,6 +375,7 @@ SERVER_METRICS = (
     RANGE_AGE,
     CLICKHOUSE_ERRORS,
     HELD_BATCHES,
+    OLD_BATCHES,
     EXACTLY_ONCE,
 )
 COMMON_METRICS = (LOOP_LAG,)

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from kubenetmon.agent import conntrack
 from kubenetmon.demo.network import Namespace
+from kubenetmon.errors import MachineError
 from tests.beds.injector import TCP, UDP, InjectionBed
 
 pytestmark = pytest.mark.root
@@ -43,7 +45,7 @@ class Meter:
     def watchdog(self) -> int:
         """Its process."""
         [child] = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        assert Path(f"/proc/{child}/comm").read_text() == "netmon-watchdog\n"
+        assert Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"kubenetmon-watchdog\0")
         return int(child)
 
     @contextlib.contextmanager
@@ -167,7 +169,15 @@ def test_an_agent_without_its_watchdog_goes_on(injection: InjectionBed) -> None:
         assert meter.read()["bytes"] == injection.tracked_bytes()
 
 
+def test_an_installation_without_the_watchdog_is_said_to_be_one(
+    injection: InjectionBed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conntrack, "_WATCHDOG", tmp_path / "_watchdog")
+    with pytest.raises(MachineError, match="_watchdog is missing or no program: install kubenetmon anew"):
+        injection.node.call(conntrack.Conntrack(conntrack.ConntrackConfig()).listen)
+
+
 def test_the_watchdog_holds_nothing_but_the_socket(injection: InjectionBed) -> None:
     with metering(injection.node, SMALL_BUFFER, 5.0) as meter:
         held = [os.readlink(path) for path in Path(f"/proc/{meter.watchdog()}/fd").iterdir()]
-        assert sorted(name.partition(":")[0] for name in held) == ["pipe", "socket"]
+        assert sorted(name.partition(":")[0] for name in held) == ["/memfd", "pipe", "socket"]
