@@ -10,8 +10,9 @@
  *
  * CLOCK_OFFSET: a file of 8 bytes, seconds that CLOCK_REALTIME is ahead; it may be rewritten at any time.
  *
- * LOOP_LONGEST: a file of 16 bytes, the longest that the first thread was between two waits of its event loop, in
- * nanoseconds by the clock, and less what other processes took of that; it may be set to zero at any time.
+ * LOOP_LONGEST: a file of 24 bytes, the longest that the first thread was between two waits of its event loop, in
+ * nanoseconds: by the clock; by the clock, less what the thread spent ready to run and without a processor (schedstat
+ * of proc(5)); and of processor time. It may be set to zero at any time.
  *
  * ID_MASK: of the ids in messages of conntrack these bits are left.
  *
@@ -76,7 +77,7 @@ __attribute__((constructor)) static void prepare(void)
 	const char *mask = getenv("ID_MASK");
 	id_mask = mask ? htonl((uint32_t)strtoul(mask, NULL, 0)) : 0;
 	boot_id = getenv("BOOT_ID");
-	loop_longest = map_file(getenv("LOOP_LONGEST"), 2 * sizeof *loop_longest);
+	loop_longest = map_file(getenv("LOOP_LONGEST"), 3 * sizeof *loop_longest);
 }
 
 static void protect(const struct step *step)
@@ -271,30 +272,37 @@ int clock_gettime(clockid_t clock, struct timespec *time)
 	return result;
 }
 
-/* By the clock, and less what this thread has spent ready to run and without a processor (schedstat of proc(5)). */
-static void look(int64_t moment[2])
+enum { MEASURES = 3 };
+
+static int64_t nanoseconds(clockid_t clock)
+{
+	struct timespec time;
+	ORIGINAL(clock_gettime)(clock, &time);
+	return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+static void look(int64_t moment[MEASURES])
 {
 	static int statistics = -1;
 	if (statistics < 0)
 		statistics = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
-	struct timespec time;
-	ORIGINAL(clock_gettime)(CLOCK_MONOTONIC, &time);
-	moment[0] = (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 	char text[80] = "";
 	int64_t waited = 0;
 	if (pread(statistics, text, sizeof text - 1, 0) <= 0 || sscanf(text, "%*d %" SCNd64, &waited) != 1)
 		abort();
+	moment[0] = nanoseconds(CLOCK_MONOTONIC);
 	moment[1] = moment[0] - waited;
+	moment[2] = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
 }
 
 int epoll_pwait(int descriptor, struct epoll_event *events, int most, int timeout, const sigset_t *mask)
 {
-	static int64_t woken[2];
+	static int64_t woken[MEASURES];
 	bool watched = loop_longest && gettid() == getpid();
 	if (watched && woken[0]) {
-		int64_t moment[2];
+		int64_t moment[MEASURES];
 		look(moment);
-		for (int i = 0; i < 2; i++)
+		for (int i = 0; i < MEASURES; i++)
 			if (moment[i] - woken[i] > loop_longest[i])
 				loop_longest[i] = moment[i] - woken[i];
 	}

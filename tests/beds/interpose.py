@@ -11,6 +11,7 @@ import struct
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 _SOURCE = Path(__file__).with_name("interpose.c")
 
@@ -63,6 +64,15 @@ class WallClock:
             file.write(struct.pack("=q", offset))
 
 
+class Held(NamedTuple):
+    """How long an event loop kept others waiting, in seconds."""
+
+    clock: float
+    itself: float
+    """Less what the thread spent ready to run while no processor was free; waiting for a lock counts."""
+    processor: float
+
+
 class LoopWatch:
     """How long the event loop of a process under test is away from waiting; `path` is its file."""
 
@@ -77,12 +87,8 @@ class LoopWatch:
     def reset(self) -> None:
         """Forget what was; what the process is at just now still counts."""
         with self.path.open("r+b" if self.path.exists() else "w+b") as file:
-            file.write(bytes(16))
+            file.write(bytes(24))
 
-    def longest(self) -> tuple[float, float]:
-        """Seconds between two waits at the most since then: by the clock, and less what others took of that.
-
-        The latter leaves out what the thread spent ready to run while no processor was free.
-        """
-        wall, own = struct.unpack("=qq", self.path.read_bytes())
-        return wall / 1e9, own / 1e9
+    def longest(self) -> Held:
+        """Between two waits at the most since then."""
+        return Held(*(nanoseconds / 1e9 for nanoseconds in struct.unpack("=qqq", self.path.read_bytes())))

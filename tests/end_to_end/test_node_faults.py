@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.root, pytest.mark.chdb, pytest.mark.slow, pytest.mark.
 
 FLOWS = 2_000
 PATIENCE = 30.0
-STALL = 60.0 if FULL_LENGTH else 12.0
+STALL = 60.0 if FULL_LENGTH else 9.0
 """Seconds that an agent stands still."""
 NEXT_CLIENT = 50_000
 """Flows from this number on are another client's, and so other rows."""
