@@ -257,6 +257,16 @@ SERVER_BATCHES = MetricSpec(
     {"wire": ("push", "submit"), "outcome": ("committed", "retry_later", "rejected")},
 )
 SERVER_AGENTS = MetricSpec("kubenetmon_server_agents", Kind.GAUGE, "Agents connected now.")
+SERVER_HELD_MEMORY = MetricSpec(
+    "kubenetmon_server_held_memory_bytes",
+    Kind.GAUGE,
+    "Memory given to batches that arrive or are not settled; at its limit of 32 MiB agents wait.",
+)
+SERVER_WISHED_INTERVAL = MetricSpec(
+    "kubenetmon_server_wished_report_interval_seconds",
+    Kind.GAUGE,
+    "Report interval that agents are asked to keep at least, since the table bears no more inserts; 0: none.",
+)
 INVENTORY_OBJECTS = MetricSpec(
     "kubenetmon_server_inventory_objects",
     Kind.GAUGE,
@@ -280,6 +290,31 @@ WATCH_SKIPPED = MetricSpec(
     Kind.COUNTER,
     "Kubernetes objects left out because they cannot be understood.",
     {"kind": ("pods", "nodes", "services")},
+)
+PEER_OBJECTS = MetricSpec(
+    "kubenetmon_server_peer_objects",
+    Kind.GAUGE,
+    "Kubernetes objects known of the clusters in `peer_clusters`.",
+    {"cluster": (), "kind": ("pods", "nodes")},
+)
+PEER_FOLLOWED = MetricSpec(
+    "kubenetmon_server_peer_followed",
+    Kind.GAUGE,
+    "1 while the API of a cluster in `peer_clusters` is followed, else 0.",
+    {"cluster": ()},
+)
+NO_SIDE = MetricSpec(
+    "kubenetmon_server_no_side_total",
+    Kind.COUNTER,
+    "What was ignored for `direction`, by why no end could be taken for the reporting node's own; "
+    "/debug/unattributed has samples.",
+    {"cause": ("unknown_node", "both_unknown", "both_elsewhere", "no_node"), "unit": _UNITS},
+)
+LATE_ADDRESSES = MetricSpec(
+    "kubenetmon_server_late_addresses_total",
+    Kind.COUNTER,
+    "Local addresses that a batch waited for (pod_wait), by whether the Kubernetes API showed them in time.",
+    {"outcome": ("known", "unknown")},
 )
 RANGE_PREFIXES = MetricSpec(
     "kubenetmon_server_range_prefixes",
@@ -367,10 +402,16 @@ SERVER_METRICS = (
     SERVER_PENDING,
     SERVER_BATCHES,
     SERVER_AGENTS,
+    SERVER_HELD_MEMORY,
+    SERVER_WISHED_INTERVAL,
     INVENTORY_OBJECTS,
     WATCH_EVENTS,
     WATCH_RELISTS,
     WATCH_SKIPPED,
+    PEER_OBJECTS,
+    PEER_FOLLOWED,
+    NO_SIDE,
+    LATE_ADDRESSES,
     RANGE_PREFIXES,
     RANGE_AGE,
     CLICKHOUSE_ERRORS,

@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 PREFIX = struct.Struct(">BI")
 """Before each gRPC message: compressed flag, length (gRPC over HTTP/2, "Length-Prefixed-Message")."""
 
+BATCH_OVERHEAD = 1 << 14
+"""What an unsettled batch takes beside its message: tasks, arrays' heads, its answer. Counted, so that a
+client cannot pile up empty batches."""
+
 PushRpc = grpclib.server.Stream[FlowBatchMessage, BatchAck]
 
 
@@ -57,7 +61,8 @@ class PushStream:
         buffer: ReceiveBuffer,
         limits: StreamLimits,
         *,
-        memory: MemoryBudget,
+        pace: Callable[[], Awaitable[None]],
+        wished_report_interval: Callable[[], int],
         join: Callable[[FlowBatch], Awaitable[Verdict] | None],
         settle: Callable[[FlowBatch], Awaitable[Verdict]],
         spawn: Callable[[Any], asyncio.Task[None]],
@@ -67,7 +72,9 @@ class PushStream:
         self._rpc = rpc
         self._buffer = buffer
         self._limits = limits
-        self._memory = memory
+        self._memory = buffer.connection.memory
+        self._pace = pace
+        self._wished_report_interval = wished_report_interval
         self._join = join
         self._settle = settle
         self._spawn = spawn
@@ -105,6 +112,7 @@ class PushStream:
     async def _receive_one(self) -> bool:
         """Read one batch and begin to settle it; False at the end of the stream."""
         await self._slots.acquire()
+        await self._pace()
         prefix = await self._buffer.exactly(PREFIX.size)
         if not prefix:
             return False
@@ -115,8 +123,8 @@ class PushStream:
             raise GRPCError(
                 Status.RESOURCE_EXHAUSTED, f"a message of {length} bytes is longer than {MAX_MESSAGE_BYTES}"
             )
-        await reserve(self._memory, length, self._limits.memory_timeout)
-        held = length
+        held = length + BATCH_OVERHEAD
+        await reserve(self._memory, held, self._limits.memory_timeout)
         try:
             message = await self._read_message(length)
             try:
@@ -130,8 +138,8 @@ class PushStream:
             if earlier is not None:
                 self._joined.add(self._begin(self._await_and_answer(batch.identity, earlier), 0))
                 return True
+            self._begin(self._await_and_answer(batch.identity, self._settle(batch)), held)
             held = 0
-            self._begin(self._await_and_answer(batch.identity, self._settle(batch)), length)
             return True
         finally:
             self._memory.release(held)
@@ -170,7 +178,11 @@ class PushStream:
     async def _answer(self, identity: BatchIdentity, verdict: Verdict) -> None:
         """Send the ack if the agent is still there; if not, it will ask again."""
         ack = BatchAck(
-            epoch=identity.epoch, sequence=identity.sequence, outcome=verdict.outcome, reason=verdict.reason
+            epoch=identity.epoch,
+            sequence=identity.sequence,
+            outcome=verdict.outcome,
+            reason=verdict.reason,
+            wished_report_interval=self._wished_report_interval(),
         )
         http_stream = self._rpc._stream
         # The last two: grpclib on a connection that closed meanwhile, and uvloop's transport then.

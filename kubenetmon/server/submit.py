@@ -23,7 +23,6 @@ from kubenetmon.errors import ProtocolError
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.model import FlowBatch
 from kubenetmon.proto import EPOCH_BYTES, Outcome
-from kubenetmon.server.flood import MemoryBudget
 from kubenetmon.server.observations import (
     CompressedMessage,
     IdentitySource,
@@ -68,7 +67,7 @@ class SubmitStream:
         buffer: ReceiveBuffer,
         limits: SubmitLimits,
         *,
-        memory: MemoryBudget,
+        pace: Callable[[], Awaitable[None]],
         settle: Callable[[FlowBatch], Awaitable[Verdict]],
         spawn: Callable[[Any], asyncio.Task[None]],
         metrics: Metrics,
@@ -76,7 +75,8 @@ class SubmitStream:
     ) -> None:
         self._buffer = buffer
         self._limits = limits
-        self._memory = memory
+        self._memory = buffer.connection.memory
+        self._pace = pace
         self._settle = settle
         self._spawn = spawn
         self._metrics = metrics
@@ -188,6 +188,7 @@ class SubmitStream:
 
     async def _commit(self, batches: tuple[FlowBatch, ...]) -> None:
         for batch in batches:
+            await self._pace()
             verdict = await self._settle(batch)
             if verdict.outcome is not Outcome.COMMITTED:
                 self._refusal = verdict.reason

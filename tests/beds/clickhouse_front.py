@@ -122,7 +122,7 @@ class Front:
         self.users = users
         self.tls = tls
         self.faults: list[Fault] = []
-        self.stats = {"connections": 0, "queries": 0, "inserts": 0, "commits": 0}
+        self.stats = {"connections": 0, "queries": 0, "inserts": 0, "commits": 0, "faults": 0}
         self.port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -154,6 +154,7 @@ class Front:
             if fault.times == 1:
                 self.faults.remove(fault)
             fault.times -= fault.times > 0
+            self.stats["faults"] += 1
             await self._do(fault, session, request)
             return
 
