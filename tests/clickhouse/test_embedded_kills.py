@@ -57,7 +57,10 @@ class Victim:
 
     def wait(self) -> list[int]:
         """Wait for its death; returns the numbers of the batches that it said were committed."""
-        output, _ = self._process.communicate(timeout=30)
+        with self._process:  # not `communicate`, which would miss what came with the first line
+            assert self._process.stdout is not None
+            output = self._process.stdout.read()
+            self._process.wait(timeout=30)
         assert self._process.returncode == -signal.SIGKILL
         return [int(line) for line in output.splitlines()]
 
