@@ -69,6 +69,7 @@ class Figures:
     inserts: int = 0
     server_cpu: float = 0.0
     clickhouse_cpu: float = 0.0
+    agents_cpu: float = 0.0
     server_memory: int = 0
     held_memory: int = 0
     waits: list[float] = field(default_factory=list)
@@ -120,7 +121,7 @@ async def simulate(plan: Plan, directory: Path, *, say: bool = True) -> Figures:
         before = [cpu_seconds(process) for process in processes]
         clickhouse = running.front.process.pid
         clickhouse_before = cpu_seconds(clickhouse)
-        began = time.monotonic()
+        began, agents_before = time.monotonic(), time.process_time()
         async with fleet.running(), _watched(running, fleet, figures, say=say):
             if plan.outage:
                 await asyncio.sleep(plan.seconds / 2)
@@ -135,6 +136,7 @@ async def simulate(plan: Plan, directory: Path, *, say: bool = True) -> Figures:
             if plan.outage:
                 figures.drained_in = _drained_in(fleet, returned)
             figures.server_cpu = sum(map(cpu_seconds, processes)) - sum(before)
+            figures.agents_cpu = time.process_time() - agents_before
             figures.clickhouse_cpu = cpu_seconds(clickhouse) - clickhouse_before
         figures.observations = fleet.records
         figures.waits = fleet.waits
@@ -221,6 +223,7 @@ def render(plan: Plan, figures: Figures) -> str:
         ("server memory at most", f"{figures.server_memory / 1e6:.0f} MB"),
         ("of it held for batches at most", f"{figures.held_memory / 1e6:.0f} MB"),
         ("ClickHouse cores (engine and front)", f"{figures.clickhouse_cpu / figures.seconds:.2f}"),
+        ("cores of all agents and of watching them", f"{figures.agents_cpu / figures.seconds:.2f}"),
         ("seal to commit, median", f"{figures.wait(0.5):.2f} s"),
         ("seal to commit, 99th percentile", f"{figures.wait(0.99):.2f} s"),
         (
