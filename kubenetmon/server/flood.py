@@ -24,6 +24,15 @@ class MemoryBudget:
         self._parent = parent
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
+    def take(self, size: int) -> bool:
+        """Reserve at once or not at all, and never before who waits."""
+        if self._waiting or self.reserved + size > self.limit:
+            return False
+        if self._parent is not None and not self._parent.take(size):
+            return False
+        self.reserved += size
+        return True
+
     async def reserve(self, size: int) -> None:
         """Return once `size` bytes are ours; `release` them later."""
         if size > self.limit:

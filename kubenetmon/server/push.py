@@ -45,10 +45,9 @@ PushRpc = grpclib.server.Stream[FlowBatchMessage, BatchAck]
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """Seconds a message, an answer or a place in memory may take, and batches unsettled in one stream."""
+    """Seconds a message or an answer may take, and batches unsettled in one stream."""
 
     message_timeout: float
-    memory_timeout: float
     in_flight: int
 
 
@@ -124,7 +123,7 @@ class PushStream:
                 Status.RESOURCE_EXHAUSTED, f"a message of {length} bytes is longer than {MAX_MESSAGE_BYTES}"
             )
         held = length + BATCH_OVERHEAD
-        await reserve(self._memory, held, self._limits.memory_timeout)
+        await reserve(self._memory, held, self._buffer)
         try:
             message = await self._read_message(length)
             try:
@@ -204,12 +203,21 @@ class PushStream:
                     self._buffer.connection.cut("does not read its answers")
 
 
-async def reserve(memory: MemoryBudget, size: int, timeout: float) -> None:
-    """Memory for what a client is about to send; raises `GRPCError` when there is none for too long."""
+async def reserve(memory: MemoryBudget, size: int, buffer: ReceiveBuffer) -> None:
+    """Memory for what a client is about to send, however long it takes: to wait costs us nothing, and the
+    client decides when to try another server. Raises `StreamStopped` when reading is ended meanwhile."""
+    if memory.take(size):
+        return
+    reserving = asyncio.ensure_future(memory.reserve(size))
+    stopped = asyncio.ensure_future(buffer.stopped())
     try:
-        async with asyncio.timeout(timeout):
-            await memory.reserve(size)
-    except TimeoutError:
-        raise GRPCError(
-            Status.RESOURCE_EXHAUSTED, "the server holds all the batches it has memory for; send again later"
-        ) from None
+        await asyncio.wait({reserving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not reserving.done():
+            raise StreamStopped
+    except BaseException:
+        if reserving.done() and not reserving.cancelled():
+            memory.release(size)
+        raise
+    finally:
+        reserving.cancel()
+        stopped.cancel()

@@ -62,11 +62,10 @@ class ReceiverConfig:
     `host` empty: all addresses. `memory_limit`: messages read and not settled, over all connections; one
     connection may have `connection_share` of it and all of one address `address_share`, as of
     `max_connections`. Of batches, a connection may bring `batch_burst` at once and then `batches_per_second`,
-    which is some six times what a node of 100,000 busy flows sends every 5 s. `message_timeout` is shorter
-    than `memory_timeout`, so that who waits for memory outlasts who holds it and sends nothing.
-    `window_bytes`: what a stream may send before memory is reserved for it, and what a connection may leave
-    unread; HTTP/2 has no less than 65,535. `ready_timeout`: how long a Submit stream waits for a server that
-    has just started.
+    which is some six times what a node of 100,000 busy flows sends every 5 s. `stream_window_bytes`: what a
+    stream may send before memory is reserved for it; `window_bytes`: what a connection may leave unread in
+    all its streams; HTTP/2 has no less than 65,535. `ready_timeout`: how long a Submit stream waits for a
+    server that has just started.
     """
 
     host: str = ""
@@ -80,9 +79,9 @@ class ReceiverConfig:
     memory_limit: int = 32 << 20
     address_share: float = 0.5
     connection_share: float = 0.25
+    stream_window_bytes: int = 16384
     window_bytes: int = 65535
     message_timeout: float = 15.0
-    memory_timeout: float = 20.0
     slice_age: float = 5.0
     ready_timeout: float = 30.0
     stop_grace: float = 15.0
@@ -176,6 +175,7 @@ class Receiver:
             config.batches_per_second,
             config.max_connection_age,
             config.window_bytes,
+            config.stream_window_bytes,
         )
         server = GrpcServer(
             self._mapping(),
@@ -244,9 +244,7 @@ class Receiver:
         buffer = self._buffer_of(rpc)
         assert self._server is not None
         self._server.stop_when_draining(buffer)
-        limits = StreamLimits(
-            self._config.message_timeout, self._config.memory_timeout, self._config.in_flight_per_stream
-        )
+        limits = StreamLimits(self._config.message_timeout, self._config.in_flight_per_stream)
         stream = PushStream(
             rpc,
             buffer,
@@ -272,7 +270,6 @@ class Receiver:
         limits = SubmitLimits(
             self._config.slice_age,
             self._config.message_timeout,
-            self._config.memory_timeout,
             self._config.in_flight_per_stream,
         )
         stream = SubmitStream(

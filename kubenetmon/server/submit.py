@@ -55,7 +55,6 @@ class SubmitLimits:
 
     slice_age: float
     message_timeout: float
-    memory_timeout: float
     in_flight: int
 
 
@@ -114,7 +113,7 @@ class SubmitStream:
             while True:
                 if not self._reserved:
                     await self._buffer.arrival()
-                    await reserve(self._memory, SLICE_BYTES, self._limits.memory_timeout)
+                    await reserve(self._memory, SLICE_BYTES, self._buffer)
                     self._reserved = True
                     self._slice_began = asyncio.get_running_loop().time()
                 data = await self._read()

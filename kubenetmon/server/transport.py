@@ -37,7 +37,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, UnknownFrameReceived
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import GoAwayFrame, SettingsFrame
 
 from kubenetmon._observations import ffi, lib
 from kubenetmon.clock import Clock
@@ -73,6 +73,7 @@ class TransportLimits:
     batches_per_second: float
     max_connection_age: float
     window_bytes: int
+    stream_window_bytes: int
 
 
 class StreamHandler(Handler):
@@ -129,7 +130,7 @@ class AgentConnection(H2Protocol):
         self.streams: set[ReceiveBuffer] = set()
         self.peer = self.address = "?"
         self.carried_rpc = False
-        self.window = server.limits.window_bytes
+        self.window = server.limits.stream_window_bytes
         self.memory: MemoryBudget
         """This connection's, from when it is admitted."""
         self.pace = Pace(burst=server.limits.batch_burst, per_second=server.limits.batches_per_second)
@@ -172,6 +173,11 @@ class AgentConnection(H2Protocol):
         # From the start: h2 applies the peer's acknowledgement only after the frames that came along with it.
         self._h2.max_inbound_frame_size = MAX_FRAME_BYTES
         self.connection.flush()
+        # Past h2, which would hold peers to it before they know: it takes the acknowledgement of any settings
+        # for that of all. A peer that sends before it has read this may leave `window_bytes` unread.
+        transport.write(
+            SettingsFrame(0, settings={SettingCodes.INITIAL_WINDOW_SIZE: self.window}).serialize()
+        )
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the peer: joined, counted, then given to the HTTP/2 stack."""

@@ -118,6 +118,13 @@ class Engine:
             raise EngineError(int(found[1]) if found else 1001, found[2] if found else str(error)) from None
 
 
+class DiscardingEngine(Engine):
+    """Answers questions; forgets rows. For who measures the client."""
+
+    async def insert(self, statement: str, block: ScannedBlock) -> None:
+        """Say that it is done."""
+
+
 class Front:
     def __init__(self, engine: Engine, users: Mapping[str, str], tls: ssl.SSLContext | None) -> None:
         self.engine = engine
@@ -473,6 +480,7 @@ async def main() -> None:
     parser.add_argument("--engine-config", default="", help="a configuration of ClickHouse's own, in XML")
     parser.add_argument("--certificate", default="")
     parser.add_argument("--client-ca", default="")
+    parser.add_argument("--discard", action="store_true", help="say that rows are committed, keep none")
     parser.add_argument("--user", action="append", default=[], help="NAME:PASSWORD")
     arguments = parser.parse_args()
     tls = None
@@ -483,7 +491,8 @@ async def main() -> None:
             tls.load_verify_locations(arguments.client_ca)
             tls.verify_mode = ssl.CERT_REQUIRED
     users = dict(user.split(":", 1) for user in arguments.user) or {"default": ""}
-    front = Front(Engine(arguments.path, arguments.engine_config), users, tls)
+    engine = DiscardingEngine if arguments.discard else Engine
+    front = Front(engine(arguments.path, arguments.engine_config), users, tls)
     front.port = arguments.port
     await front.listen()
     print(json.dumps({"port": front.port}), flush=True)

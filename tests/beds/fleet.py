@@ -102,16 +102,16 @@ def _sealed(arrays: FlowArrays) -> SealedRecords:
 
 
 class TimedOutbox(Outbox):
-    """Notes how long each batch waited for its commit: `waits`, seconds from the seal."""
+    """Notes in `settled` when each batch was sealed and when its commit was known, monotonic seconds."""
 
-    def __init__(self, node_name: str, *, metrics: Metrics, waits: list[float]) -> None:
+    def __init__(self, node_name: str, *, metrics: Metrics, settled: list[tuple[float, float]]) -> None:
         super().__init__(node_name, metrics=metrics, clock=SYSTEM_CLOCK)
-        self._waits = waits
+        self._settled = settled
 
     def settle(self, epoch: bytes, sequence: int, outcome: Outcome, reason: str) -> SealedBatch | None:
         batch = super().settle(epoch, sequence, outcome, reason)
         if batch is not None and outcome is Outcome.COMMITTED:
-            self._waits.append(SYSTEM_CLOCK.monotonic() - batch.sealed_at)
+            self._settled.append((batch.sealed_at, SYSTEM_CLOCK.monotonic()))
         return batch
 
 
@@ -119,13 +119,18 @@ class SimulatedAgent:
     """One node's agent; tasks are the fleet's."""
 
     def __init__(
-        self, node: int, flows: int, sender: SenderConfig, collector: CollectorConfig, waits: list[float]
+        self,
+        node: int,
+        flows: int,
+        sender: SenderConfig,
+        collector: CollectorConfig,
+        settled: list[tuple[float, float]],
     ) -> None:
         self.node_name = cluster.node_name(node)
         self.metrics = Metrics(AGENT_METRICS)
         self.readiness = Readiness()
         self.table = SyntheticTable(node, flows)
-        self.outbox = TimedOutbox(self.node_name, metrics=self.metrics, waits=waits)
+        self.outbox = TimedOutbox(self.node_name, metrics=self.metrics, settled=settled)
         self.collector = Collector(
             collector,
             conntrack=self.table,
@@ -173,11 +178,11 @@ class Fleet:
     ) -> None:
         self.addresses = list(addresses)
         """What the Service's name resolves to now."""
-        self.waits: list[float] = []
-        """Seconds from seal to commit, of every batch."""
+        self.settled: list[tuple[float, float]] = []
+        """When each committed batch was sealed, and when its agent knew of the commit; monotonic seconds."""
         config = dataclasses.replace(sender, host=HOST, port=port)
         self.agents = [
-            SimulatedAgent(node, flows, config, collector or CollectorConfig(), self.waits)
+            SimulatedAgent(node, flows, config, collector or CollectorConfig(), self.settled)
             for node in range(first, first + agents)
         ]
         self._collecting = collector is not None
@@ -191,6 +196,11 @@ class Fleet:
             for agent in self.agents
             if agent.table.sealed_records
         }
+
+    @property
+    def waits(self) -> list[float]:
+        """Seconds from seal to commit, of every batch."""
+        return [settled - sealed for sealed, settled in self.settled]
 
     @property
     def records(self) -> int:

@@ -79,9 +79,12 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def site(directory: Path) -> AsyncIterator[Site]:
-    """ClickHouse with an empty table; servers that were started are killed at the end."""
-    async with clickhouse_front(directory / "clickhouse") as front:
+async def site(directory: Path, *, discard: bool = False) -> AsyncIterator[Site]:
+    """ClickHouse with an empty table; servers that were started are killed at the end.
+
+    `discard`: ClickHouse says that rows are committed and keeps none, so that only servers are measured.
+    """
+    async with clickhouse_front(directory / "clickhouse", *(["--discard"] if discard else [])) as front:
         sink = TcpSink(TcpConfig((front.endpoint,), tls=None))
         await schema.apply(sink, TABLE)
         running = Site(directory, front, sink)

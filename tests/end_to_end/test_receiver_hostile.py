@@ -42,7 +42,7 @@ from kubenetmon.server.receiver import ReceiverConfig
 from kubenetmon.server.verdict import Verdict
 from tests.beds.receiving import Rig, batch_message, framed, observation, running_receiver
 
-QUICK = ReceiverConfig(stop_grace=2.0, message_timeout=0.5, memory_timeout=0.5)
+QUICK = ReceiverConfig(stop_grace=2.0, message_timeout=0.5)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 LONGEST_STALL = 1.0
 """Seconds; generous, for this runs beside other work on few cores."""
@@ -409,6 +409,16 @@ async def test_bad_streams_get_a_status_and_the_connection_goes_on(
     assert rig.receiver.memory_reserved == 0
 
 
+async def test_before_memory_is_given_a_stream_holds_little(rig: Rig) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(10):
+            client = await stack.enter_async_context(raw_client(rig))
+            await client.receive()  # the server's settings
+            for _ in range(3):
+                stream = await client.request("/grpc.FlowHandler/Submit")
+                assert client.h2.local_flow_control_window(stream) == 16384
+
+
 @pytest.mark.parametrize(
     ("path", "beginning"),
     [
@@ -442,14 +452,15 @@ async def test_slow_clients_do_not_keep_good_ones_waiting_for_memory() -> None:
         for number in range(20):
             await announce(await stack.enter_async_context(raw_client(rig, f"127.0.1.{number + 1}")))
         await asyncio.sleep(0.1)
-        assert rig.receiver.memory_reserved > 7 << 20
-        await asyncio.sleep(1.0)
+        assert rig.receiver.memory_reserved > 6 << 20
         await assert_serves(rig)
-        assert rig.receiver.memory_reserved == 0
+        async with asyncio.timeout(5):
+            while rig.receiver.memory_reserved:  # noqa: ASYNC110 - the server has no event for it
+                await asyncio.sleep(0.05)
 
 
 async def test_an_address_cannot_take_all_the_memory_however_it_connects() -> None:
-    config = replace(QUICK, memory_limit=8 << 20, message_timeout=60.0, memory_timeout=60.0)
+    config = replace(QUICK, memory_limit=8 << 20, message_timeout=60.0)
     async with running_receiver(config) as rig:
         held = 0
         for _ in range(3):
@@ -465,7 +476,7 @@ async def test_an_address_cannot_take_all_the_memory_however_it_connects() -> No
 
 
 async def test_a_connection_cannot_take_all_the_memory_of_its_address() -> None:
-    config = replace(QUICK, memory_limit=16 << 20, message_timeout=60.0, memory_timeout=60.0)
+    config = replace(QUICK, memory_limit=16 << 20, message_timeout=60.0)
     async with running_receiver(config) as rig, raw_client(rig) as client:
         for _ in range(12):
             await announce(client)
@@ -476,7 +487,7 @@ async def test_a_connection_cannot_take_all_the_memory_of_its_address() -> None:
 
 async def test_empty_batches_cannot_be_piled_up() -> None:
     """Nothing can be stored, and a client goes on sending batches of a few bytes, over many streams."""
-    config = replace(QUICK, memory_limit=4 << 20, message_timeout=60.0, memory_timeout=60.0)
+    config = replace(QUICK, memory_limit=4 << 20, message_timeout=60.0)
     async with (
         running_receiver(replace(config, batch_burst=10_000)) as rig,
         contextlib.AsyncExitStack() as stack,
@@ -522,9 +533,7 @@ async def test_a_connection_brings_so_many_batches_and_no_more() -> None:
 
 async def test_memory_is_bounded_while_nothing_can_be_stored() -> None:
     """ClickHouse is away: 40 agents offer 40 MB, the server takes what its limit allows and waits."""
-    config = replace(
-        QUICK, memory_limit=8 << 20, address_share=1.0, memory_timeout=20.0, message_timeout=20.0
-    )
+    config = replace(QUICK, memory_limit=8 << 20, address_share=1.0, message_timeout=20.0)
     async with running_receiver(config) as rig:
         gate = asyncio.Event()
 
