@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_schema(commands)
     _add_ranges(commands)
+    _add_explain(commands)
     for name, text, handler in (
         ("config", "list the agent's variables and the server's keys (Markdown)", _print_config),
         ("metrics", "list the metrics (Markdown)", _print_metrics),
@@ -138,6 +139,33 @@ def _add_ranges(commands: Any) -> None:
     sub = actions.add_parser("download", help=text, description=text)
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
     sub.set_defaults(command="ranges", handler=_ranges)
+
+
+def _add_explain(commands: Any) -> None:
+    text = "ask a running server what it knows of an address: pods, prefixes, class, deciding rule"
+    command = commands.add_parser("explain", help=text, description=text)
+    command.add_argument("endpoint", metavar="IP[:PORT]", help="an IPv6 address with a port as [IP]:PORT")
+    command.add_argument(
+        "--at",
+        default="",
+        metavar="TIME",
+        help="then instead of now: 2026-01-31T12:00 (UTC), Unix seconds, or how long ago (5m)",
+    )
+    command.add_argument(
+        "--server",
+        default="127.0.0.1:8883",
+        metavar="HOST:PORT",
+        help="the server's metrics_port on loopback (127.0.0.1:8883); kubectl port-forward brings it there",
+    )
+    command.add_argument("--json", action="store_true", help="the answer as JSON")
+
+    def handler(options: argparse.Namespace) -> int:
+        from kubenetmon.report import explain
+
+        print(explain.explain(options.endpoint, options.at, options.server, as_json=options.json))
+        return 0
+
+    command.set_defaults(command="explain", handler=handler)
 
 
 def _run_role(options: argparse.Namespace) -> int:

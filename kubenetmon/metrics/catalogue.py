@@ -269,6 +269,31 @@ WATCH_SKIPPED = MetricSpec(
     "Kubernetes objects left out because they cannot be understood.",
     {"kind": ("pods", "nodes", "services")},
 )
+PEER_OBJECTS = MetricSpec(
+    "kubenetmon_server_peer_objects",
+    Kind.GAUGE,
+    "Kubernetes objects known of the clusters in `peer_clusters`.",
+    {"cluster": (), "kind": ("pods", "nodes")},
+)
+PEER_FOLLOWED = MetricSpec(
+    "kubenetmon_server_peer_followed",
+    Kind.GAUGE,
+    "1 while the API of a cluster in `peer_clusters` is followed, else 0.",
+    {"cluster": ()},
+)
+NO_SIDE = MetricSpec(
+    "kubenetmon_server_no_side_total",
+    Kind.COUNTER,
+    "What was ignored for `direction`, by why no end could be taken for the reporting node's own; "
+    "/debug/unattributed has samples.",
+    {"cause": ("unknown_node", "both_unknown", "both_elsewhere", "no_node"), "unit": _UNITS},
+)
+LATE_ADDRESSES = MetricSpec(
+    "kubenetmon_server_late_addresses_total",
+    Kind.COUNTER,
+    "Local addresses that a batch waited for (pod_wait), by whether the Kubernetes API showed them in time.",
+    {"outcome": ("known", "unknown")},
+)
 RANGE_PREFIXES = MetricSpec(
     "kubenetmon_server_range_prefixes",
     Kind.GAUGE,
@@ -351,6 +376,10 @@ SERVER_METRICS = (
     WATCH_EVENTS,
     WATCH_RELISTS,
     WATCH_SKIPPED,
+    PEER_OBJECTS,
+    PEER_FOLLOWED,
+    NO_SIDE,
+    LATE_ADDRESSES,
     RANGE_PREFIXES,
     RANGE_AGE,
     CLICKHOUSE_ERRORS,

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from kubenetmon.errors import ProtocolError
+from kubenetmon.model import TCP, UDP
 from kubenetmon.server.inventory import InventoryConfig, Kind, Pod, Service
 from kubenetmon.server.nodes import Network, Node
 from kubenetmon.server.snapshot import Family
@@ -26,6 +27,7 @@ KubernetesObject = Pod | Node | Service
 _OVER = frozenset({"Succeeded", "Failed"})
 _KIND_NAMES: Mapping[str, Kind] = {"Pod": "pods", "Node": "nodes", "Service": "services"}
 _IPV4_MAPPED = 0xFFFF
+_PROTOCOLS = {"TCP": TCP, "UDP": UDP}
 
 LabelsT = TypeVar("LabelsT")
 ObjectT = TypeVar("ObjectT")
@@ -81,6 +83,20 @@ class _PodAddress(msgspec.Struct):
 class _PodSpec(msgspec.Struct, rename="camel"):
     node_name: str | None = None
     host_network: bool | None = None
+    # Read only of pods on the host's network.
+    containers: msgspec.Raw = msgspec.Raw()
+    init_containers: msgspec.Raw = msgspec.Raw()
+
+
+class _Port(msgspec.Struct, rename="camel"):
+    container_port: int = 0
+    host_port: int = 0
+    protocol: str = "TCP"
+
+
+class _Container(msgspec.Struct, rename="camel"):
+    ports: list[_Port] | None = None
+    restart_policy: str | None = None
 
 
 class _PodStatus(msgspec.Struct):
@@ -94,6 +110,9 @@ class _Pod(msgspec.Struct, Generic[LabelsT]):
     metadata: _Metadata[LabelsT]
     spec: _PodSpec | None = None
     status: _PodStatus | None = None
+
+
+_CONTAINERS = msgspec.json.Decoder(list[_Container] | None)
 
 
 class _NodeAddress(msgspec.Struct):
@@ -307,6 +326,7 @@ class ObjectDecoder:
             not spec.host_network and status.phase not in _OVER,
             tuple(ipv4),
             tuple(ipv6),
+            _host_ports(spec) if spec.host_network and status.phase not in _OVER else (),
         )
 
     def _node(self, decoded: Any) -> Node:
@@ -335,6 +355,28 @@ class ObjectDecoder:
 
     def _service(self, decoded: Any) -> Service:
         return Service(_identity(decoded.metadata))
+
+
+def _host_ports(spec: _PodSpec) -> tuple[int, ...]:
+    """The ports that the containers declare (and sidecars: restartable init containers), as `Pod` has them.
+
+    On the host's network a port of the container is the port of the host, whether hostPort repeats it or not.
+    """
+    found: set[int] = set()
+    for raw, always in ((spec.containers, True), (spec.init_containers, False)):
+        try:
+            containers = _CONTAINERS.decode(raw) if len(bytes(raw)) else None
+        except msgspec.MsgspecError:
+            continue  # the pod is still a pod
+        for container in containers or ():
+            if not (always or container.restart_policy == "Always"):
+                continue
+            for port in container.ports or ():
+                protocol = _PROTOCOLS.get(port.protocol)
+                number = port.container_port or port.host_port
+                if protocol is not None and 0 < number < 1 << 16:
+                    found.add(protocol << 16 | number)
+    return tuple(sorted(found))
 
 
 def parse_address(text: str) -> tuple[Family, int]:

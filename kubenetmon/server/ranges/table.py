@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.server.ranges.parse import NO_LABEL, Label, ProviderRanges, resolve
+from kubenetmon.server.ranges.prefixes import PrefixList
 from kubenetmon.server.snapshot import Addresses, Family
 
 _LOW_HALF = (1 << 64) - 1
 
+Network = IPv4Network | IPv6Network
 
-def packed_network(network: IPv4Network | IPv6Network) -> bytes:
+
+def packed_network(network: Network) -> bytes:
     """A network as the key of a `PrefixMap`: address in network order and length."""
     return network.network_address.packed + bytes((network.prefixlen,))
 
@@ -45,7 +48,7 @@ class PrefixMap:
         self._divided6 = (np.bincount(high_rank) > 1) | (low[last] != 0)
 
     @classmethod
-    def of_networks(cls, networks: Iterable[IPv4Network | IPv6Network]) -> PrefixMap:
+    def of_networks(cls, networks: Iterable[Network]) -> PrefixMap:
         """Membership: 1 inside any of the networks, 0 outside."""
         return cls({packed_network(network): 1 for network in networks})
 
@@ -120,12 +123,14 @@ class RangeTable:
         providers = list(providers)
         numbers: dict[Label, int] = {NO_LABEL: 0}
         self._maps: dict[Family, PrefixMap] = {}
+        self._lists: dict[Family, PrefixList] = {}
         self.prefixes = 0
         used: set[int] = set()
         # One family after the other: what it takes to build a table is larger than the table.
         for family in (4, 6):
             winners = resolve(providers, family, numbers)
             self._maps[family] = PrefixMap(winners)
+            self._lists[family] = PrefixList(winners)
             self.prefixes += len(winners)
             used.update(winners.values())
         self.labels: Sequence[Label] = tuple(numbers)
@@ -141,11 +146,15 @@ class RangeTable:
     @property
     def nbytes(self) -> int:
         """Memory of the arrays."""
-        return sum(one.nbytes for one in self._maps.values())
+        return sum(self._maps[family].nbytes + self._lists[family].nbytes for family in self._maps)
 
     def lookup(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
         """The id of each address' label, shape (n,); 0 = in nobody's ranges."""
         return self._maps[family].lookup(family, addresses)
+
+    def holders(self, family: Family, address: int) -> list[tuple[Network, Label]]:
+        """Every prefix that holds the address, the longest (which `lookup` answers with) first."""
+        return [(one.network, self.labels[one.value]) for one in self._lists[family].holders(family, address)]
 
     def covers(self, cloud: str) -> bool:
         """True when the ranges of that cloud's own regions are here, so that a miss means "not theirs"."""
