@@ -4,7 +4,8 @@ Contract: pure, no I/O, no task, nothing to shut down. Whoever watches the clust
 (`kubenetmon.server.watcher`) tells it what it saw and when (Unix seconds); attribution takes a `snapshot()`,
 which is the same object until something changed that attribution can see. A relist (`begin_relist` …
 `end_relist`) takes away what it did not see only at its end, so that nothing known is lost when it breaks
-off. All calls come from one thread; a snapshot may be used from any.
+off. All calls come from one thread; a snapshot may be used from any. What is kept for each of 100,000 pods is
+small and out of the garbage collector's sight.
 
 Pods that have Succeeded or Failed and pods on the host's network own no address; the latter own the ports of
 their node's addresses that they declare. A pod that ends keeps its addresses for `pod_grace` unless they are
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -59,7 +61,7 @@ class InventoryConfig:
     history: float = 3600.0
 
 
-class Pod(NamedTuple):
+class Pod(msgspec.Struct, frozen=True, gc=False):
     """What is kept of a pod. Times are Unix seconds, 0 = unknown; addresses are numbers.
 
     `host_ports`: of a living pod on the host's network, each port it declares as protocol << 16 | port.
@@ -134,14 +136,11 @@ class ClusterSnapshot:
         return inside
 
 
-class _PodRecord:
-    __slots__ = ("claims", "endpoint", "generation", "pod")
-
-    def __init__(self, pod: Pod, generation: int) -> None:
-        self.pod = pod
-        self.generation = generation
-        self.endpoint = 0
-        self.claims: tuple[Claim, ...] = ()
+class _PodRecord(msgspec.Struct, eq=False, gc=False):
+    pod: Pod
+    generation: int
+    endpoint: int = 0
+    claims: tuple[Claim, ...] = ()
 
 
 class Inventory:
@@ -156,7 +155,7 @@ class Inventory:
             width: AddressHistory(width, int(config.pod_grace)) for width in widths
         }
         self._pods: dict[str, _PodRecord] = {}
-        self._pods_on: dict[str, set[str]] = {}
+        self._moved_nodes: set[str] = set()
         self._services: dict[str, int] = {}
         self._ended: deque[tuple[float, Claim]] = deque()
         self._generation: dict[Kind, int] = dict.fromkeys(KINDS, 0)
@@ -174,6 +173,7 @@ class Inventory:
     def snapshot(self) -> ClusterSnapshot:
         """The cluster as known now."""
         if self._snapshot is None:
+            self._move_pods()
             self._compact()
             self._snapshot = ClusterSnapshot(
                 self._endpoints.columns(),
@@ -185,10 +185,12 @@ class Inventory:
 
     def tenures(self, family: Family, address: int) -> list[Tenure]:
         """Who had the address that is still known, in the order they took it."""
+        self._move_pods()
         return [self._tenure(claim) for claim in self._history[ADDRESS_WIDTH[family]].of(address)]
 
     def host_tenures(self, family: Family, address: int, protocol: int, port: int) -> list[Tenure]:
         """The same for one port of a node's address and the pods on the host's network."""
+        self._move_pods()
         claims = self._history[PORT_WIDTH[family]].of(port_key(address, protocol, port))
         return [self._tenure(claim) for claim in claims]
 
@@ -223,15 +225,11 @@ class Inventory:
         record = self._pods.get(pod.uid)
         if record is None:
             record = self._pods[pod.uid] = _PodRecord(pod, generation)
-            self._pods_on.setdefault(pod.node, set()).add(pod.uid)
             self._settle(record, now, seen_before=False)
             return
         record.generation = generation
         if record.pod == pod:
             return
-        if record.pod.node != pod.node:
-            self._leave_node(record.pod)
-            self._pods_on.setdefault(pod.node, set()).add(pod.uid)
         record.pod = pod
         self._settle(record, now, seen_before=True)
 
@@ -240,7 +238,6 @@ class Inventory:
         record = self._pods.pop(uid, None)
         if record is None:
             return
-        self._leave_node(record.pod)
         for claim in record.claims:
             self._end(claim, now)
 
@@ -251,10 +248,7 @@ class Inventory:
             return
         self._snapshot = None
         if (node.zone, node.cell) != previous_place:
-            for uid in self._pods_on.get(node.name, ()):
-                record = self._pods[uid]
-                if record.claims:
-                    self._describe(record)
+            self._moved_nodes.add(node.name)
 
     def remove_node(self, name: str, now: float) -> None:
         """A node was deleted; what is known of it stays for the grace time."""
@@ -304,6 +298,10 @@ class Inventory:
                 self._snapshot = None
             claims.append(claim)
         record.claims = tuple(claims)
+        if len(claims) == 1:
+            # Most pods have one address that nobody had before: then one tuple serves here and there.
+            known = self._history[claim.width].of(claim.key)
+            record.claims = known if known == record.claims else record.claims
 
     def _start(self, pod: Pod, earlier: tuple[Claim, ...], now: float, seen_before: bool) -> int:
         """Since when a pod has what it is seen to have now.
@@ -343,12 +341,14 @@ class Inventory:
         self._ended.append((now, claim))
         self._snapshot = None
 
-    def _leave_node(self, pod: Pod) -> None:
-        on_node = self._pods_on.get(pod.node)
-        if on_node is not None:
-            on_node.discard(pod.uid)
-            if not on_node:
-                del self._pods_on[pod.node]
+    def _move_pods(self) -> None:
+        """Let pods follow their nodes to other zones: rare, so all pods are gone through once."""
+        if not self._moved_nodes:
+            return
+        for record in self._pods.values():
+            if record.claims and record.pod.node in self._moved_nodes:
+                self._describe(record)
+        self._moved_nodes.clear()
 
     def _compact(self) -> None:
         """Let go of endpoints that no claim and no node uses any more, once they are the greater part."""
