@@ -121,7 +121,7 @@ class Engine:
 class DiscardingEngine(Engine):
     """Answers questions; forgets rows. For who measures the client."""
 
-    async def insert(self, statement: str, block: ScannedBlock) -> None:
+    async def insert(self, into: str, settings: str, block: ScannedBlock) -> None:
         """Say that it is done."""
 
 
