@@ -19,11 +19,13 @@ from tests.beds.identity import agent_imbalances, server_imbalances
 from tests.beds.injected_node import InjectedNode
 from tests.beds.injector import MAX_PAYLOAD, TCP, UDP
 from tests.beds.interpose import LoopWatch
+from tests.bench.accounting import memory_bytes
 
 pytestmark = [pytest.mark.root, pytest.mark.chdb, pytest.mark.slow, pytest.mark.timeout(300)]
 
 FLOWS = 10_000
 BURSTS = 20
+IDLE_MEMORY, PEAK_MEMORY = 45_000_000, 80_000_000
 LONGEST_HOLD = 0.020
 """Seconds."""
 
@@ -53,7 +55,8 @@ def test_killed_seven_times_an_agent_stores_every_byte_of_the_bursts_once(tmp_pa
     watch = LoopWatch(tmp_path / "loop")
     with InjectedNode(tmp_path, Intervals(1, 2)) as rig:
         rig.start_server()
-        rig.start_agent(watch.environment())
+        idle = rig.start_agent(watch.environment())
+        assert memory_bytes(idle.process_id) < IDLE_MEMORY
         send_bursts(rig, BURSTS, 7, watch.environment())
         assert rig.agent is not None
         assert rig.server is not None
@@ -64,6 +67,7 @@ def test_killed_seven_times_an_agent_stores_every_byte_of_the_bursts_once(tmp_pa
         assert metrics["kubenetmon_agent_vanished_flows_total"] == 0
         # Of processor time, for a busy machine: who waits for a thread that has none waits for long.
         assert 0 < watch.longest().processor < LONGEST_HOLD
+        assert memory_bytes(rig.agent.process_id, "VmHWM") < PEAK_MEMORY
         rig.finish()
         truth, stored = rig.truth(), rig.stored()
         assert len(truth[0]) == 256 * 2 * 2, "servers, protocols and directions"
