@@ -116,8 +116,10 @@ static void settle_first(struct ledger *ledger)
 	totals->reported_flows++;
 	header->settling--;
 	bool expired = entry->key.flags & FLAG_EXPIRED;
-	if (expired)
+	if (expired) {
+		totals->waiting_flows--;
 		ledger_free(ledger, number);
+	}
 	ledger_commit(ledger);
 }
 

@@ -66,10 +66,10 @@ static const struct meter_totals *totals(void)
 	const struct meter_totals *all = &ledger.header->totals;
 	CHECK(all->observed_bytes == all->reported_bytes + all->ignored_protocol_bytes +
 					     all->ignored_loopback_bytes + all->ignored_baseline_bytes +
-					     all->pending_bytes);
+					     all->ignored_overflow_bytes + all->pending_bytes);
 	CHECK(all->observed_packets == all->reported_packets + all->ignored_protocol_packets +
 					       all->ignored_loopback_packets + all->ignored_baseline_packets +
-					       all->pending_packets);
+					       all->ignored_overflow_packets + all->pending_packets);
 	return all;
 }
 

@@ -22,7 +22,7 @@ static uint64_t random_state, wall;
 static struct life lives[TUPLES];
 static struct test_flow events[EVENTS];
 static size_t first_event, last_event;
-static uint64_t true_bytes, sealed_total;
+static uint64_t true_bytes, sealed_total, most_waiting;
 
 static uint64_t draw(uint64_t bound)
 {
@@ -150,9 +150,11 @@ static void check_sums(void)
 		pending += entry->last[ORIGINAL_BYTES] - entry->reported[ORIGINAL_BYTES] +
 			   entry->last[REPLY_BYTES] - entry->reported[REPLY_BYTES];
 	}
-	CHECK(totals->observed_bytes == totals->reported_bytes + totals->pending_bytes);
+	CHECK(totals->observed_bytes ==
+	      totals->reported_bytes + totals->ignored_overflow_bytes + totals->pending_bytes);
 	CHECK(totals->observed_bytes <= true_bytes);
 	CHECK(totals->pending_bytes == pending && totals->flows == flows && totals->entries == entries);
+	CHECK(totals->waiting_flows <= most_waiting);
 	CHECK(totals->reported_bytes == sealed_total && ledger.index.used == entries);
 }
 
@@ -163,6 +165,13 @@ static void run(uint64_t seed)
 	first_event = last_event = 0;
 	true_bytes = sealed_total = 0;
 	CHECK(ledger_open(&ledger, false) == 0);
+	most_waiting = TUPLES * STEPS;
+	if (seed % 2) {
+		ledger.limits.whole = draw(4);
+		ledger.limits.by_port = ledger.limits.whole + draw(3);
+		ledger.limits.by_addresses = ledger.limits.by_port + draw(3);
+		most_waiting = ledger.limits.by_addresses;
+	}
 	struct timespec time;
 	clock_gettime(CLOCK_REALTIME, &time);
 	wall = (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec + 1000000000;
@@ -195,7 +204,9 @@ static void run(uint64_t seed)
 		sealed_total += sealed.metered_bytes;
 	}
 	check_sums();
-	CHECK(sealed_total == true_bytes && ledger.header->totals.entries == 0);
+	CHECK(sealed_total + ledger.header->totals.ignored_overflow_bytes == true_bytes);
+	CHECK(ledger.header->totals.entries == 0 && ledger.header->totals.waiting_flows == 0);
+	CHECK(ledger.header->totals.ignored_overflow_bytes == 0 || seed % 2);
 	CHECK(ledger.header->totals.vanished == 0 && ledger.header->totals.ambiguous_identity == 0);
 	CHECK(ledger.header->totals.foreign_resets == 0);
 	ledger_close(&ledger);

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, cast
 
 from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
 from kubenetmon.clickhouse import schema
@@ -174,6 +175,10 @@ async def _clickhouse(
             database=config.clickhouse_database,
             table=config.clickhouse_table,
             workers=config.num_inserter_workers,
+            settings=dict(config.clickhouse_insert_settings),
+            asynchronous=config.clickhouse_async_insert,
+            undecided=cast(Literal["hold", "insert", "drop"], config.clickhouse_undecided),
+            drop_held_after=config.clickhouse_drop_held_after,
         ),
         sink=sink,
         metrics=metrics,

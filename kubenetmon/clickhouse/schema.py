@@ -21,9 +21,9 @@ from kubenetmon.clickhouse.columns import (
     SUMMED,
     ColumnSpec,
 )
-from kubenetmon.clickhouse.deduplication import read_deduplication, window_settings
+from kubenetmon.clickhouse.deduplication import read_deduplication, read_partitions
 from kubenetmon.clickhouse.sinks import Sink
-from kubenetmon.clickhouse.table import TableSchema, literal, quoted
+from kubenetmon.clickhouse.table import TableSchema, literal, quoted, window_settings
 from kubenetmon.errors import ConfigurationError, SchemaError
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ async def check(sink: Sink, options: SchemaOptions) -> list[str]:
     weakest, wanted = found.deduplication, options.deduplication_window
     if weakest.blocks < wanted:
         own = found.own_window == weakest and found.engine.endswith("MergeTree")
-        remedy = "run `kubenetmon schema apply`" if own else weakest.remedy
+        remedy = "run `kubenetmon schema apply`" if own else weakest.remedy(wanted)
         problems.append(
             f"the table {found} remembers the tokens of {weakest.blocks} blocks, not of {wanted}, beyond "
             f"which a batch sent again would count twice: {remedy}"
@@ -252,4 +252,5 @@ async def _describe(sink: Sink, database: str, table: str) -> TableSchema | None
                     column.name,
                 )
     windows = await read_deduplication(sink, database, table, engine, engine_full)
-    return TableSchema(database, table, columns, engine, sorting_key, *windows)
+    partitions = await read_partitions(sink, database, table) if engine.endswith("MergeTree") else ()
+    return TableSchema(database, table, columns, engine, sorting_key, *windows, partitions)

@@ -130,6 +130,10 @@ class EmbeddedSink:
     def address(self) -> str:
         return self._address
 
+    @property
+    def servers(self) -> int:
+        return 1
+
     async def query(self, sql: str, settings: Settings | None = None) -> list[tuple[Any, ...]]:
         engine = self._open_engine()
         statement = f"{sql} SETTINGS {_assignments(settings)}" if settings else sql

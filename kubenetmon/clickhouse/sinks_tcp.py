@@ -80,6 +80,10 @@ class TcpSink:
     def address(self) -> str:
         return ",".join(self._config.endpoints)
 
+    @property
+    def servers(self) -> int:
+        return len(self._hosts)
+
     async def query(self, sql: str, settings: Settings | None = None) -> list[tuple[Any, ...]]:
         rows: list[tuple[Any, ...]] = []
 

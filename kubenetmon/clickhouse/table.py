@@ -22,22 +22,53 @@ def literal(text: str) -> str:
     return f"'{escaped}'"
 
 
+WEEK = 7 * 86400
+LEAST_WINDOW = 100_000
+"""Blocks; what `schema apply` asks for where nothing says that a week takes more."""
+
+
+def keeps_tokens_in_keeper(engine: str) -> bool:
+    """True for the engines whose replicas share one memory of tokens."""
+    return engine.startswith(("Replicated", "Shared"))
+
+
+def window_settings(engine: str, blocks: int) -> str:
+    """The table settings that make an engine remember so many blocks, for CREATE and MODIFY SETTING."""
+    if keeps_tokens_in_keeper(engine):
+        return f"replicated_deduplication_window = {blocks}, replicated_deduplication_window_seconds = {WEEK}"
+    return f"non_replicated_deduplication_window = {blocks}"
+
+
 @dataclass(frozen=True, slots=True)
 class Deduplication:
     """How long a table remembers the tokens of blocks.
 
-    `blocks` is how many it remembers, 0 for none; `seconds` for how long, 0 for no limit in time. `remedy`
-    is the statement that makes it remember more, or says in words why none can.
+    `blocks` is how many it remembers, 0 for none; `seconds` for how long, 0 for no limit in time. `table` is
+    its quoted name; `obstacle` says why nothing makes it remember more, empty where something does.
     """
 
     blocks: int
     seconds: int
-    remedy: str
+    table: str = ""
+    engine: str = ""
+    obstacle: str = ""
 
-    def covers(self, blocks_per_second: float, span: float) -> bool:
-        """True when a token is still remembered `span` seconds after its insert at that insert rate."""
-        within_time = self.seconds == 0 or self.seconds >= span
-        return within_time and self.blocks > blocks_per_second * span
+    def remedy(self, blocks: int = LEAST_WINDOW) -> str:
+        """The statement that makes it remember so many blocks, or in words why none can."""
+        if self.obstacle:
+            return self.obstacle
+        return f"ALTER TABLE {self.table} MODIFY SETTING {window_settings(self.engine, blocks)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """Which numbers the blocks of a partition have, and between which days (since 1970) its rows lie."""
+
+    name: str
+    first_block: int
+    last_block: int
+    first_day: int
+    last_day: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +79,7 @@ class TableSchema:
     materialized and alias columns are not in it. `own_window` is the table's own deduplication (for a
     Distributed table: that of the table behind it), `deduplication` the weakest among it and the targets of
     its materialized views. `shards` is the number of shards behind a Distributed table, 0 for any other
-    engine.
+    engine. `partitions` are those of the last days, of a table on this very server.
     """
 
     database: str
@@ -56,9 +87,15 @@ class TableSchema:
     columns: Mapping[str, str]
     engine: str = ""
     sorting_key: str = ""
-    own_window: Deduplication = Deduplication(0, 0, "not read")
-    deduplication: Deduplication = Deduplication(0, 0, "not read")
+    own_window: Deduplication = Deduplication(0, 0, obstacle="not read")
+    deduplication: Deduplication = Deduplication(0, 0, obstacle="not read")
     shards: int = 0
+    partitions: tuple[Partition, ...] = ()
+
+    @property
+    def one_memory(self) -> bool:
+        """True when every server that holds the table knows the tokens that any of them has taken."""
+        return bool(self.shards) or keeps_tokens_in_keeper(self.engine)
 
     @property
     def has_ipv6(self) -> bool:

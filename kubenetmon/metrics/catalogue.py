@@ -106,7 +106,7 @@ INSERT_BATCH_AGE = MetricSpec(
 )
 
 # Ours, agent: conservation and health.
-AGENT_IGNORED_REASONS = ("protocol", "loopback", "baseline")
+AGENT_IGNORED_REASONS = ("protocol", "loopback", "baseline", "overflow")
 AGENT_OBSERVED = MetricSpec(
     "kubenetmon_agent_observed_total",
     Kind.COUNTER,
@@ -149,6 +149,16 @@ AGENT_UNACKNOWLEDGED = MetricSpec(
     "Sealed batches that the server has not acknowledged yet.",
 )
 AGENT_FLOWS = MetricSpec("kubenetmon_agent_flows", Kind.GAUGE, "Flows in the ledger.")
+AGENT_WAITING = MetricSpec(
+    "kubenetmon_agent_waiting_flows",
+    Kind.GAUGE,
+    "Ended flows that wait to be reported and take up memory for it; many of them while the server is away.",
+)
+AGENT_MERGED = MetricSpec(
+    "kubenetmon_agent_merged_flows_total",
+    Kind.COUNTER,
+    "Ended flows that lost their client port, or all ports, to be reported together with others.",
+)
 AGENT_EVENTS = MetricSpec(
     "kubenetmon_agent_destroy_events_total", Kind.COUNTER, "DESTROY events read from the kernel."
 )
@@ -186,8 +196,9 @@ AGENT_MALFORMED = MetricSpec(
 AGENT_EVENT_GAP = MetricSpec(
     "kubenetmon_agent_event_gap_seconds",
     Kind.GAUGE,
-    "For how long no agent listened before this one took the state directory up; what a flow moved after its "
-    "last read is not metered if the kernel removed it then (see vanished flows).",
+    "For how long nobody listened to ends of flows: before this agent took the state directory up, and "
+    "while it was stopped or starved; what a flow moved after its last read is not metered if the kernel "
+    "removed it then (see vanished flows).",
 )
 STATE_REASONS = ("truncated", "version", "corrupt", "other_boot", "foreign", "full")
 AGENT_STATE_SET_ASIDE = MetricSpec(
@@ -205,6 +216,7 @@ SERVER_IGNORED_REASONS = (
     "ipv6",
     "disabled",
     "duplicate",
+    "dropped",
     "address",
     "protocol",
 )
@@ -317,6 +329,12 @@ HELD_BATCHES = MetricSpec(
     Kind.GAUGE,
     "Batches held because ClickHouse refuses them until an operator mends something.",
 )
+OLD_BATCHES = MetricSpec(
+    "kubenetmon_server_old_batches_total",
+    Kind.COUNTER,
+    "Batches older than the table's memory of tokens, by what a look at the table found of them.",
+    {"found": ("absent", "present", "undecided")},
+)
 EXACTLY_ONCE = MetricSpec(
     "kubenetmon_server_exactly_once",
     Kind.GAUGE,
@@ -343,6 +361,8 @@ AGENT_METRICS = (
     AGENT_BATCH_BYTES,
     AGENT_UNACKNOWLEDGED,
     AGENT_FLOWS,
+    AGENT_WAITING,
+    AGENT_MERGED,
     AGENT_EVENTS,
     AGENT_AMBIGUOUS_IDENTITY,
     AGENT_FOREIGN_RESETS,
@@ -384,6 +404,7 @@ SERVER_METRICS = (
     RANGE_AGE,
     CLICKHOUSE_ERRORS,
     HELD_BATCHES,
+    OLD_BATCHES,
     EXACTLY_ONCE,
 )
 COMMON_METRICS = (LOOP_LAG,)

@@ -49,13 +49,21 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of a watch. `object` is None for BOOKMARK and ERROR, and for an object that was skipped."""
+    """One line of a watch. `object` is None for BOOKMARK and ERROR, and for an object that was skipped.
+
+    `ends_list`: a bookmark that says that all objects there were have been sent.
+    """
 
     type: str
     object: KubernetesObject | None
     resource_version: str
     error_code: int
     error_message: str
+    ends_list: bool = False
+
+
+class _Annotations(msgspec.Struct):
+    initial_events_end: str | None = msgspec.field(name="k8s.io/initial-events-end", default=None)
 
 
 class _Metadata(msgspec.Struct, Generic[LabelsT], rename="camel"):
@@ -65,6 +73,7 @@ class _Metadata(msgspec.Struct, Generic[LabelsT], rename="camel"):
     creation_timestamp: datetime | None = None
     resource_version: str | None = None
     labels: LabelsT | None = None
+    annotations: _Annotations | None = None
 
 
 class _PodAddress(msgspec.Struct):
@@ -223,13 +232,17 @@ class ObjectDecoder:
             decoded = self._event[kind].decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return self._odd_event(line)
-        version = decoded.object.metadata.resource_version or ""
+        metadata = decoded.object.metadata
+        version = metadata.resource_version or ""
+        if decoded.type == "BOOKMARK":
+            annotations = metadata.annotations
+            ends = annotations is not None and annotations.initial_events_end == "true"
+            return Event(decoded.type, None, version, 0, "", ends)
         known: KubernetesObject | None = None
-        if decoded.type != "BOOKMARK":
-            try:
-                known = self._convert[kind](decoded.object)
-            except (ValueError, OverflowError):
-                known = None
+        try:
+            known = self._convert[kind](decoded.object)
+        except (ValueError, OverflowError):
+            known = None
         return Event(decoded.type, known, version, 0, "")
 
     def dump(self, body: bytes) -> dict[Kind, Page]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from kubenetmon.clickhouse.block import Block, encode
+from kubenetmon.clickhouse.evidence import Tracer
 from kubenetmon.clickhouse.inserter import CommitOutcome
 from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.clock import Clock
@@ -42,6 +43,17 @@ logger = logging.getLogger(__name__)
 
 _REMEMBERED = 16384
 """How many committed identities are remembered, so that a repeated one costs no insert."""
+
+_VERDICTS = {
+    CommitOutcome.HANDED_BACK: Verdict(Outcome.RETRY_LATER, "the server is stopping"),
+    CommitOutcome.UNDECIDED: Verdict(
+        Outcome.RETRY_LATER,
+        "ClickHouse no longer knows whether it holds this batch; the server's /ready says what to do",
+    ),
+    CommitOutcome.DROPPED: Verdict(
+        Outcome.REJECTED, "the server's configuration says to drop what ClickHouse does not take"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +88,8 @@ class BlockInserter(Protocol):
         """The table's columns, as soon as they are known."""
         ...
 
-    async def commit(self, block: Block, token: str) -> CommitOutcome:
-        """Insert the block once; return when ClickHouse holds it, or when it was handed back."""
+    async def commit(self, block: Block, token: str, tracer: Tracer | None = None) -> CommitOutcome:
+        """Insert the block once; return when ClickHouse holds it, or why it does not."""
         ...
 
 
@@ -200,11 +212,12 @@ class Pipeline:
             verdict = Verdict(Outcome.RETRY_LATER, "the server failed to process it; its log says why")
         finally:
             self._pend(batch, -1)
+            if verdict.outcome is Outcome.RETRY_LATER:
+                self._count(catalogue.SERVER_HANDED_BACK, batch)
+            else:
+                self._count_settled(batch, leftover)
             if verdict.outcome is Outcome.COMMITTED:
                 self._remember(batch.identity.token)
-                self._count_settled(batch, leftover)
-            else:
-                self._count(catalogue.SERVER_HANDED_BACK, batch)
         return verdict
 
     async def _store(
@@ -222,7 +235,7 @@ class Pipeline:
             not_kept = Ignored(len(ipv6), ipv6.total_bytes(), ipv6.total_packets())
             batch = replace(batch, ipv6=empty_records(6))
         peers = [view.peer() for view in self._peers]
-        attributed, block = await asyncio.get_running_loop().run_in_executor(
+        attributed, encoded = await asyncio.get_running_loop().run_in_executor(
             self._worker, self._encode, batch, self._cluster.snapshot(), peers, self._ranges.table, schema
         )
         if patient and self._latecomers is not None and attributed.strangers:
@@ -241,17 +254,20 @@ class Pipeline:
             self._metrics.add(
                 catalogue.REMOTE_LABELER_ERRORS, attributed.empty_region, type="intra_cloud_empty_region"
             )
-        if inserter is None or block is None:
+        if inserter is None or encoded is None:
             if inserter is None and records:
                 leftover.add(
                     "disabled", Ignored(records, attributed.total_bytes(), attributed.total_packets())
                 )
             return Verdict(Outcome.COMMITTED)
         self._observed("enqueued", records)
-        outcome = await inserter.commit(block, batch.identity.token)
+        outcome = await inserter.commit(encoded[0], batch.identity.token, encoded[1])
         if outcome is not CommitOutcome.COMMITTED:
             self._observed("dropped", records)
-            return Verdict(Outcome.RETRY_LATER, "the server is stopping")
+        if outcome is CommitOutcome.DROPPED:
+            leftover.add("dropped", Ignored(records, attributed.total_bytes(), attributed.total_packets()))
+        if verdict := _VERDICTS.get(outcome):
+            return verdict
         age = max(0.0, self._clock.time() - received_at)
         self._metrics.observe(catalogue.INSERT_BATCH_AGE, age * 1000)
         return Verdict(Outcome.COMMITTED)
@@ -263,13 +279,22 @@ class Pipeline:
         peers: Sequence[Peer],
         ranges: RangeTable,
         schema: TableSchema | None,
-    ) -> tuple[Attributed, Block | None]:
+    ) -> tuple[Attributed, tuple[Block, Tracer] | None]:
         """In the worker thread: no block when there is nothing to insert."""
         attributed = self._attributor.attribute(batch, cluster, ranges, peers)
         if schema is None or not len(attributed):
             return attributed, None
         count, columns = rows.columns(attributed, batch, self._config.rows)
-        return attributed, encode(columns, schema, count) if count else None
+        if not count:
+            return attributed, None
+        tracer = Tracer(
+            columns,
+            count,
+            node=batch.identity.node_name,
+            interval_start=batch.interval_start,
+            interval_end=batch.interval_end,
+        )
+        return attributed, (encode(columns, schema, count), tracer)
 
     def _remember(self, token: str) -> None:
         self._committed[token] = None
@@ -277,7 +302,7 @@ class Pipeline:
             self._committed.popitem(last=False)
 
     def _count_settled(self, batch: FlowBatch, leftover: _Leftover) -> None:
-        """What became of a committed batch's bytes and packets: committed = all - ignored."""
+        """What became of a settled batch's bytes and packets: committed = all - ignored."""
         self._unattributed.record(batch.identity.node_name, batch.interval_end, leftover.no_side)
         committed = _amounts(batch)
         for reason, part in leftover.ignored.items():

@@ -1,4 +1,5 @@
-/* Preloaded into a process under test: kills it between two of its system calls, and moves its wall clock.
+/* Preloaded into a process under test: kills it between two of its system calls, moves its wall clock, and watches
+ * how long its event loop is away from waiting.
  *
  * KILL_AT: steps that must happen one after the other, separated by ';'; at the last one the process dies of SIGKILL.
  * A step is CALL:MOMENT:WHERE, WHERE being part of the file's path, or for a socket `events` or `requests` (netlink
@@ -7,7 +8,10 @@
  * its moment is the number of the page that must not be written any more from the step before on, and the process
  * dies of SIGSEGV at that instruction.
  *
- * CLOCK_OFFSET: a file of 8 bytes, seconds that CLOCK_REALTIME is ahead; it may be rewritten at any time. */
+ * CLOCK_OFFSET: a file of 8 bytes, seconds that CLOCK_REALTIME is ahead; it may be rewritten at any time.
+ *
+ * LOOP_LONGEST: a file of 16 bytes, the longest that the first thread was between two waits of its event loop, in
+ * nanoseconds by the clock, and less what other processes took of that; it may be set to zero at any time. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -20,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -36,6 +41,16 @@ struct step {
 static struct step steps[STEPS];
 static int step_count, step_next;
 static volatile int64_t *clock_offset;
+static volatile int64_t *loop_longest;
+
+static volatile int64_t *map_file(const char *path, size_t size)
+{
+	int file = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
+	void *mapped = file >= 0 ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0) : MAP_FAILED;
+	if (file >= 0)
+		close(file);
+	return mapped == MAP_FAILED ? NULL : mapped;
+}
 
 __attribute__((constructor)) static void prepare(void)
 {
@@ -48,14 +63,8 @@ __attribute__((constructor)) static void prepare(void)
 		next->moment = strsep(&step, ":");
 		next->where = step;
 	}
-	const char *path = getenv("CLOCK_OFFSET");
-	int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-	if (file >= 0) {
-		void *mapped = mmap(NULL, sizeof *clock_offset, PROT_READ, MAP_SHARED, file, 0);
-		if (mapped != MAP_FAILED)
-			clock_offset = mapped;
-		close(file);
-	}
+	clock_offset = map_file(getenv("CLOCK_OFFSET"), sizeof *clock_offset);
+	loop_longest = map_file(getenv("LOOP_LONGEST"), 2 * sizeof *loop_longest);
 }
 
 static void protect(const struct step *step)
@@ -204,5 +213,38 @@ int clock_gettime(clockid_t clock, struct timespec *time)
 	int result = ORIGINAL(clock_gettime)(clock, time);
 	if (result == 0 && clock == CLOCK_REALTIME && clock_offset)
 		time->tv_sec += *clock_offset;
+	return result;
+}
+
+/* By the clock, and less what this thread has spent ready to run and without a processor (schedstat of proc(5)). */
+static void look(int64_t moment[2])
+{
+	static int statistics = -1;
+	if (statistics < 0)
+		statistics = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+	struct timespec time;
+	ORIGINAL(clock_gettime)(CLOCK_MONOTONIC, &time);
+	moment[0] = (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+	char text[80] = "";
+	int64_t waited = 0;
+	if (pread(statistics, text, sizeof text - 1, 0) <= 0 || sscanf(text, "%*d %" SCNd64, &waited) != 1)
+		abort();
+	moment[1] = moment[0] - waited;
+}
+
+int epoll_pwait(int descriptor, struct epoll_event *events, int most, int timeout, const sigset_t *mask)
+{
+	static int64_t woken[2];
+	bool watched = loop_longest && gettid() == getpid();
+	if (watched && woken[0]) {
+		int64_t moment[2];
+		look(moment);
+		for (int i = 0; i < 2; i++)
+			if (moment[i] - woken[i] > loop_longest[i])
+				loop_longest[i] = moment[i] - woken[i];
+	}
+	int result = ORIGINAL(epoll_pwait)(descriptor, events, most, timeout, mask);
+	if (watched)
+		look(woken);
 	return result;
 }

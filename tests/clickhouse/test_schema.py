@@ -134,8 +134,8 @@ async def test_a_view_on_the_table_counts_too(engine: EmbeddedSink, database: st
     table = await read_table(engine, database, "network_flows_0")
     assert table.own_window.blocks == 100_000
     assert table.deduplication.blocks == 0
-    assert table.deduplication.remedy.startswith(f"ALTER TABLE `{database}`.`daily` MODIFY SETTING")
-    await engine.query(table.deduplication.remedy)
+    assert table.deduplication.remedy().startswith(f"ALTER TABLE `{database}`.`daily` MODIFY SETTING")
+    await engine.query(table.deduplication.remedy())
     assert (await read_table(engine, database, "network_flows_0")).deduplication.blocks == 100_000
 
 

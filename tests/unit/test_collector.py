@@ -42,6 +42,7 @@ class FakeTable:
         self.pending = 0
         self.reported = 0
         self.quiet = False
+        self.waiting = 0
         self.errors: list[KubenetmonError] = []
 
     async def read(self) -> ReadResult:
@@ -58,7 +59,7 @@ class FakeTable:
             self.pending += 100
         return ReadResult(1, 1, 0, self.takes, 0.0, 1, 1)
 
-    def seal(self, begin: int, end: int, end_monotonic: float) -> list[SealedRecords]:
+    async def report(self, begin: int, end: int, end_monotonic: float) -> list[SealedRecords]:
         assert self.reading == 0, "sealing waits for a read"
         if not self.pending:
             return []
@@ -76,6 +77,7 @@ class FakeTable:
                 "reported_bytes": self.reported,
                 "pending_bytes": self.pending,
                 "ignored_loopback_bytes": 7,
+                "waiting_flows": self.waiting,
                 "reported_flows": 3,
                 "ignored_flows": 2,
             }
@@ -174,6 +176,17 @@ async def test_while_the_outbox_is_full_nothing_is_sealed_and_the_next_report_co
         assert bed.intervals() == [(int(START) + 180, int(START) + 660)]
         assert sum(batch.metered_bytes for batch in bed.outbox.waiting()) == 100 * 12 * 8
         assert len(bed.table.reads) == 1 + 660 // 5
+
+
+async def test_where_many_flows_end_a_report_is_sealed_early_while_the_outbox_has_room() -> None:
+    async with running(start=START) as bed:
+        bed.table.waiting = CollectorConfig().many_waiting
+        await bed.clock.advance(60)
+        assert bed.intervals() == [(int(START) + at, int(START) + at + 5) for at in (0, 5, 10)]
+        bed.table.waiting -= 1
+        bed.commit()
+        await bed.clock.advance(5)
+        assert bed.intervals() == []
 
 
 async def test_stopping_reads_once_more_and_seals_even_into_a_full_outbox() -> None:

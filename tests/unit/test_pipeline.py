@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from kubenetmon.clickhouse.block import Block
+from kubenetmon.clickhouse.evidence import Tracer
 from kubenetmon.clickhouse.inserter import CommitOutcome
 from kubenetmon.clickhouse.schema import SchemaOptions
 from kubenetmon.clickhouse.table import TableSchema
@@ -53,7 +54,7 @@ class RecordingInserter:
     async def wait_schema(self) -> TableSchema:
         return self.table
 
-    async def commit(self, block: Block, token: str) -> CommitOutcome:
+    async def commit(self, block: Block, token: str, tracer: Tracer | None = None) -> CommitOutcome:
         assert token not in self.blocks, "inserted twice"
         self.blocks[token] = block
         self.waiting += 1
@@ -238,6 +239,23 @@ async def test_what_the_inserter_hands_back_may_come_again(build: Build) -> None
     rig.inserter.blocks.clear()
     assert await rig.pipeline.process(batch(), time.time()) == COMMITTED
     assert rig.bytes_by_fate()["committed"] == 10600
+
+
+async def test_what_the_operator_drops_is_counted_in_bytes_and_never_acked(build: Build) -> None:
+    rig = build()
+    rig.inserter.outcome = CommitOutcome.DROPPED
+    verdict = await rig.pipeline.process(batch(), time.time())
+    assert verdict.outcome is Outcome.REJECTED
+    assert rig.bytes_by_fate() == {"dropped": 10600, "udp": 5300, "node": 5300, "direction": 5300}
+
+
+async def test_what_the_table_cannot_tell_stays_with_the_agent(build: Build) -> None:
+    rig = build()
+    rig.inserter.outcome = CommitOutcome.UNDECIDED
+    verdict = await rig.pipeline.process(batch(), time.time())
+    assert verdict.outcome is Outcome.RETRY_LATER
+    assert "/ready" in verdict.reason
+    assert rig.bytes_by_fate() == {"handed_back": 26500}
 
 
 async def test_where_all_is_ignored_nothing_is_inserted(build: Build) -> None:
