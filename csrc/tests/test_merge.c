@@ -7,11 +7,12 @@
 #include "messages.h"
 #include "sealing.h"
 
-enum { RECORD_BYTES = 57, MOST_RECORDS = 64, LIVES = 150000 };
+enum { RECORD_BYTES = 61, MOST_RECORDS = 64, LIVES = 150000 };
 
 struct record {
 	uint16_t ports[4]; /* original source and destination, reply source and destination */
 	uint64_t counters[COUNTERS];
+	uint32_t start;
 };
 
 static struct ledger ledger;
@@ -64,6 +65,7 @@ static uint32_t seal(void)
 			memcpy(&records[i].ports[port], bytes + (17 + 2 * port) * count + 2 * i, 2);
 		for (size_t counter = 0; counter < COUNTERS; counter++)
 			memcpy(&records[i].counters[counter], bytes + (25 + 8 * counter) * count + 8 * i, 8);
+		memcpy(&records[i].start, bytes + 57 * count + 4 * i, 4);
 	}
 	CHECK(ledger.header->totals.pending_flows == 0 && ledger.header->totals.pending_bytes == 0);
 	CHECK(ledger.header->totals.waiting_flows == 0 && ledger.header->totals.entries == 0);
@@ -105,8 +107,9 @@ static void test_beyond_it_they_share_a_record_without_client_port(void)
 	CHECK(seal() == 4);
 	CHECK(has_ports(0, 1, 443, 8443) && has_ports(1, 0, 443, 8443) && has_ports(2, 0, 80, 8443) &&
 	      has_ports(3, 0, 443, 8443));
+	CHECK(records[0].start == wall / 1000000000);
 	for (uint32_t i = 1; i < 4; i++)
-		CHECK(records[i].counters[ORIGINAL_PACKETS] == 28 && records[i].counters[ORIGINAL_BYTES] == 2800 &&
+		CHECK(records[i].start == 0 && records[i].counters[ORIGINAL_PACKETS] == 28 && records[i].counters[ORIGINAL_BYTES] == 2800 &&
 		      records[i].counters[REPLY_PACKETS] == 56 && records[i].counters[REPLY_BYTES] == 1400);
 	ledger_close(&ledger);
 }

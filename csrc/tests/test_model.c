@@ -190,7 +190,7 @@ static void run(uint64_t seed)
 			dump(chance(30), chance(90));
 		} else {
 			struct meter_sealed sealed;
-			CHECK(seal_into(&ledger, sealed_bytes, 57 + draw(4000), &sealed) == 0);
+			CHECK(seal_into(&ledger, sealed_bytes, 61 + draw(4000), &sealed) == 0);
 			sealed_total += sealed.metered_bytes;
 		}
 		check_sums();

@@ -16,7 +16,7 @@
 #include "messages.h"
 #include "state.h"
 
-enum { BUFFER = 57 * 2, MAX_BATCHES = 64, COPIED_ENTRIES = 16 };
+enum { BUFFER = 61 * 2, MAX_BATCHES = 64, COPIED_ENTRIES = 16 };
 
 enum kind { SIGHT, EVENT, BEGIN, END, SEAL, NEXT_SPOOL, VANISH };
 

@@ -41,8 +41,9 @@ except ImportError as error:
 _SYSCTLS = Path("/proc/sys/net/netfilter")
 _COUNTER_WIDTHS = (8, 8, 8, 8)
 _PORT_WIDTHS = (2, 2, 2, 2)
-_IPV4_WIDTHS = (1, 4, 4, 4, 4, *_PORT_WIDTHS, *_COUNTER_WIDTHS)
-_IPV6_WIDTHS = (1, 16, 16, 16, 16, *_PORT_WIDTHS, *_COUNTER_WIDTHS)
+_TIME_WIDTH = 4
+_IPV4_WIDTHS = (1, 4, 4, 4, 4, *_PORT_WIDTHS, *_COUNTER_WIDTHS, _TIME_WIDTH)
+_IPV6_WIDTHS = (1, 16, 16, 16, 16, *_PORT_WIDTHS, *_COUNTER_WIDTHS, _TIME_WIDTH)
 _COLUMNS = tuple(field.name for field in dataclasses.fields(FlowArrays) if field.name != "count")
 
 _WATCHDOG = Path(_conntrack.__file__).with_name("_watchdog")

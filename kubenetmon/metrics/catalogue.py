@@ -310,6 +310,13 @@ NO_SIDE = MetricSpec(
     "/debug/unattributed has samples.",
     {"cause": ("unknown_node", "both_unknown", "both_elsewhere", "no_node"), "unit": _UNITS},
 )
+AMBIGUOUS_OWNER = MetricSpec(
+    "kubenetmon_server_ambiguous_owner_total",
+    Kind.COUNTER,
+    "What was committed to the last of several pods that had an address within one interval, because nobody "
+    "knows when the flow began (agents without nf_conntrack_timestamp, or of the original).",
+    {"unit": _UNITS},
+)
 LATE_ADDRESSES = MetricSpec(
     "kubenetmon_server_late_addresses_total",
     Kind.COUNTER,
@@ -412,6 +419,7 @@ SERVER_METRICS = (
     PEER_FOLLOWED,
     NO_SIDE,
     LATE_ADDRESSES,
+    AMBIGUOUS_OWNER,
     RANGE_PREFIXES,
     RANGE_AGE,
     CLICKHOUSE_ERRORS,

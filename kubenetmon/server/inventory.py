@@ -42,7 +42,9 @@ Kind = Literal["pods", "nodes", "services"]
 KINDS: tuple[Kind, ...] = ("nodes", "pods", "services")
 """In the order they are best read: pods take their zone from nodes."""
 
-_MOST_ENDED_CLAIMS = 200_000
+_MOST_ENDED_CLAIMS = 100_000
+"""Some 25 MB. Two thousand addresses a minute may change hands before less than `history` is kept."""
+
 COMPACT_ABOVE = 10_000
 
 
@@ -157,7 +159,7 @@ class Inventory:
         self._pods: dict[str, _PodRecord] = {}
         self._moved_nodes: set[str] = set()
         self._services: dict[str, int] = {}
-        self._ended: deque[tuple[float, Claim]] = deque()
+        self._ended: deque[Claim] = deque()
         self._generation: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self._snapshot: ClusterSnapshot | None = None
 
@@ -266,8 +268,8 @@ class Inventory:
     def expire(self, now: float) -> None:
         """Forget what ended longer ago than is kept; to be called every few seconds."""
         keep = max(self._config.history, self._config.pod_grace)
-        while self._ended and (self._ended[0][0] + keep < now or len(self._ended) > _MOST_ENDED_CLAIMS):
-            _, claim = self._ended.popleft()
+        while self._ended and (self._ended[0].end + keep < now or len(self._ended) > _MOST_ENDED_CLAIMS):
+            claim = self._ended.popleft()
             self._history[claim.width].forget(claim)
             self._snapshot = None
         if self._nodes.expire(now - self._config.pod_grace):
@@ -338,7 +340,7 @@ class Inventory:
 
     def _end(self, claim: Claim, now: float) -> None:
         self._history[claim.width].end(claim, int(now))
-        self._ended.append((now, claim))
+        self._ended.append(claim)
         self._snapshot = None
 
     def _move_pods(self) -> None:
@@ -351,19 +353,20 @@ class Inventory:
         self._moved_nodes.clear()
 
     def _compact(self) -> None:
-        """Let go of endpoints that no claim and no node uses any more, once they are the greater part."""
-        in_use = sum(len(history) for history in self._history.values()) + len(self._nodes)
-        if len(self._endpoints) < COMPACT_ABOVE + 2 * in_use + 2 * len(self._ended):
+        """Let go of endpoints that no claim and no node uses any more, once they are a fifth of all."""
+        in_use = sum(len(history) for history in self._history.values()) + len(self._nodes) + len(self._ended)
+        if len(self._endpoints) < COMPACT_ABOVE + in_use + in_use // 4:
             return
         used = {claim.endpoint for history in self._history.values() for claim in history.claims()}
-        named_by_pods = {self._endpoints.description(endpoint).node for endpoint in used}
-        self._nodes.renumber(named_by_pods)
-        new_ids = self._endpoints.compact([*used, *self._nodes.endpoints_used()], self._nodes.numbers)
+        self._nodes.renumber(self._endpoints.nodes_of(used))
+        used.update(self._nodes.endpoints_used())
+        new_ids = self._endpoints.compact(used, self._nodes.numbers)
+        numbers = new_ids.tolist()
         for history in self._history.values():
             history.renumber(new_ids)
         self._nodes.move(new_ids)
         for record in self._pods.values():
-            record.endpoint = int(new_ids[record.endpoint])
+            record.endpoint = numbers[record.endpoint]
 
 
 def _keys_of(pod: Pod) -> list[tuple[Width, int]]:

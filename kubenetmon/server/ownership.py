@@ -184,8 +184,9 @@ class AddressHistory:
         """Endpoint id i is called new_ids[i] from now on."""
         rows = self.rows()
         self._rows = OwnershipRows(rows.width, rows.keys, rows.ends, new_ids.take(rows.endpoints))
+        numbers = new_ids.tolist()
         for claim in self.claims():
-            claim.endpoint = int(new_ids[claim.endpoint])
+            claim.endpoint = numbers[claim.endpoint]
 
     def _merge(self, changed: list[int]) -> OwnershipRows:
         """The rows with those of the changed addresses (sorted) replaced: slices of old and of new ones."""

@@ -96,10 +96,11 @@ class BlockInserter(Protocol):
 
 @dataclass(slots=True)
 class _Leftover:
-    """What of a batch makes no rows."""
+    """What of a batch makes no rows, or rows that may be another's."""
 
     ignored: dict[str, Ignored] = field(default_factory=dict)
     no_side: Mapping[str, NoSide] = field(default_factory=dict)
+    ambiguous: Ignored = NOTHING_IGNORED
 
     def add(self, reason: str, part: Ignored) -> None:
         self.ignored[reason] = self.ignored.get(reason, NOTHING_IGNORED) + part
@@ -249,7 +250,7 @@ class Pipeline:
             leftover.add("ipv6", not_kept)
         for reason, part in attributed.ignored.items():
             leftover.add(reason, part)
-        leftover.no_side = attributed.no_side
+        leftover.no_side, leftover.ambiguous = attributed.no_side, attributed.ambiguous
         records = len(attributed)
         self._observed("labeled", records)
         self._observed("ignored", sum(part.records for part in leftover.ignored.values()))
@@ -311,6 +312,8 @@ class Pipeline:
     def _count_settled(self, batch: FlowBatch, leftover: _Leftover) -> None:
         """What became of a settled batch's bytes and packets: committed = all - ignored."""
         self._unattributed.record(batch.identity.node_name, batch.interval_end, leftover.no_side)
+        for unit, amount in (("bytes", leftover.ambiguous.bytes), ("packets", leftover.ambiguous.packets)):
+            self._metrics.add(catalogue.AMBIGUOUS_OWNER, amount, unit=unit)
         committed = _amounts(batch)
         for reason, part in leftover.ignored.items():
             for unit, amount in (("bytes", part.bytes), ("packets", part.packets)):
