@@ -118,13 +118,20 @@ class Engine:
             raise EngineError(int(found[1]) if found else 1001, found[2] if found else str(error)) from None
 
 
+class DiscardingEngine(Engine):
+    """Answers questions; forgets rows. For who measures the client."""
+
+    async def insert(self, into: str, settings: str, block: ScannedBlock) -> None:
+        """Say that it is done."""
+
+
 class Front:
     def __init__(self, engine: Engine, users: Mapping[str, str], tls: ssl.SSLContext | None) -> None:
         self.engine = engine
         self.users = users
         self.tls = tls
         self.faults: list[Fault] = []
-        self.stats = {"connections": 0, "queries": 0, "inserts": 0, "commits": 0}
+        self.stats = {"connections": 0, "queries": 0, "inserts": 0, "commits": 0, "faults": 0}
         self.port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -158,6 +165,7 @@ class Front:
             if fault.times == 1:
                 self.faults.remove(fault)
             fault.times -= fault.times > 0
+            self.stats["faults"] += 1
             await self._do(fault, session, request)
             return
 
@@ -475,6 +483,7 @@ async def main() -> None:
     parser.add_argument("--engine-config", default="", help="a configuration of ClickHouse's own, in XML")
     parser.add_argument("--certificate", default="")
     parser.add_argument("--client-ca", default="")
+    parser.add_argument("--discard", action="store_true", help="say that rows are committed, keep none")
     parser.add_argument("--user", action="append", default=[], help="NAME:PASSWORD")
     arguments = parser.parse_args()
     tls = None
@@ -485,7 +494,8 @@ async def main() -> None:
             tls.load_verify_locations(arguments.client_ca)
             tls.verify_mode = ssl.CERT_REQUIRED
     users = dict(user.split(":", 1) for user in arguments.user) or {"default": ""}
-    front = Front(Engine(arguments.path, arguments.engine_config), users, tls)
+    engine = DiscardingEngine if arguments.discard else Engine
+    front = Front(engine(arguments.path, arguments.engine_config), users, tls)
     front.port = arguments.port
     await front.listen()
     print(json.dumps({"port": front.port}), flush=True)
