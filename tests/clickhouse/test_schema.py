@@ -140,6 +140,23 @@ async def test_a_view_on_the_table_counts_too(engine: EmbeddedSink, database: st
     assert (await read_table(engine, database, "network_flows_0")).deduplication.blocks == 100_000
 
 
+async def test_views_on_what_views_fill_count_too(engine: EmbeddedSink, database: str) -> None:
+    """Behind a Null table, which keeps nothing, there are tables that do."""
+    await apply(engine, SchemaOptions(database))
+    for table, kind in (("passing", "Null"), ("last", "MergeTree ORDER BY b")):
+        await engine.query(f"CREATE TABLE {database}.{table} (b UInt64) ENGINE = {kind}")
+    for source, target in (("network_flows_0", "passing"), ("passing", "last")):
+        column = "bytes AS b" if target == "passing" else "b"
+        await engine.query(
+            f"CREATE MATERIALIZED VIEW {database}.to_{target} TO {database}.{target} AS "
+            f"SELECT {column} FROM {database}.{source}"
+        )
+    table = await read_table(engine, database, "network_flows_0")
+    assert "`last`" in table.deduplication.remedy()
+    await engine.query(table.deduplication.remedy())
+    assert (await read_table(engine, database, "network_flows_0")).deduplication.blocks == 100_000
+
+
 async def test_names_are_quoted(engine: EmbeddedSink) -> None:
     options = SchemaOptions("da`ta ba'se", "ta\\ble;--")
     try:
