@@ -46,7 +46,7 @@ async def read_deduplication(
         if engine == "Null":  # Keeps nothing, so that nothing can be there twice; views hang on such tables.
             continue
         window = await _window(sink, *target, engine, engine_full)
-        if window.blocks < weakest.blocks:
+        if window.weaker_than(weakest):
             weakest = window
     return own, weakest, shards
 
