@@ -12,11 +12,11 @@ from pathlib import Path
 from kubenetmon.demo import network, plan
 from kubenetmon.errors import KubenetmonError
 from tests.beds.injector import InjectionBed
-from tests.bench import agent, kernel, ranges, server, watching
+from tests.bench import agent, encoder, kernel, ranges, server, watching
 from tests.bench.line import Line, render
 from tests.conftest import SHARED_DATA
 
-_PARTS = ("agent", "bursts", "server", "ranges", "watching")
+_PARTS = ("agent", "bursts", "encoder", "server", "ranges", "watching")
 
 
 def main() -> int:
@@ -80,6 +80,9 @@ def _measure_flows(directory: Path, flows: int, ranges: Path, parts: Sequence[st
         _say("An agent through bursts over 20,000 flows")
         with InjectionBed("bench") as bed:
             lines += agent.measure_bursts(bed, directory)
+    if "encoder" in parts:
+        _say("The encoder")
+        lines += encoder.measure()
     if "server" in parts:
         _say("A server with 5,000 pods")
         lines += server.measure(floor, directory, ranges)
