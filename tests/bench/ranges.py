@@ -75,7 +75,7 @@ def _load(files: dict[str, bytes]) -> tuple[list[ProviderRanges], RangeTable, fl
 def _matches(ranges: list[ProviderRanges], table: RangeTable, family: Family) -> float:
     """Addresses a CPU second, most of them within some prefix."""
     generator = np.random.default_rng(7)
-    known = list(resolve(ranges, family, {NO_LABEL: 0}))
+    known = resolve(ranges, family, {NO_LABEL: 0})[0].tolist()
     picked = generator.integers(0, len(known), _ADDRESSES).tolist()
     moves = generator.integers(0, 5000, _ADDRESSES).tolist()
     numbers = [int.from_bytes(known[index][:-1]) + move for index, move in zip(picked, moves, strict=True)]

@@ -31,7 +31,10 @@ def labels_of(documents: dict[str, Any]) -> dict[str, Label]:
 
 def winners(ranges: list[ProviderRanges]) -> dict[bytes, Label]:
     numbers = {NO_LABEL: 0}
-    found = resolve(ranges, 4, numbers) | resolve(ranges, 6, numbers)
+    found = {}
+    for family in (4, 6):
+        prefixes, of = resolve(ranges, 4 if family == 4 else 6, numbers)
+        found.update(zip(prefixes.tolist(), of.tolist(), strict=True))
     labels = list(numbers)
     return {prefix: labels[number] for prefix, number in found.items()}
 

@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.server.snapshot import Family
@@ -36,6 +37,12 @@ _SHORTEST4, _SHORTEST6 = 8, 16
 
 _MOST_CLAIMS = 500_000
 """Five times Azure's, which are the most: a larger file costs time and memory and is none of theirs."""
+
+_MOST_CLAIMS_OF_ONE = 1000
+"""Claims to one prefix; Azure makes five."""
+
+_PACKED: Mapping[Family, str] = {4: "S5", 6: "S17"}
+"""Of a prefix with its length. Numpy drops zeros at the end, but the last byte, the length, is none."""
 
 _LARGEST_SHARE: Mapping[Family, float] = {4: 1 / 8, 6: 1 / 1024}
 """Of all addresses. AWS, the largest, holds 2.2 % of IPv4 and less than a hundred millionth of IPv6."""
@@ -77,23 +84,19 @@ class Claims:
 
     width: int
     prefixes: bytes
-    tag_of: Sequence[int]
+    tag_of: array[int]
 
-    def __iter__(self) -> Iterator[tuple[bytes, int]]:
-        """Prefix and tag, in the order of the file."""
-        for end, tag in enumerate(self.tag_of, 1):
-            yield self.prefixes[(end - 1) * self.width : end * self.width], tag
-
-    def distinct(self) -> tuple[int, float]:
-        """How many different prefixes, and the share of all addresses that is in them."""
-        # The last byte, the length, is never zero: "S" may drop zeros at the end and drops none.
-        different = np.unique(np.frombuffer(self.prefixes, f"S{self.width}"))
+    def extent(self) -> tuple[int, int, float]:
+        """How many different prefixes, how often one is named at most, and their share of all addresses."""
+        packed = np.frombuffer(self.prefixes, f"S{self.width}")
+        different, counts = np.unique(packed, return_counts=True)
         octets = different.view(np.uint8).reshape(-1, self.width)
         # By the first 48 bits: no shorter network is missed, and a longer one is as nothing.
         starts = octets[:, : min(self.width - 1, 6)] @ (256.0 ** -np.arange(1, 1 + min(self.width - 1, 6)))
         ends = starts + 0.5 ** octets[:, -1]
         reached = np.maximum.accumulate(np.concatenate(([0.0], ends)))
-        return len(different), float(np.maximum(ends - np.maximum(starts, reached[:-1]), 0).sum())
+        share = np.maximum(ends - np.maximum(starts, reached[:-1]), 0).sum()
+        return len(different), int(counts.max(initial=0)), float(share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +251,10 @@ def parse(provider: str, content: bytes, source: str) -> ProviderRanges:
     }
     distinct = 0
     for family, claims in families.items():
-        count, share = claims.distinct()
+        count, most, share = claims.extent()
         distinct += count
+        if most > _MOST_CLAIMS_OF_ONE:
+            raise ConfigurationError(f"{source} is absurd: it names a prefix {most} times")
         if share > _LARGEST_SHARE[family]:
             raise ConfigurationError(
                 f"{source} is absurd: it claims {share:.2%} of all IPv{family} addresses for {provider}"
@@ -291,55 +296,74 @@ def normalised(text: str) -> str:
 
 def resolve(
     providers: Iterable[ProviderRanges], family: Family, numbers: dict[Label, int]
-) -> dict[bytes, int]:
-    """For each prefix of one family the number of its label; `numbers` has them and takes new labels.
+) -> tuple[NDArray[np.bytes_], NDArray[np.int32]]:
+    """The different prefixes of one family, sorted, as numpy's "S5" or "S17", and the label's number of each.
 
-    DESIGN section 7 has the rules. The providers count in the order of `PROVIDERS` whatever the order given.
+    `numbers` has the labels' and takes new ones. DESIGN section 7 has the rules. The providers count in the
+    order of `PROVIDERS` whatever the order given.
     """
-    winners: dict[bytes, int] = {}
-    for ranges in sorted(providers, key=lambda ranges: PROVIDERS.index(ranges.provider)):
+    ordered = sorted(providers, key=lambda ranges: PROVIDERS.index(ranges.provider))
+    packed = b"".join(ranges.families[family].prefixes for ranges in ordered)
+    prefixes, inverse = np.unique(np.frombuffer(packed, _PACKED[family]), return_inverse=True)
+    places = inverse.astype(np.int32)
+    del packed, inverse
+    winners = np.zeros(len(prefixes), np.int32)
+    first = 0
+    for ranges in ordered:
         cloud = GCP if ranges.provider == GOOGLE else ranges.provider
         labels = [Label(cloud, normalised(tag.region), normalised(tag.service)) for tag in ranges.tags]
-        label_of = [numbers.setdefault(label, len(numbers)) for label in labels]
-        claims = ranges.families[family]
+        label_of = np.array([numbers.setdefault(label, len(numbers)) for label in labels], np.int32)
+        tag = np.frombuffer(ranges.families[family].tag_of, np.uint16)
+        place = places[first : first + len(tag)]
+        first += len(tag)
+        if ranges.provider == AZURE:
+            _resolve_azure(winners, place, tag, ranges.tags, label_of, list(numbers))
+            continue
         if ranges.provider == AWS:
-            _resolve_aws(winners, claims, labels, label_of)
-        elif ranges.provider == AZURE:
-            _resolve_azure(winners, claims, ranges.tags, label_of, list(numbers))
-        else:
-            winners.update((prefix, label_of[tag]) for prefix, tag in claims)
-    return winners
-
-
-def _resolve_aws(
-    winners: dict[bytes, int], claims: Claims, labels: Sequence[Label], label_of: Sequence[int]
-) -> None:
-    ranks = [_AWS_RANK.get(label.service, 0) for label in labels]
-    best: dict[bytes, int] = {}
-    for prefix, tag in claims:
-        if ranks[tag] <= best.get(prefix, 3):
-            best[prefix] = ranks[tag]
-            winners[prefix] = label_of[tag]
+            # The worst rank first: of what is assigned to one place the last stays.
+            rank = np.array([_AWS_RANK.get(label.service, 0) for label in labels])
+            order = np.argsort(-rank[tag], kind="stable")
+            place, tag = place[order], tag[order]
+        winners[place] = label_of[tag]
+    return prefixes, winners
 
 
 def _resolve_azure(
-    winners: dict[bytes, int],
-    claims: Claims,
+    winners: NDArray[np.int32],
+    place: NDArray[np.int32],
+    tag: NDArray[np.uint16],
     tags: Sequence[Tag],
-    label_of: Sequence[int],
+    label_of: NDArray[np.int32],
     labels: Sequence[Label],
 ) -> None:
-    for prefix, index in claims:
-        number = winners.get(prefix)
-        if number is None:
-            winners[prefix] = label_of[index]
-            continue
-        holder, tag = labels[number], tags[index]
-        # The original compares what it stored (normalised) with what was published (not): so the second
-        # and third rule can only fire where a published name is in lower case. The cases show its answers.
-        if (
-            (holder.service in ("azurecloud", "azureservice", "") and tag.published_service)
-            or tag.published_service == "azurestorage"
-            or (holder.region == "global" and tag.region != "global" and holder.service == tag.service)
-        ):
-            winners[prefix] = label_of[index]
+    """Put to each place in turn its first claim, its second, and so on, all places at once."""
+    services: dict[str, int] = {}
+    held_service = np.array([services.setdefault(label.service, len(services)) for label in labels])
+    held_global = np.array([label.region == "global" for label in labels])
+    held_loosely = np.array([label.service in ("azurecloud", "azureservice", "") for label in labels])
+    # The original compares what it stored (normalised) with what was published (not): so the second and third
+    # rule can only fire where a published name is in lower case. The cases show its answers.
+    named = np.array([tag.published_service != "" for tag in tags])
+    storage = np.array([tag.published_service == "azurestorage" for tag in tags])
+    service = np.array([services.get(tag.service, -1) for tag in tags])
+    regional = np.array([tag.region != "global" for tag in tags])
+
+    by_place = np.argsort(place, kind="stable").astype(np.int32)
+    group_starts = np.flatnonzero(np.diff(place[by_place], prepend=-1)).astype(np.int32)
+    group_sizes = np.diff(group_starts, append=len(by_place))
+    turn = np.arange(len(by_place), dtype=np.int32)
+    turn -= np.repeat(group_starts, group_sizes)
+    by_turn = by_place[np.argsort(turn, kind="stable")]
+    del by_place, group_starts, group_sizes
+    end = 0
+    for size in np.bincount(turn).tolist():
+        now = by_turn[end : end + size]
+        end += size
+        holder, new = winners[place[now]], tag[now]
+        takes = (
+            (holder == 0)
+            | (held_loosely[holder] & named[new])
+            | storage[new]
+            | (held_global[holder] & regional[new] & (held_service[holder] == service[new]))
+        )
+        winners[place[now[takes]]] = label_of[new[takes]]
