@@ -56,6 +56,11 @@ class ServerConfig:
     )
     ignore_udp: bool = _key(True, values.boolean, "Leave UDP flows out")
     num_inserter_workers: int = _key(20, values.positive, "Inserts at the same time")
+    clickhouse_inserts_per_second: int = _key(
+        25,
+        values.positive,
+        "What the table bears of one server; near it agents are asked to report less often",
+    )
     clickhouse_enabled: bool = _key(True, values.boolean, "`false`: attribute and count, store nothing")
     clickhouse_endpoint: str = _key(
         "", values.endpoint, "`host:port` (native protocol), or `chdb:PATH` for the embedded engine"
@@ -76,6 +81,28 @@ class ServerConfig:
     clickhouse_key: Path | None = _key(None, values.path, "Key of clickhouse_cert (PEM)")
     clickhouse_compression: str = _key(
         "lz4", values.one_of("lz4", "zstd", "none"), "Compression towards ClickHouse"
+    )
+    clickhouse_async_insert: bool = _key(
+        False,
+        values.boolean,
+        "Asynchronous inserts, waited for: on ClickHouse 26.2 or newer, once a probe has shown that a "
+        "repeated token counts once; else synchronous",
+    )
+    clickhouse_insert_settings: tuple[tuple[str, str | int], ...] = _key(
+        (),
+        values.query_settings,
+        "Query settings sent with every insert, as `insert_quorum: 2` (what decides exactness is refused)",
+    )
+    clickhouse_undecided: str = _key(
+        "hold",
+        values.one_of("hold", "insert", "drop"),
+        "A batch older than the table's memory of tokens, of which the table cannot tell whether it holds "
+        "it: `hold` it (its agent keeps it), `insert` it, or `drop` it and count its bytes",
+    )
+    clickhouse_drop_held_after: float | None = _key(
+        None,
+        values.duration,
+        "Drop a batch that ClickHouse has refused for so long, and count its bytes; unset: never",
     )
     kubernetes_source: str = _key(
         "auto",

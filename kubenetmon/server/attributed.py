@@ -231,8 +231,9 @@ class Attributed:
     `connection_class` indexes `classes`; `label` indexes `labels` or is `OWN_LABEL`; `flag_code` indexes
     `flags`; `rule` indexes `RULES`. `ignored` is by reason (udp, node, direction, ipv6), without those that
     took no record; `no_side` tells the causes of "direction" apart. `empty_region` counts the records kept as
-    UNKNOWN because their range of our own cloud names no region. `strangers`: by family, distinct addresses
-    (some, if there are very many) that are or may be local and that no pod is known to have.
+    UNKNOWN because their range of our own cloud names no region. `ambiguous`: records (which make rows) whose
+    address changed hands within the interval, of flows with unknown start. `strangers`: by family, distinct
+    addresses (some, if there are very many) that are or may be local and that no pod is known to have.
     """
 
     world: World
@@ -253,6 +254,7 @@ class Attributed:
     ignored: Mapping[str, Ignored]
     no_side: Mapping[str, NoSide]
     empty_region: int
+    ambiguous: Ignored
     strangers: Mapping[Family, Addresses]
 
     def __len__(self) -> int:

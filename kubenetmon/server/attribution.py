@@ -19,6 +19,7 @@ from kubenetmon.model import UDP, FlowBatch
 from kubenetmon.server.attributed import (
     GONE_POD,
     NO_SIDE_CAUSES,
+    NOTHING_IGNORED,
     Attributed,
     Ignored,
     NamedNetwork,
@@ -31,7 +32,7 @@ from kubenetmon.server.classification import CARRIER_GRADE_NAT, Classifier
 from kubenetmon.server.ranges.parse import Label
 from kubenetmon.server.ranges.table import Network, PrefixMap, RangeTable
 from kubenetmon.server.snapshot import Addresses, Family, Snapshot
-from kubenetmon.server.working import Working, joined, one_record, side
+from kubenetmon.server.working import Working, at, joined, one_record, side
 
 LOCAL_INITIATED = "LOCAL_INITIATED"
 MOST_FLAGS = 15
@@ -84,9 +85,10 @@ class Attributor:
         no_side: dict[str, NoSide] = {}
         strangers: dict[Family, Addresses] = {}
         empty_region = 0
-        parts = [Working(records, ignored) for records in (batch.ipv4, batch.ipv6)]
+        interval = (batch.interval_start, batch.interval_end)
+        parts = [Working(records, ignored, interval) for records in (batch.ipv4, batch.ipv6)]
         node_name = batch.identity.node_name
-        at = max(batch.interval_end - 1, batch.interval_start)
+        ambiguous = NOTHING_IGNORED
         world = World(cluster, self._config.cluster, node_name, peers, self._config.networks)
         placed = self._classifier.placed(ranges, peers)
         for part in parts:
@@ -94,12 +96,13 @@ class Attributor:
                 part.ignore("udp", part["protocol"] == UDP)
             if part.family == 6 and not self._config.ipv6:
                 part.ignore("ipv6", np.ones(len(part), np.bool_))
-            self._find_endpoints(part, cluster, at)
+            self._find_endpoints(part, cluster)
             homeless = _find_sides(part, cluster, node_name, no_side)
             part.columns["local_endpoint"] = part.of_local("_endpoint")
             strangers[part.family] = _strangers(part, homeless)
+            ambiguous += _handed_over(part, cluster, interval)
             empty_region += self._classifier.classify(
-                part, at, cluster=cluster, world=world, peers=peers, ranges=ranges, placed=placed
+                part, cluster=cluster, world=world, peers=peers, ranges=ranges, placed=placed
             )
         if len(parts[1]) == 0:
             parts = parts[:1]
@@ -124,6 +127,7 @@ class Attributor:
             ignored=ignored,
             no_side=no_side,
             empty_region=empty_region,
+            ambiguous=ambiguous,
             strangers={part.family: some for part in parts if len(some := strangers[part.family])},
         )
 
@@ -132,24 +136,24 @@ class Attributor:
         family: Family,
         address: int,
         port: int,
-        at: int,
+        moment: int,
         cluster: Snapshot,
         ranges: RangeTable,
         peers: Sequence[Peer] = (),
     ) -> Remote | None:
-        """What would be said at Unix second `at` of a remote with that address (a number), for TCP.
+        """What would be said at Unix second `moment` of a remote with that address (a number), for TCP.
 
         None where its records are ignored as node traffic.
         """
-        part = Working(one_record(family, address, port), {})
-        self._find_endpoints(part, cluster, at)
+        part = Working(one_record(family, address, port), {}, (moment, moment + 1))
+        self._find_endpoints(part, cluster)
         if not len(part):
             return None
         part.columns["local_is_source"] = np.zeros(1, np.bool_)
         world = World(cluster, self._config.cluster, "", peers, self._config.networks)
         placed = self._classifier.placed(ranges, peers)
         self._classifier.classify(
-            part, at, cluster=cluster, world=world, peers=peers, ranges=ranges, placed=placed
+            part, cluster=cluster, world=world, peers=peers, ranges=ranges, placed=placed
         )
         strings = world.columns([int(part["remote_endpoint"][0])])
         label = int(part["label"][0])
@@ -170,7 +174,7 @@ class Attributor:
             rule=int(part["rule"][0]),
         )
 
-    def _find_endpoints(self, part: Working, cluster: Snapshot, at: int) -> None:
+    def _find_endpoints(self, part: Working, cluster: Snapshot) -> None:
         """Rules 3 to 5: the pod (or node) at both ends; node traffic is ignored unless it is metered.
 
         An end is a node only when `meter_host_network` is on: both ends are looked at here, so a record with
@@ -182,14 +186,16 @@ class Attributor:
                 (cluster.nodes(part.family, part["source"]) != 0)
                 | (cluster.nodes(part.family, part["destination"]) != 0),
             )
+        moments = part.moments()
         for end in ("source", "destination"):
-            endpoint = cluster.pods(part.family, part[end], at)
+            endpoint = cluster.pods(part.family, part[end], moments)
             if self._config.meter_host_network:
                 node = cluster.nodes(part.family, part[end])
                 at_node = np.flatnonzero(node)
                 if len(at_node):
                     address, port = part[end][at_node], part[f"{end}_port"][at_node]
-                    pod = cluster.host_pods(part.family, address, part["protocol"][at_node], port, at)
+                    protocol, then = part["protocol"][at_node], at(moments, at_node)
+                    pod = cluster.host_pods(part.family, address, protocol, port, then)
                     endpoint[at_node] = np.where(pod != 0, pod, node[at_node])
             part.columns[f"{end}_endpoint"] = endpoint
 
@@ -264,6 +270,21 @@ def _find_sides(
     homeless = [part[end][both_unknown] for end in ("source", "destination")] if here else []
     part.ignore("direction", nowhere)
     return homeless
+
+
+def _handed_over(part: Working, cluster: Snapshot, interval: tuple[int, int]) -> Ignored:
+    """The records of which it cannot be told whose they are, and which are taken for the last owner's: an
+    address changed hands within the interval, and no one knows when the flow began."""
+    untimed = part.untimed()
+    if not len(untimed):
+        return NOTHING_IGNORED
+    ambiguous = np.zeros(len(part), np.bool_)
+    for end in ("source", "destination"):
+        addresses = part[end][untimed]
+        first = cluster.pods(part.family, addresses, interval[0])
+        last = cluster.pods(part.family, addresses, max(interval[1] - 1, interval[0]))
+        ambiguous[untimed] |= (first != last) & (first != 0) & (last != 0)
+    return part.total(ambiguous)
 
 
 def _strangers(part: Working, homeless: Sequence[Addresses]) -> Addresses:

@@ -37,8 +37,8 @@ from kubenetmon.server.attributed import (
 )
 from kubenetmon.server.ranges.parse import CLOUDS, Label
 from kubenetmon.server.ranges.table import Network, PrefixMap, RangeTable, packed_network
-from kubenetmon.server.snapshot import Addresses, Snapshot
-from kubenetmon.server.working import Working
+from kubenetmon.server.snapshot import Addresses, Moment, Snapshot
+from kubenetmon.server.working import Working, at
 
 PRIVATE_NETWORKS: tuple[Network, ...] = (
     *map(ip_network, ("0.0.0.0/32", "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12")),
@@ -108,7 +108,6 @@ class Classifier:
     def classify(
         self,
         part: Working,
-        at: int,
         *,
         cluster: Snapshot,
         world: World,
@@ -117,7 +116,7 @@ class Classifier:
         placed: Placed,
     ) -> int:
         """Add remote_endpoint, class, label and rule to the records; returns how many lack their region."""
-        remote = part.of_remote("")
+        remote, moments = part.of_remote(""), part.moments() if peers else 0
         endpoint = part.of_remote("_endpoint")
         label = np.full(len(part), OWN_LABEL, np.int32)
         rule = np.full(len(part), BY_OWN, np.uint8)
@@ -138,7 +137,7 @@ class Classifier:
             endpoint[left[inside]] = GONE_ELSEWHERE
             decided(BY_POD_NETWORK, inside)
         for number, peer in enumerate(peers):
-            ids = _endpoints_of(peer.snapshot, part, address, at)
+            ids = _endpoints_of(peer.snapshot, part, address, at(moments, left))
             hit = ids != 0
             if hit.any():
                 labels = np.full(len(ids), placed.first_peer + number, np.int32)
@@ -182,7 +181,7 @@ class Classifier:
         return classes, lacks_region
 
 
-def _endpoints_of(peer: Snapshot, part: Working, address: Addresses, at: int) -> NDArray[np.int32]:
+def _endpoints_of(peer: Snapshot, part: Working, address: Addresses, moments: Moment) -> NDArray[np.int32]:
     """A peer's pod at each address, else its node; 0 = neither."""
     nodes = peer.nodes(part.family, address)
-    return np.where(nodes != 0, nodes, peer.pods(part.family, address, at))
+    return np.where(nodes != 0, nodes, peer.pods(part.family, address, moments))

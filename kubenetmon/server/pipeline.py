@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from kubenetmon.clickhouse.block import Block, encode
+from kubenetmon.clickhouse.evidence import Tracer
 from kubenetmon.clickhouse.inserter import CommitOutcome
 from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.clock import Clock
@@ -33,6 +34,7 @@ from kubenetmon.server import rows
 from kubenetmon.server.attributed import NOTHING_IGNORED, Attributed, Ignored, NoSide, Peer
 from kubenetmon.server.attribution import Attributor
 from kubenetmon.server.latecomers import Latecomers
+from kubenetmon.server.pacing import ReportPacing
 from kubenetmon.server.ranges.table import RangeTable
 from kubenetmon.server.snapshot import Addresses, ClusterView, Family, Snapshot
 from kubenetmon.server.unattributed import Unattributed
@@ -42,6 +44,17 @@ logger = logging.getLogger(__name__)
 
 _REMEMBERED = 16384
 """How many committed identities are remembered, so that a repeated one costs no insert."""
+
+_VERDICTS = {
+    CommitOutcome.HANDED_BACK: Verdict(Outcome.RETRY_LATER, "the server is stopping"),
+    CommitOutcome.UNDECIDED: Verdict(
+        Outcome.RETRY_LATER,
+        "ClickHouse no longer knows whether it holds this batch; the server's /ready says what to do",
+    ),
+    CommitOutcome.DROPPED: Verdict(
+        Outcome.REJECTED, "the server's configuration says to drop what ClickHouse does not take"
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +89,18 @@ class BlockInserter(Protocol):
         """The table's columns, as soon as they are known."""
         ...
 
-    async def commit(self, block: Block, token: str) -> CommitOutcome:
-        """Insert the block once; return when ClickHouse holds it, or when it was handed back."""
+    async def commit(self, block: Block, token: str, tracer: Tracer | None = None) -> CommitOutcome:
+        """Insert the block once; return when ClickHouse holds it, or why it does not."""
         ...
 
 
 @dataclass(slots=True)
 class _Leftover:
-    """What of a batch makes no rows."""
+    """What of a batch makes no rows, or rows that may be another's."""
 
     ignored: dict[str, Ignored] = field(default_factory=dict)
     no_side: Mapping[str, NoSide] = field(default_factory=dict)
+    ambiguous: Ignored = NOTHING_IGNORED
 
     def add(self, reason: str, part: Ignored) -> None:
         self.ignored[reason] = self.ignored.get(reason, NOTHING_IGNORED) + part
@@ -111,6 +125,7 @@ class Pipeline:
         ranges: RangesHolder,
         attributor: Attributor,
         inserter: BlockInserter | None,
+        pacing: ReportPacing,
         metrics: Metrics,
         clock: Clock,
         unattributed: Unattributed,
@@ -126,6 +141,7 @@ class Pipeline:
         self._ranges = ranges
         self._attributor = attributor
         self._inserter = inserter
+        self._pacing = pacing
         self._metrics = metrics
         self._clock = clock
         self._unattributed = unattributed
@@ -200,11 +216,12 @@ class Pipeline:
             verdict = Verdict(Outcome.RETRY_LATER, "the server failed to process it; its log says why")
         finally:
             self._pend(batch, -1)
+            if verdict.outcome is Outcome.RETRY_LATER:
+                self._count(catalogue.SERVER_HANDED_BACK, batch)
+            else:
+                self._count_settled(batch, leftover)
             if verdict.outcome is Outcome.COMMITTED:
                 self._remember(batch.identity.token)
-                self._count_settled(batch, leftover)
-            else:
-                self._count(catalogue.SERVER_HANDED_BACK, batch)
         return verdict
 
     async def _store(
@@ -222,7 +239,7 @@ class Pipeline:
             not_kept = Ignored(len(ipv6), ipv6.total_bytes(), ipv6.total_packets())
             batch = replace(batch, ipv6=empty_records(6))
         peers = [view.peer() for view in self._peers]
-        attributed, block = await asyncio.get_running_loop().run_in_executor(
+        attributed, encoded = await asyncio.get_running_loop().run_in_executor(
             self._worker, self._encode, batch, self._cluster.snapshot(), peers, self._ranges.table, schema
         )
         if patient and self._latecomers is not None and attributed.strangers:
@@ -233,7 +250,7 @@ class Pipeline:
             leftover.add("ipv6", not_kept)
         for reason, part in attributed.ignored.items():
             leftover.add(reason, part)
-        leftover.no_side = attributed.no_side
+        leftover.no_side, leftover.ambiguous = attributed.no_side, attributed.ambiguous
         records = len(attributed)
         self._observed("labeled", records)
         self._observed("ignored", sum(part.records for part in leftover.ignored.values()))
@@ -241,17 +258,24 @@ class Pipeline:
             self._metrics.add(
                 catalogue.REMOTE_LABELER_ERRORS, attributed.empty_region, type="intra_cloud_empty_region"
             )
-        if inserter is None or block is None:
+        if inserter is None or encoded is None:
             if inserter is None and records:
                 leftover.add(
                     "disabled", Ignored(records, attributed.total_bytes(), attributed.total_packets())
                 )
             return Verdict(Outcome.COMMITTED)
         self._observed("enqueued", records)
-        outcome = await inserter.commit(block, batch.identity.token)
-        if outcome is not CommitOutcome.COMMITTED:
+        self._pacing.arrived(batch.interval_end - batch.interval_start)
+        begun = self._clock.monotonic()
+        outcome = await inserter.commit(encoded[0], batch.identity.token, encoded[1])
+        if outcome is CommitOutcome.COMMITTED:
+            self._pacing.inserted(self._clock.monotonic() - begun)
+        else:
             self._observed("dropped", records)
-            return Verdict(Outcome.RETRY_LATER, "the server is stopping")
+        if outcome is CommitOutcome.DROPPED:
+            leftover.add("dropped", Ignored(records, attributed.total_bytes(), attributed.total_packets()))
+        if verdict := _VERDICTS.get(outcome):
+            return verdict
         age = max(0.0, self._clock.time() - received_at)
         self._metrics.observe(catalogue.INSERT_BATCH_AGE, age * 1000)
         return Verdict(Outcome.COMMITTED)
@@ -263,13 +287,22 @@ class Pipeline:
         peers: Sequence[Peer],
         ranges: RangeTable,
         schema: TableSchema | None,
-    ) -> tuple[Attributed, Block | None]:
+    ) -> tuple[Attributed, tuple[Block, Tracer] | None]:
         """In the worker thread: no block when there is nothing to insert."""
         attributed = self._attributor.attribute(batch, cluster, ranges, peers)
         if schema is None or not len(attributed):
             return attributed, None
         count, columns = rows.columns(attributed, batch, self._config.rows)
-        return attributed, encode(columns, schema, count) if count else None
+        if not count:
+            return attributed, None
+        tracer = Tracer(
+            columns,
+            count,
+            node=batch.identity.node_name,
+            interval_start=batch.interval_start,
+            interval_end=batch.interval_end,
+        )
+        return attributed, (encode(columns, schema, count), tracer)
 
     def _remember(self, token: str) -> None:
         self._committed[token] = None
@@ -277,8 +310,10 @@ class Pipeline:
             self._committed.popitem(last=False)
 
     def _count_settled(self, batch: FlowBatch, leftover: _Leftover) -> None:
-        """What became of a committed batch's bytes and packets: committed = all - ignored."""
+        """What became of a settled batch's bytes and packets: committed = all - ignored."""
         self._unattributed.record(batch.identity.node_name, batch.interval_end, leftover.no_side)
+        for unit, amount in (("bytes", leftover.ambiguous.bytes), ("packets", leftover.ambiguous.packets)):
+            self._metrics.add(catalogue.AMBIGUOUS_OWNER, amount, unit=unit)
         committed = _amounts(batch)
         for reason, part in leftover.ignored.items():
             for unit, amount in (("bytes", part.bytes), ("packets", part.packets)):

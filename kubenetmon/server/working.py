@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kubenetmon.model import TCP, FlowRecords
 from kubenetmon.server.attributed import NOTHING_IGNORED, Ignored, Sample, Side
-from kubenetmon.server.snapshot import Addresses, Family
+from kubenetmon.server.snapshot import Addresses, Family, Moment
 
 
 class Working:
@@ -21,8 +21,10 @@ class Working:
     address is the pod behind it.
     """
 
-    def __init__(self, records: FlowRecords, ignored: dict[str, Ignored]) -> None:
+    def __init__(self, records: FlowRecords, ignored: dict[str, Ignored], interval: tuple[int, int]) -> None:
+        """`interval`: the report's, start and end in Unix seconds, end excluded."""
         self.family = records.family
+        self._first, self._last = interval[0], max(interval[1] - 1, interval[0])
         self._ignored = ignored
         self.columns: dict[str, NDArray[Any]] = {
             "protocol": records.protocol,
@@ -35,12 +37,31 @@ class Working:
             "destination_bytes": records.reply_bytes,
             "destination_packets": records.reply_packets,
         }
+        if records.start_time is not None:
+            self.columns["start"] = records.start_time
 
     def __len__(self) -> int:
         return len(self.columns["protocol"])
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.columns[name]
+
+    def moments(self) -> Moment:
+        """When each record's addresses belonged to whom it speaks of: as its flow began, but within the
+        interval; at the interval's end where that is not known."""
+        start = self.columns.get("start")
+        if start is None:
+            return self._last
+        moments: NDArray[np.int64] = np.clip(start, self._first, self._last).astype(np.int64)
+        unknown = start == 0
+        if unknown.any():
+            moments[unknown] = self._last
+        return moments
+
+    def untimed(self) -> NDArray[np.intp]:
+        """The records of flows of which no one knows when they began."""
+        start = self.columns.get("start")
+        return np.arange(len(self)) if start is None else np.flatnonzero(start == 0)
 
     def total(self, which: NDArray[np.bool_]) -> Ignored:
         """How many records those are and what they counted."""
@@ -98,6 +119,11 @@ def one_address(family: Family, address: int) -> Addresses:
     if family == 4:
         return np.array([address], np.uint32)
     return np.array([[address >> 64, address & (1 << 64) - 1]], np.uint64)
+
+
+def at(moments: Moment, which: NDArray[Any]) -> Moment:
+    """The moments of some of the records."""
+    return moments if isinstance(moments, int) else moments[which]
 
 
 def one_record(family: Family, address: int, port: int) -> FlowRecords:

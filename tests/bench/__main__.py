@@ -64,12 +64,18 @@ def _measure(directory: Path, options: argparse.Namespace, parts: Sequence[str])
 
 
 def _measure_flows(directory: Path, flows: int, ranges: Path, parts: Sequence[str]) -> list[Line]:
+    idle: list[Line] = []
     with InjectionBed("bench") as bed:
+        if "agent" in parts:
+            _say("An agent on a node without flows")
+            idle = agent.measure_idle(bed, directory)
         _say(f"Reading {flows:,} flows")
         floor, lines = asyncio.run(kernel.measure(bed, flows))
         if "agent" in parts:
             _say(f"An agent on a node of {flows:,} flows, all changing")
-            lines += agent.measure(bed, floor, directory)
+            lines += agent.measure(bed, floor, directory) + idle
+            _say(f"Reading {flows * 5 // 2:,} flows")
+            lines += asyncio.run(kernel.measure_growth(bed, flows))
     if "bursts" in parts:
         _say("An agent through bursts over 20,000 flows")
         with InjectionBed("bench") as bed:

@@ -13,18 +13,20 @@ import numpy as np
 import pytest
 
 from kubenetmon.clickhouse.block import Block
+from kubenetmon.clickhouse.evidence import Tracer
 from kubenetmon.clickhouse.inserter import CommitOutcome
 from kubenetmon.clickhouse.schema import SchemaOptions
 from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.errors import SchemaError
 from kubenetmon.metrics import Metrics, MetricSpec, catalogue
-from kubenetmon.model import BatchIdentity, FlowBatch
+from kubenetmon.model import ARRAY_NAMES, BatchIdentity, FlowBatch
 from kubenetmon.proto import Outcome
 from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.inventory import Inventory, InventoryConfig, Pod
 from kubenetmon.server.latecomers import Latecomers, LatecomersConfig
 from kubenetmon.server.nodes import Network, Node
+from kubenetmon.server.pacing import PacingConfig, ReportPacing
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges import RangeTable
 from kubenetmon.server.rows import RowsConfig
@@ -53,7 +55,7 @@ class RecordingInserter:
     async def wait_schema(self) -> TableSchema:
         return self.table
 
-    async def commit(self, block: Block, token: str) -> CommitOutcome:
+    async def commit(self, block: Block, token: str, tracer: Tracer | None = None) -> CommitOutcome:
         assert token not in self.blocks, "inserted twice"
         self.blocks[token] = block
         self.waiting += 1
@@ -157,6 +159,7 @@ async def build() -> AsyncIterator[Build]:
             ranges=ranges,
             attributor=Attributor(AttributionConfig("aws", "us-west-2", "blue", ipv6=True)),
             inserter=inserter if stores else None,
+            pacing=ReportPacing(PacingConfig(25, 20), metrics=metrics, clock=SYSTEM_CLOCK),
             metrics=metrics,
             clock=SYSTEM_CLOCK,
             unattributed=unattributed,
@@ -240,6 +243,23 @@ async def test_what_the_inserter_hands_back_may_come_again(build: Build) -> None
     assert rig.bytes_by_fate()["committed"] == 10600
 
 
+async def test_what_the_operator_drops_is_counted_in_bytes_and_never_acked(build: Build) -> None:
+    rig = build()
+    rig.inserter.outcome = CommitOutcome.DROPPED
+    verdict = await rig.pipeline.process(batch(), time.time())
+    assert verdict.outcome is Outcome.REJECTED
+    assert rig.bytes_by_fate() == {"dropped": 10600, "udp": 5300, "node": 5300, "direction": 5300}
+
+
+async def test_what_the_table_cannot_tell_stays_with_the_agent(build: Build) -> None:
+    rig = build()
+    rig.inserter.outcome = CommitOutcome.UNDECIDED
+    verdict = await rig.pipeline.process(batch(), time.time())
+    assert verdict.outcome is Outcome.RETRY_LATER
+    assert "/ready" in verdict.reason
+    assert rig.bytes_by_fate() == {"handed_back": 26500}
+
+
 async def test_where_all_is_ignored_nothing_is_inserted(build: Build) -> None:
     rig = build()
     assert await rig.pipeline.process(batch([UDP, STRANGERS]), time.time()) == COMMITTED
@@ -309,9 +329,7 @@ async def test_the_event_loop_stays_free_while_a_large_batch_is_encoded(build: B
         ipv4=replace(
             small.ipv4,
             **{  # type: ignore[arg-type]
-                name: np.tile(getattr(small.ipv4, name), 15)
-                for name in type(small.ipv4).__dataclass_fields__
-                if name != "family"
+                name: np.tile(getattr(small.ipv4, name), 15) for name in ARRAY_NAMES
             },
         ),
     )

@@ -164,7 +164,8 @@ class RangeTable:
     @property
     def nbytes(self) -> int:
         """Memory of the arrays."""
-        return sum(self._maps[family].nbytes + self._lists[family].nbytes for family in self._maps)
+        maps, lists = self._maps.values(), self._lists.values()
+        return sum(one.nbytes for one in maps) + sum(one.nbytes for one in lists)
 
     def lookup(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
         """The id of each address' label, shape (n,); 0 = in nobody's ranges."""
