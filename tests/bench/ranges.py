@@ -12,7 +12,8 @@ import numpy as np
 
 from kubenetmon.demo.actors import python_environment
 from kubenetmon.server.ranges import PROVIDERS, RangeTable
-from kubenetmon.server.ranges.parse import NO_LABEL, ProviderRanges, parse, resolve
+from kubenetmon.server.ranges.parse import NO_LABEL, ProviderRanges, parse
+from kubenetmon.server.ranges.resolve import resolve
 from kubenetmon.server.snapshot import Family
 from tests.beds.large_ranges import large_files
 from tests.bench.accounting import best

@@ -16,7 +16,8 @@ import pytest
 
 from kubenetmon.metrics.catalogue import WATCH_EVENTS, WATCH_RELISTS
 from kubenetmon.server.inventory import Kind
-from kubenetmon.server.kubernetes import Kubeconfig, KubernetesClient
+from kubenetmon.server.kubernetes import KubernetesClient
+from kubenetmon.server.kubernetes_source import Kubeconfig
 from kubenetmon.server.watcher import WatcherConfig
 from tests.beds.kubernetes import Cluster, running_cluster
 from tests.beds.large_cluster import STEPS, LargeCluster

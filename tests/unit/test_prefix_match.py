@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.server.ranges import RangeTable
-from kubenetmon.server.ranges.parse import NO_LABEL, PROVIDERS, parse, resolve
+from kubenetmon.server.ranges.parse import NO_LABEL, PROVIDERS, parse
+from kubenetmon.server.ranges.resolve import resolve
 from kubenetmon.server.ranges.table import PrefixMap, packed_network
 from tests.beds.attribution import load_ranges
 

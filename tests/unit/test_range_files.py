@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.server.ranges import PROVIDERS, Label, RangeTable
 from kubenetmon.server.ranges import parse as parse_module
-from kubenetmon.server.ranges.parse import NO_LABEL, ProviderRanges, normalised, parse, resolve
+from kubenetmon.server.ranges.parse import NO_LABEL, ProviderRanges, normalised, parse
+from kubenetmon.server.ranges.resolve import resolve
 from kubenetmon.server.ranges.table import packed_network
 
 FILES = Path(__file__).parents[1] / "data" / "ranges"

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kubenetmon.errors import ConfigurationError
-from kubenetmon.server.ranges.parse import NO_LABEL, Label, ProviderRanges, resolve
+from kubenetmon.server.ranges.parse import NO_LABEL, Label, ProviderRanges
 from kubenetmon.server.ranges.prefixes import PrefixList
+from kubenetmon.server.ranges.resolve import resolve
 from kubenetmon.server.snapshot import Addresses, Family
 
 _LOW_HALF = (1 << 64) - 1
