@@ -72,7 +72,7 @@ class Selection:
 
     `field_selector` leaves objects out, `metadata_only` all but their metadata. `from_cache` reads a list
     from the API server's memory, whole and perhaps a little old, and spares etcd; for kinds whose lists are
-    small. `streamed` asks for lists as streams of events (Kubernetes 1.32 and newer), likewise from memory,
+    small. `streamed` asks for lists as streams of events (beta since Kubernetes 1.32), likewise from memory,
     but up to date and an object at a time.
     """
 

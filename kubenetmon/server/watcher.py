@@ -61,8 +61,8 @@ class WatcherConfig:
     """Where to read from and how patiently; all times in seconds.
 
     `kubernetes_source` is as in `kubenetmon.server.kubernetes_source.choose_source`. A watch is asked to end
-    after `watch_timeout` to twice that, so that replicas do not all come back at once; for the same end they wait
-    up to `relist_spread` per 100,000 objects before they list again what expired.
+    after `watch_timeout` to twice that, so that replicas do not all come back at once; for the same end they
+    wait up to `relist_spread` per 100,000 objects before they list again what expired.
     """
 
     kubernetes_source: str = ""
