@@ -140,7 +140,7 @@ async def test_every_answer_is_the_same_over_the_native_protocol(tmp_path: Path)
             await apply(sink, options)
             await apply_views(sink, options, time.time())
             world = make_world(ours=True, begin=BEGIN, minutes=1440, count=100)
-            await sink.query(world.insert("default.network_flows_0"))
+            await sink.query(world.insert_select("default.network_flows_0"))
             source = await read_source(sink, "default", "network_flows_0")
             scope = Scope(since=BEGIN, until=BEGIN + DAY, limit=0)
             for question in QUESTIONS.values():
