@@ -105,7 +105,7 @@ def test_the_demo_answers_and_ends_with_equal_sums(tmp_path: Path) -> None:
         "cross-zone aws/cross-zone-out ",
     ):
         assert any(line.startswith(beginning) for line in words), (beginning, output)
-    follow_up = next(line for line in lines if "kubenetmon ask top" in line)
+    follow_up = next(line for line in lines if "kubenetmon ask top --since" in line)
     assert f"chdb:{kept}/clickhouse" in follow_up
     assert namespaces_of(process.pid) == []
     assert list(scratch.iterdir()) == []
