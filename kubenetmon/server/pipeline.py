@@ -6,7 +6,8 @@ the one answer, and a caller that is cancelled changes nothing. Every batch's by
 committed, ignored with a reason, handed back or pending, and nowhere else.
 
 Attribution and encoding run in one worker thread, one batch at a time, over a snapshot taken on the event
-loop; at most `inserters` batches are held in encoded form, the others wait as the arrays they came in.
+loop; at most `inserters` batches and about `encoded_limit` bytes are held in encoded form, the others wait as
+the arrays they came in, which are a fifth of that.
 At shutdown the inserter hands back what it cannot commit; then every `process` returns and `close` ends the
 thread.
 """
@@ -30,6 +31,7 @@ from kubenetmon.model import FlowBatch, empty_records
 from kubenetmon.proto import Outcome
 from kubenetmon.server import rows
 from kubenetmon.server.attribution import Attributed, Attributor, Ignored
+from kubenetmon.server.flood import MemoryBudget
 from kubenetmon.server.pacing import ReportPacing
 from kubenetmon.server.ranges.table import RangeTable
 from kubenetmon.server.snapshot import ClusterView, Snapshot
@@ -40,13 +42,17 @@ logger = logging.getLogger(__name__)
 _REMEMBERED = 16384
 """How many committed identities are remembered, so that a repeated one costs no insert."""
 
+_USUAL_BLOCK_BYTES = 300.0
+"""Of the two rows that a record becomes, with names of usual length."""
+
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
-    """`inserters`: batches that are encoded and inserted at once."""
+    """`inserters`: batches that are encoded and inserted at once; `encoded_limit`: bytes of their blocks."""
 
     rows: rows.RowsConfig
     inserters: int = 20
+    encoded_limit: int = 32 << 20
 
 
 class RangesHolder(Protocol):
@@ -97,6 +103,8 @@ class Pipeline:
         self._in_flight: dict[str, asyncio.Task[Verdict]] = {}
         self._committed: OrderedDict[str, None] = OrderedDict()
         self._slots = asyncio.Semaphore(config.inserters)
+        self._encoded = MemoryBudget(config.encoded_limit)
+        self._block_bytes_per_record = _USUAL_BLOCK_BYTES
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="attribution")
         self._pending = {"bytes": 0, "packets": 0}
 
@@ -145,7 +153,12 @@ class Pipeline:
             async with self._slots:
                 waited = (self._clock.monotonic() - waiting_since) * 1e6
                 self._metrics.observe(catalogue.ENQUEUE_WAIT, waited, type="succeeded")
-                verdict = await self._store(batch, received_at, ignored)
+                room = min(int(len(batch) * self._block_bytes_per_record), self._config.encoded_limit)
+                await self._encoded.reserve(room)
+                try:
+                    verdict = await self._store(batch, received_at, ignored)
+                finally:
+                    self._encoded.release(room)
         except KubenetmonError as error:
             logger.error("Batch %s waits at the agent: %s", batch.identity.token, error)
             self._metrics.add(catalogue.SERVER_ERRORS, type="enqueuing_failed")
@@ -191,6 +204,11 @@ class Pipeline:
             if inserter is None and records:
                 ignored["disabled"] = Ignored(records, attributed.total_bytes(), attributed.total_packets())
             return Verdict(Outcome.COMMITTED)
+        del attributed  # what an insert may wait for through an outage is the block alone
+        # The longest of late, for the room that the next ones will need.
+        self._block_bytes_per_record = max(
+            _USUAL_BLOCK_BYTES, 0.9 * self._block_bytes_per_record, len(block.body) / max(1, records)
+        )
         self._observed("enqueued", records)
         self._pacing.arrived(batch.interval_end - batch.interval_start)
         begun = self._clock.monotonic()
