@@ -54,7 +54,9 @@ async def test_agents_report_less_often_when_the_table_bears_no_more(tmp_path: P
             # 20 batches an interval and 2 x 0.8 inserts a second make 12.5 s; on the way there, reports by
             # the old and the new interval count both, and the wish is longer for a while.
             async with asyncio.timeout(60):
-                while not all(agent.wishes[-1:] in ([15], [20], [30]) for agent in fleet.agents):
+                while not all(  # noqa: ASYNC110 - agents have no event for it
+                    agent.wishes[-1:] in ([15], [20], [30]) for agent in fleet.agents
+                ):
                     await asyncio.sleep(0.1)
             before = len(fleet.settled)
             await asyncio.sleep(15)
