@@ -103,6 +103,7 @@ def random_arrays(count: int, family: int, seed: int = 0) -> FlowArrays:
     columns["protocol"] = generator.choice(np.array([6, 17], np.uint8), count).tobytes()
     for name in ARRAY_NAMES[-4:]:
         columns[name] = generator.integers(0, 1 << 40, count).astype("<u8").tobytes()
+    columns["start_time"] = generator.bytes(4 * count)
     return FlowArrays(count=count, **columns)
 
 

@@ -112,6 +112,7 @@ def batch(node: int, sequence: int, start: int, records: int, generator: np.rand
         original_bytes=counter(100_000),
         reply_packets=counter(100),
         reply_bytes=counter(100_000),
+        start_time=(start - generator.integers(0, 600, records)).astype("<u4").tobytes(),
     )
     return FlowBatch(
         node_name=node_name(node),
