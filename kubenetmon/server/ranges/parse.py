@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import NamedTuple, TypeVar
 
@@ -84,6 +84,19 @@ class Claims:
         for end, tag in enumerate(self.tag_of, 1):
             yield self.prefixes[(end - 1) * self.width : end * self.width], tag
 
+    def holding(self, address: int) -> Claims:
+        """Those to prefixes that hold the address, a number, in the same order."""
+        octets = self.width - 1
+        bits = 8 * octets
+        keys = [
+            (address >> bits - length << bits - length).to_bytes(octets) + bytes((length,))
+            for length in range(1, bits + 1)
+        ]
+        kind = f"S{self.width}"
+        held = np.flatnonzero(np.isin(np.frombuffer(self.prefixes, kind), np.array(keys, kind))).tolist()
+        prefixes = b"".join(self.prefixes[at * self.width : (at + 1) * self.width] for at in held)
+        return Claims(self.width, prefixes, [self.tag_of[at] for at in held])
+
     def distinct(self) -> tuple[int, float]:
         """How many different prefixes, and the share of all addresses that is in them."""
         # The last byte, the length, is never zero: "S" may drop zeros at the end and drops none.
@@ -104,6 +117,10 @@ class ProviderRanges:
     tags: Sequence[Tag]
     families: Mapping[Family, Claims]
     distinct: int
+
+    def holding(self, family: Family, address: int) -> ProviderRanges:
+        """The claims of one family that hold the address, a number, and no others."""
+        return replace(self, families={family: self.families[family].holding(address)})
 
     def regions(self) -> set[str]:
         """Every region named, normalised."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.server.ranges.parse import NO_LABEL, Label, ProviderRanges, resolve
-from kubenetmon.server.ranges.prefixes import PrefixList
 from kubenetmon.server.snapshot import Addresses, Family
 
 _LOW_HALF = (1 << 64) - 1
@@ -120,17 +119,15 @@ class RangeTable:
     """All providers' prefixes with their labels."""
 
     def __init__(self, providers: Iterable[ProviderRanges] = ()) -> None:
-        providers = list(providers)
+        self._providers = providers = list(providers)
         numbers: dict[Label, int] = {NO_LABEL: 0}
         self._maps: dict[Family, PrefixMap] = {}
-        self._lists: dict[Family, PrefixList] = {}
         self.prefixes = 0
         used: set[int] = set()
         # One family after the other: what it takes to build a table is larger than the table.
         for family in (4, 6):
             winners = resolve(providers, family, numbers)
             self._maps[family] = PrefixMap(winners)
-            self._lists[family] = PrefixList(winners)
             self.prefixes += len(winners)
             used.update(winners.values())
         self.labels: Sequence[Label] = tuple(numbers)
@@ -146,16 +143,24 @@ class RangeTable:
     @property
     def nbytes(self) -> int:
         """Memory of the arrays."""
-        maps, lists = self._maps.values(), self._lists.values()
-        return sum(one.nbytes for one in maps) + sum(one.nbytes for one in lists)
+        return sum(one.nbytes for one in self._maps.values())
 
     def lookup(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
         """The id of each address' label, shape (n,); 0 = in nobody's ranges."""
         return self._maps[family].lookup(family, addresses)
 
     def holders(self, family: Family, address: int) -> list[tuple[Network, Label]]:
-        """Every prefix that holds the address, the longest (which `lookup` answers with) first."""
-        return [(one.network, self.labels[one.value]) for one in self._lists[family].holders(family, address)]
+        """Every prefix that holds the address, the longest (which `lookup` answers with) first.
+
+        For people: it looks through all claims, some milliseconds.
+        """
+        numbers: dict[Label, int] = {NO_LABEL: 0}
+        winners = resolve([ranges.holding(family, address) for ranges in self._providers], family, numbers)
+        labels = list(numbers)
+        found: list[tuple[Network, Label]] = [
+            (ip_network((prefix[:-1], prefix[-1])), labels[number]) for prefix, number in winners.items()
+        ]
+        return sorted(found, key=lambda one: one[0].prefixlen, reverse=True)
 
     def covers(self, cloud: str) -> bool:
         """True when the ranges of that cloud's own regions are here, so that a miss means "not theirs"."""
