@@ -125,6 +125,11 @@ DIFFERENCES = [
         "direction", {"localPod": "", "localNode": "node-a", "localAvailabilityZone": "zone-1"},
     ),
     Difference(
+        "A remote pod that is gone, within another node's podCIDRs", flow("10.1.1.5", "10.1.2.77"),
+        {"remoteNode": "", "remoteAvailabilityZone": ""},
+        {"remoteNode": "node-b", "remoteAvailabilityZone": "zone-2", "remotePod": "", "remoteCluster": "blue"},
+    ),
+    Difference(
         "A pod or node of the cluster with a public address", flow("10.1.1.5", "198.51.100.7"),
         {"connectionClass": "INTRA_REGION"}, {"connectionClass": "INTRA_VPC", "remoteCluster": "blue"},
     ),
