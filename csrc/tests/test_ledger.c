@@ -384,6 +384,26 @@ static void test_what_is_not_metered_is_counted_by_reason(void)
 	end();
 }
 
+static void test_offloaded_flows_are_counted_anew_in_each_dump(void)
+{
+	begin(false);
+	empty_dump();
+	struct test_flow soft = with(TCP_FLOW, 100, 50), hard = soft;
+	soft.status = 1 << 14; /* IPS_OFFLOAD, IPS_HW_OFFLOAD of linux/netfilter/nf_conntrack_common.h */
+	hard.status = 1 << 15;
+	hard.id = 9;
+	for (int dump = 0; dump < 2; dump++) {
+		ledger_begin_dump(&ledger);
+		sight(soft);
+		sight(hard);
+		ledger_end_dump(&ledger, true);
+		CHECK(totals()->offloaded == 2 && totals()->pending_bytes == 300);
+	}
+	empty_dump();
+	CHECK(totals()->offloaded == 0);
+	end();
+}
+
 static void test_one_absence_proves_nothing_and_two_make_us_ask(void)
 {
 	begin(false);
@@ -535,6 +555,7 @@ int main(void)
 	test_an_end_without_start_that_fits_no_known_life_is_an_earlier_one();
 	test_same_id_and_different_ids_zones_and_families_are_different_flows();
 	test_what_is_not_metered_is_counted_by_reason();
+	test_offloaded_flows_are_counted_anew_in_each_dump();
 	test_one_absence_proves_nothing_and_two_make_us_ask();
 	test_a_flow_that_vanished_is_counted_and_its_bytes_stay();
 	test_the_ledger_grows_and_gives_entries_back();

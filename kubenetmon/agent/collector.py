@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,6 +59,7 @@ LONGEST_REPORT_INTERVAL = 600
 """Seconds; a server may wish for reports up to this rare."""
 
 _LONGEST_RETRY = 60.0
+_REPEAT_SECONDS = 60.0
 _EARLY = 0.1
 """Seconds that a timer may be early by."""
 
@@ -111,6 +113,8 @@ class Collector:
         self._unsealed_from_monotonic = 0.0
         self._report_number = 0
         self._gap = 0
+        self._resets = 0
+        self._say_resets_from = -math.inf
         metrics.before_render(self._publish)
 
     async def run(self) -> None:
@@ -204,6 +208,7 @@ class Collector:
         self._metrics.set(LAST_COLLECTION, int(self._clock.time()))
         self._readiness.passed(CHECK)
         self._say_gap()
+        self._say_resets()
         return True
 
     def _say_gap(self) -> None:
@@ -215,6 +220,17 @@ class Collector:
                 (gap - self._gap) / 1e9,
             )
         self._gap = gap
+
+    def _say_resets(self) -> None:
+        """At once, and again each `_REPEAT_SECONDS` while it goes on."""
+        resets, now = self._conntrack.totals().foreign_resets, self._clock.monotonic()
+        if resets > self._resets and now >= self._say_resets_from:
+            logger.error(
+                "Another process sets conntrack's counters to zero (%d so far), so that bytes go unmetered: "
+                "end it; an agent of the original kubenetmon must not run beside this one",
+                resets,
+            )
+            self._resets, self._say_resets_from = resets, now + _REPEAT_SECONDS
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1

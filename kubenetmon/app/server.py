@@ -9,11 +9,13 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
 from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
 from kubenetmon.clickhouse import schema
 from kubenetmon.clickhouse.inserter import Inserter, InserterConfig
+from kubenetmon.clickhouse.local_queries import LocalQueries
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.config.server import ServerConfig
@@ -30,6 +32,7 @@ from kubenetmon.server.explain import Explainer
 from kubenetmon.server.inventory import Inventory, InventoryConfig
 from kubenetmon.server.latecomers import Latecomers, LatecomersConfig
 from kubenetmon.server.machine import MachineCluster, MachineConfig
+from kubenetmon.server.pacing import PacingConfig, ReportPacing
 from kubenetmon.server.peers import PeerCluster, PeerConfig
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig
@@ -44,11 +47,11 @@ STOP_DEADLINE = 25.0
 """Seconds; Kubernetes kills after 30."""
 
 
-async def run_server(config: ServerConfig) -> None:
-    """Serve until told to stop. Raises `KubenetmonError`."""
+async def run_server(config: ServerConfig, *, listen_host: str = "") -> None:
+    """Serve agents on `listen_host` (empty: all addresses) until told to stop. Raises `KubenetmonError`."""
     metrics = Metrics(catalogue.SERVER_METRICS + catalogue.COMMON_METRICS)
     readiness = Readiness()
-    parts = await build_server(config, metrics, readiness)
+    parts = await build_server(config, metrics, readiness, listen_host=listen_host)
     http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness)
     for path, page in parts.pages.items():
         http.add_local_page(path, page)
@@ -107,6 +110,11 @@ async def build_server(
     peers = _peers(config, metrics, readiness)
     unattributed = Unattributed(metrics=metrics)
     sink, inserter = await _clickhouse(config, metrics, readiness, ipv6_table=ipv6_table)
+    pacing = ReportPacing(
+        PacingConfig(config.clickhouse_inserts_per_second, config.num_inserter_workers),
+        metrics=metrics,
+        clock=SYSTEM_CLOCK,
+    )
     attributor = Attributor(
         AttributionConfig(
             cloud=config.cloud,
@@ -129,6 +137,7 @@ async def build_server(
         ranges=ranges,
         attributor=attributor,
         inserter=inserter,
+        pacing=pacing,
         metrics=metrics,
         clock=SYSTEM_CLOCK,
         unattributed=unattributed,
@@ -152,10 +161,14 @@ async def build_server(
         metrics=metrics,
         readiness=readiness,
         clock=SYSTEM_CLOCK,
+        wished_report_interval=pacing.wish,
         tls=tls,
     )
     components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part]
     components += [*peers, receiver]
+    if sink is not None and config.clickhouse_endpoint.startswith(EMBEDDED_PREFIX):
+        directory = Path(config.clickhouse_endpoint.removeprefix(EMBEDDED_PREFIX))
+        components.append(LocalQueries(directory, sink=sink))
     return ServerParts(tuple(components), pages, receiver, pipeline, sink)
 
 

@@ -86,8 +86,10 @@ async def read_partitions(sink: Sink, database: str, table: str) -> tuple[Partit
     """The partitions with rows of the last days; none where they may not be seen."""
     try:
         rows = await sink.query(
-            "SELECT partition_id, min(min_block_number), max(max_block_number), toUInt32(min(min_date)), "  # noqa: S608 - quoted
-            f"toUInt32(max(max_date)) FROM system.parts WHERE active AND database = {literal(database)} "
+            "SELECT partition_id, min(min_block_number), max(max_block_number), "  # noqa: S608 - quoted
+            "toUInt32(min(min_date)) * 86400, "
+            "least(toUnixTimestamp(now()), (toUInt32(max(max_date)) + 1) * 86400) "
+            f"FROM system.parts WHERE active AND database = {literal(database)} "
             f"AND table = {literal(table)} AND max_date >= today() - {_DAYS} GROUP BY partition_id"
         )
     except ClickHouseError:

@@ -9,12 +9,14 @@ later keeps its place while it waits, which is the limit on a troubled server; a
 can help is held apart and does not stand in the others' way.
 
 `run` reads the table at start and again every now and then, keeps the readiness check `clickhouse` true to
-life and exports `exactly_once`. At shutdown `stop` waits for attempts under way and hands the rest back.
+life and exports `exactly_once`. At shutdown `stop` waits `stop_grace` for attempts under way and hands the
+rest back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from dataclasses import dataclass, field
@@ -76,6 +78,7 @@ class InserterConfig:
     held_delay: float = 30.0
     schema_interval: float = 60.0
     deduplication_span: float = 3600.0
+    stop_grace: float = 5.0
     settings: Settings = field(default_factory=dict)
     asynchronous: bool = False
     undecided: Literal["hold", "insert", "drop"] = "hold"
@@ -151,10 +154,15 @@ class Inserter:
             await self._clock.sleep(self._config.longest_delay if troubled else self._config.schema_interval)
 
     async def stop(self) -> None:
-        """Let attempts under way end; every commit still waiting is handed back at once."""
+        """Let attempts under way end; every commit still waiting is handed back at once.
+
+        An attempt that ClickHouse leaves without an answer is left to its agent after `stop_grace`.
+        """
         self._stopping.set()
         self._schema_known_or_stopping.set()
-        await self._all_settled.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.stop_grace):
+                await self._all_settled.wait()
 
     async def commit(self, block: Block, token: str, tracer: Tracer | None = None) -> CommitOutcome:
         """Bring the block into the table under its token; see the module's contract.

@@ -32,10 +32,12 @@ def keeps_tokens_in_keeper(engine: str) -> bool:
     return engine.startswith(("Replicated", "Shared"))
 
 
-def window_settings(engine: str, blocks: int) -> str:
+def window_settings(engine: str, blocks: int, seconds: int = WEEK) -> str:
     """The table settings that make an engine remember so many blocks, for CREATE and MODIFY SETTING."""
     if keeps_tokens_in_keeper(engine):
-        return f"replicated_deduplication_window = {blocks}, replicated_deduplication_window_seconds = {WEEK}"
+        return (
+            f"replicated_deduplication_window = {blocks}, replicated_deduplication_window_seconds = {seconds}"
+        )
     return f"non_replicated_deduplication_window = {blocks}"
 
 
@@ -53,22 +55,33 @@ class Deduplication:
     engine: str = ""
     obstacle: str = ""
 
+    def holds(self, blocks: int) -> bool:
+        """True when it remembers so many blocks, and for a week where time counts too."""
+        return self.blocks >= blocks and (self.seconds == 0 or self.seconds >= WEEK)
+
+    def settings(self, blocks: int) -> str:
+        """The table settings that make it remember so many blocks; nothing gets shorter by them."""
+        return window_settings(self.engine, max(blocks, self.blocks), max(WEEK, self.seconds))
+
     def remedy(self, blocks: int = LEAST_WINDOW) -> str:
         """The statement that makes it remember so many blocks, or in words why none can."""
         if self.obstacle:
             return self.obstacle
-        return f"ALTER TABLE {self.table} MODIFY SETTING {window_settings(self.engine, blocks)}"
+        return f"ALTER TABLE {self.table} MODIFY SETTING {self.settings(blocks)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """Which numbers the blocks of a partition have, and between which days (since 1970) its rows lie."""
+    """Which numbers the blocks of a partition have, and the days that its rows lie in, in Unix seconds.
+
+    `ended` is the end of the last day, or now where that is not over.
+    """
 
     name: str
     first_block: int
     last_block: int
-    first_day: int
-    last_day: int
+    begun: int
+    ended: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +92,8 @@ class TableSchema:
     materialized and alias columns are not in it. `own_window` is the table's own deduplication (for a
     Distributed table: that of the table behind it), `deduplication` the weakest among it and the targets of
     its materialized views. `shards` is the number of shards behind a Distributed table, 0 for any other
-    engine. `partitions` are those of the last days, of a table on this very server.
+    engine. `partitions` are those of the last days, of a table on this very server. `ttl_days`: rows are kept
+    so long, 0 for ever, None by a rule that is not ours. `fsync`: an insert is on the disk when it is acked.
     """
 
     database: str
@@ -91,6 +105,8 @@ class TableSchema:
     deduplication: Deduplication = Deduplication(0, 0, obstacle="not read")
     shards: int = 0
     partitions: tuple[Partition, ...] = ()
+    ttl_days: int | None = None
+    fsync: bool = False
 
     @property
     def one_memory(self) -> bool:

@@ -61,7 +61,7 @@ class Target:
         if self.schema is None:
             logger.info("ClickHouse answers; rows go to %s on %s", schema, self._sink.address)
         self.schema = schema
-        self._watch.observe(schema, self._clock.monotonic(), self._clock.time())
+        self._watch.observe(schema, self._clock.monotonic())
         doubt = self._doubt(schema)
         self._metrics.set(catalogue.EXACTLY_ONCE, 0 if doubt else 1)
         if doubt and doubt != self._warned_of:

@@ -16,7 +16,6 @@ from collections import deque
 
 from kubenetmon.clickhouse.table import LEAST_WINDOW, WEEK, Deduplication, TableSchema, keeps_tokens_in_keeper
 
-DAY = 86_400
 _MARGIN = 1.25
 _SAMPLES = 1500
 _MOST_BLOCKS = 20_000_000
@@ -26,7 +25,7 @@ _MOST_BLOCKS = 20_000_000
 class WindowWatch:
     """Keeps the table's count of blocks over time; `observe` it now and then.
 
-    Times are a monotonic clock's seconds, `now` Unix seconds.
+    Times are a monotonic clock's seconds.
     """
 
     def __init__(self, since: float) -> None:
@@ -40,14 +39,14 @@ class WindowWatch:
         """This server has inserted a block."""
         self._own += 1
 
-    def observe(self, schema: TableSchema, monotonic: float, now: float) -> None:
+    def observe(self, schema: TableSchema, monotonic: float) -> None:
         """Take note of the table as it was just read."""
         last = last_blocks(schema)
         new = 0
         if self._seen:
             new = sum(max(0, number - self._seen.get(name, -1)) for name, number in last.items())
         elif last:
-            self._rate_before = past_rate(schema, now)
+            self._rate_before = past_rate(schema)
         self._total += max(new, self._own)
         self._own = 0
         self._seen.update(last)
@@ -84,15 +83,15 @@ def last_blocks(schema: TableSchema) -> dict[str, int]:
     return {"": max(partition.last_block for partition in schema.partitions)}
 
 
-def past_rate(schema: TableSchema, now: float) -> float:
+def past_rate(schema: TableSchema) -> float:
     """Blocks a second in the busiest of the last days' partitions; 0 where nothing tells."""
     fastest = 0.0
     for partition in schema.partitions:
-        begun = partition.first_day * DAY
-        ended = min(now, (partition.last_day + 1) * DAY)
         first = 0 if keeps_tokens_in_keeper(schema.engine) else partition.first_block
         # A day that has hardly begun tells little.
-        fastest = max(fastest, (partition.last_block - first + 1) / max(3600.0, ended - begun))
+        fastest = max(
+            fastest, (partition.last_block - first + 1) / max(3600.0, partition.ended - partition.begun)
+        )
     return fastest
 
 

@@ -56,6 +56,11 @@ class ServerConfig:
     )
     ignore_udp: bool = _key(True, values.boolean, "Leave UDP flows out")
     num_inserter_workers: int = _key(20, values.positive, "Inserts at the same time")
+    clickhouse_inserts_per_second: int = _key(
+        25,
+        values.positive,
+        "What the table bears of one server; near it agents are asked to report less often",
+    )
     clickhouse_enabled: bool = _key(True, values.boolean, "`false`: attribute and count, store nothing")
     clickhouse_endpoint: str = _key(
         "", values.endpoint, "`host:port` (native protocol), or `chdb:PATH` for the embedded engine"

@@ -257,6 +257,16 @@ SERVER_BATCHES = MetricSpec(
     {"wire": ("push", "submit"), "outcome": ("committed", "retry_later", "rejected")},
 )
 SERVER_AGENTS = MetricSpec("kubenetmon_server_agents", Kind.GAUGE, "Agents connected now.")
+SERVER_HELD_MEMORY = MetricSpec(
+    "kubenetmon_server_held_memory_bytes",
+    Kind.GAUGE,
+    "Memory given to batches that arrive or are not settled; at its limit of 32 MiB agents wait.",
+)
+SERVER_WISHED_INTERVAL = MetricSpec(
+    "kubenetmon_server_wished_report_interval_seconds",
+    Kind.GAUGE,
+    "Report interval that agents are asked to keep at least, since the table bears no more inserts; 0: none.",
+)
 INVENTORY_OBJECTS = MetricSpec(
     "kubenetmon_server_inventory_objects",
     Kind.GAUGE,
@@ -399,6 +409,8 @@ SERVER_METRICS = (
     SERVER_PENDING,
     SERVER_BATCHES,
     SERVER_AGENTS,
+    SERVER_HELD_MEMORY,
+    SERVER_WISHED_INTERVAL,
     INVENTORY_OBJECTS,
     WATCH_EVENTS,
     WATCH_RELISTS,

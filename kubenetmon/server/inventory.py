@@ -4,7 +4,8 @@ Contract: pure, no I/O, no task, nothing to shut down. Whoever watches the clust
 (`kubenetmon.server.watcher`) tells it what it saw and when (Unix seconds); attribution takes a `snapshot()`,
 which is the same object until something changed that attribution can see. A relist (`begin_relist` …
 `end_relist`) takes away what it did not see only at its end, so that nothing known is lost when it breaks
-off. All calls come from one thread; a snapshot may be used from any.
+off. All calls come from one thread; a snapshot may be used from any. What is kept for each of 100,000 pods is
+small and out of the garbage collector's sight.
 
 Pods that have Succeeded or Failed and pods on the host's network own no address; the latter own the ports of
 their node's addresses that they declare. A pod that ends keeps its addresses for `pod_grace` unless they are
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,7 +42,9 @@ Kind = Literal["pods", "nodes", "services"]
 KINDS: tuple[Kind, ...] = ("nodes", "pods", "services")
 """In the order they are best read: pods take their zone from nodes."""
 
-_MOST_ENDED_CLAIMS = 200_000
+_MOST_ENDED_CLAIMS = 100_000
+"""Some 25 MB. Two thousand addresses a minute may change hands before less than `history` is kept."""
+
 COMPACT_ABOVE = 10_000
 
 
@@ -59,7 +63,7 @@ class InventoryConfig:
     history: float = 3600.0
 
 
-class Pod(NamedTuple):
+class Pod(msgspec.Struct, frozen=True, gc=False):
     """What is kept of a pod. Times are Unix seconds, 0 = unknown; addresses are numbers.
 
     `host_ports`: of a living pod on the host's network, each port it declares as protocol << 16 | port.
@@ -133,14 +137,11 @@ class ClusterSnapshot:
         return self.node_lookup.all_pod_networks.lookup(family, addresses)
 
 
-class _PodRecord:
-    __slots__ = ("claims", "endpoint", "generation", "pod")
-
-    def __init__(self, pod: Pod, generation: int) -> None:
-        self.pod = pod
-        self.generation = generation
-        self.endpoint = 0
-        self.claims: tuple[Claim, ...] = ()
+class _PodRecord(msgspec.Struct, eq=False, gc=False):
+    pod: Pod
+    generation: int
+    endpoint: int = 0
+    claims: tuple[Claim, ...] = ()
 
 
 class Inventory:
@@ -155,9 +156,9 @@ class Inventory:
             width: AddressHistory(width, int(config.pod_grace)) for width in widths
         }
         self._pods: dict[str, _PodRecord] = {}
-        self._pods_on: dict[str, set[str]] = {}
+        self._moved_nodes: set[str] = set()
         self._services: dict[str, int] = {}
-        self._ended: deque[tuple[float, Claim]] = deque()
+        self._ended: deque[Claim] = deque()
         self._generation: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self._snapshot: ClusterSnapshot | None = None
 
@@ -173,6 +174,7 @@ class Inventory:
     def snapshot(self) -> ClusterSnapshot:
         """The cluster as known now."""
         if self._snapshot is None:
+            self._move_pods()
             self._compact()
             self._snapshot = ClusterSnapshot(
                 self._endpoints.columns(),
@@ -184,10 +186,12 @@ class Inventory:
 
     def tenures(self, family: Family, address: int) -> list[Tenure]:
         """Who had the address that is still known, in the order they took it."""
+        self._move_pods()
         return [self._tenure(claim) for claim in self._history[ADDRESS_WIDTH[family]].of(address)]
 
     def host_tenures(self, family: Family, address: int, protocol: int, port: int) -> list[Tenure]:
         """The same for one port of a node's address and the pods on the host's network."""
+        self._move_pods()
         claims = self._history[PORT_WIDTH[family]].of(port_key(address, protocol, port))
         return [self._tenure(claim) for claim in claims]
 
@@ -222,15 +226,11 @@ class Inventory:
         record = self._pods.get(pod.uid)
         if record is None:
             record = self._pods[pod.uid] = _PodRecord(pod, generation)
-            self._pods_on.setdefault(pod.node, set()).add(pod.uid)
             self._settle(record, now, seen_before=False)
             return
         record.generation = generation
         if record.pod == pod:
             return
-        if record.pod.node != pod.node:
-            self._leave_node(record.pod)
-            self._pods_on.setdefault(pod.node, set()).add(pod.uid)
         record.pod = pod
         self._settle(record, now, seen_before=True)
 
@@ -239,7 +239,6 @@ class Inventory:
         record = self._pods.pop(uid, None)
         if record is None:
             return
-        self._leave_node(record.pod)
         for claim in record.claims:
             self._end(claim, now)
 
@@ -250,10 +249,7 @@ class Inventory:
             return
         self._snapshot = None
         if (node.zone, node.cell) != previous_place:
-            for uid in self._pods_on.get(node.name, ()):
-                record = self._pods[uid]
-                if record.claims:
-                    self._describe(record)
+            self._moved_nodes.add(node.name)
 
     def remove_node(self, name: str, now: float) -> None:
         """A node was deleted; what is known of it stays for the grace time."""
@@ -271,8 +267,8 @@ class Inventory:
     def expire(self, now: float) -> None:
         """Forget what ended longer ago than is kept; to be called every few seconds."""
         keep = max(self._config.history, self._config.pod_grace)
-        while self._ended and (self._ended[0][0] + keep < now or len(self._ended) > _MOST_ENDED_CLAIMS):
-            _, claim = self._ended.popleft()
+        while self._ended and (self._ended[0].end + keep < now or len(self._ended) > _MOST_ENDED_CLAIMS):
+            claim = self._ended.popleft()
             self._history[claim.width].forget(claim)
             self._snapshot = None
         if self._nodes.expire(now - self._config.pod_grace):
@@ -303,6 +299,10 @@ class Inventory:
                 self._snapshot = None
             claims.append(claim)
         record.claims = tuple(claims)
+        if len(claims) == 1:
+            # Most pods have one address that nobody had before: then one tuple serves here and there.
+            known = self._history[claim.width].of(claim.key)
+            record.claims = known if known == record.claims else record.claims
 
     def _start(self, pod: Pod, earlier: tuple[Claim, ...], now: float, seen_before: bool) -> int:
         """Since when a pod has what it is seen to have now.
@@ -339,30 +339,33 @@ class Inventory:
 
     def _end(self, claim: Claim, now: float) -> None:
         self._history[claim.width].end(claim, int(now))
-        self._ended.append((now, claim))
+        self._ended.append(claim)
         self._snapshot = None
 
-    def _leave_node(self, pod: Pod) -> None:
-        on_node = self._pods_on.get(pod.node)
-        if on_node is not None:
-            on_node.discard(pod.uid)
-            if not on_node:
-                del self._pods_on[pod.node]
+    def _move_pods(self) -> None:
+        """Let pods follow their nodes to other zones: rare, so all pods are gone through once."""
+        if not self._moved_nodes:
+            return
+        for record in self._pods.values():
+            if record.claims and record.pod.node in self._moved_nodes:
+                self._describe(record)
+        self._moved_nodes.clear()
 
     def _compact(self) -> None:
-        """Let go of endpoints that no claim and no node uses any more, once they are the greater part."""
-        in_use = sum(len(history) for history in self._history.values()) + len(self._nodes)
-        if len(self._endpoints) < COMPACT_ABOVE + 2 * in_use + 2 * len(self._ended):
+        """Let go of endpoints that no claim and no node uses any more, once they are a fifth of all."""
+        in_use = sum(len(history) for history in self._history.values()) + len(self._nodes) + len(self._ended)
+        if len(self._endpoints) < COMPACT_ABOVE + in_use + in_use // 4:
             return
         used = {claim.endpoint for history in self._history.values() for claim in history.claims()}
-        named_by_pods = {self._endpoints.description(endpoint).node for endpoint in used}
-        self._nodes.renumber(named_by_pods)
-        new_ids = self._endpoints.compact([*used, *self._nodes.endpoints_used()], self._nodes.numbers)
+        self._nodes.renumber(self._endpoints.nodes_of(used))
+        used.update(self._nodes.endpoints_used())
+        new_ids = self._endpoints.compact(used, self._nodes.numbers)
+        numbers = new_ids.tolist()
         for history in self._history.values():
             history.renumber(new_ids)
         self._nodes.move(new_ids)
         for record in self._pods.values():
-            record.endpoint = int(new_ids[record.endpoint])
+            record.endpoint = numbers[record.endpoint]
 
 
 def _keys_of(pod: Pod) -> list[tuple[Width, int]]:

@@ -313,6 +313,7 @@ class ObjectDecoder:
             if text:
                 family, address = parse_address(text)
                 (ipv4 if family == 4 else ipv6).append(address)
+        created, started = _seconds(metadata.creation_timestamp), _seconds(status.start_time)
         return Pod(
             _identity(metadata),
             sys.intern(metadata.namespace or ""),
@@ -321,8 +322,8 @@ class ObjectDecoder:
             sys.intern(app),
             sys.intern(getattr(labels, self._instance_id_field, None) or ""),
             sys.intern(getattr(labels, self._cell_field, None) or ""),
-            _seconds(metadata.creation_timestamp),
-            _seconds(status.start_time),
+            created,
+            created if started == created else started,  # one object for both
             not spec.host_network and status.phase not in _OVER,
             tuple(ipv4),
             tuple(ipv6),

@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,19 +45,16 @@ def port_key(address: int, protocol: int, port: int) -> int:
     return address << 24 | protocol << 16 | port
 
 
-class Claim:
+class Claim(msgspec.Struct, eq=False, gc=False):
     """One endpoint's hold on one key, a number of `width` bytes, from `start` to `end` (Unix seconds, end
     excluded)."""
 
-    __slots__ = ("created", "end", "endpoint", "key", "start", "width")
-
-    def __init__(self, width: Width, key: int, start: int, created: int, endpoint: int) -> None:
-        self.width: Width = width
-        self.key = key
-        self.start = start
-        self.end = FOREVER
-        self.created = created
-        self.endpoint = endpoint
+    width: Width
+    key: int
+    start: int
+    created: int
+    endpoint: int
+    end: int = FOREVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,7 @@ class AddressHistory:
         self._exclusive = width in (IPV4_PORT, IPV6_PORT)
         self._claims: dict[int, tuple[Claim, ...]] = {}
         self._changed: set[int] = set()
-        self._rows = OwnershipRows(width, self._keys([(0, 0)]), np.zeros(1, np.int64), np.zeros(1, np.int32))
+        self._rows = OwnershipRows(width, self._keys([0], [0]), np.zeros(1, np.int64), np.zeros(1, np.int32))
 
     def __len__(self) -> int:
         """Addresses with at least one claim."""
@@ -186,25 +184,28 @@ class AddressHistory:
         """Endpoint id i is called new_ids[i] from now on."""
         rows = self.rows()
         self._rows = OwnershipRows(rows.width, rows.keys, rows.ends, new_ids.take(rows.endpoints))
+        numbers = new_ids.tolist()
         for claim in self.claims():
-            claim.endpoint = int(new_ids[claim.endpoint])
+            claim.endpoint = numbers[claim.endpoint]
 
     def _merge(self, changed: list[int]) -> OwnershipRows:
         """The rows with those of the changed addresses (sorted) replaced: slices of old and of new ones."""
-        starts: list[tuple[int, int]] = []
+        owned: list[int] = []
+        starts: list[int] = []
         ends: list[int] = []
         endpoints: list[int] = []
         bounds = [0]
         for address in changed:
             for start, end, endpoint in self._steps(self._claims.get(address, ())):
-                starts.append((address, start))
+                owned.append(address)
+                starts.append(start)
                 ends.append(end)
                 endpoints.append(endpoint)
             bounds.append(len(starts))
         old = self._rows
         # Row 0, the sentinel, has the address 0, which no one can claim: it stays the first.
-        first = old.keys.searchsorted(self._keys([(address, 0) for address in changed]), side="left")
-        last = old.keys.searchsorted(self._keys([(address, FOREVER) for address in changed]), side="right")
+        first = old.keys.searchsorted(self._keys(changed, [0] * len(changed)), side="left")
+        last = old.keys.searchsorted(self._keys(changed, [FOREVER] * len(changed)), side="right")
         # Changed addresses with no other between them are replaced as one run.
         breaks = np.flatnonzero(first[1:] != last[:-1])
         run_first, run_last = np.append(0, breaks + 1), np.append(breaks, len(changed) - 1)
@@ -223,7 +224,7 @@ class AddressHistory:
 
         return OwnershipRows(
             self._width,
-            merged(old.keys, self._keys(starts)),
+            merged(old.keys, self._keys(owned, starts)),
             merged(old.ends, np.array(ends, np.int64)),
             merged(old.endpoints, np.array(endpoints, np.int32)),
         )
@@ -263,10 +264,10 @@ class AddressHistory:
         later = [claim for claim in claims if claim.start > at]
         return min(later, key=lambda claim: claim.start).endpoint if later else 0
 
-    def _keys(self, starts: list[tuple[int, int]]) -> NDArray[Any]:
+    def _keys(self, keys: list[int], starts: list[int]) -> NDArray[Any]:
+        """The rows' keys for claims' keys and the seconds from which they are owned."""
         if self._width == IPV4:
-            return np.array([address << 32 | start for address, start in starts], np.uint64)
-        return np.array(
-            [address.to_bytes(self._width, "big") + start.to_bytes(4, "big") for address, start in starts],
-            f"S{self._width + 4}",
-        )
+            return np.array(keys, np.uint64) << np.uint64(32) | np.array(starts, np.uint64)
+        width = self._width + 4
+        octets = (key << 32 | start for key, start in zip(keys, starts, strict=True))
+        return np.frombuffer(b"".join(number.to_bytes(width) for number in octets), f"S{width}")

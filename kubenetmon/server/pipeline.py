@@ -34,6 +34,7 @@ from kubenetmon.server import rows
 from kubenetmon.server.attributed import NOTHING_IGNORED, Attributed, Ignored, NoSide, Peer
 from kubenetmon.server.attribution import Attributor
 from kubenetmon.server.latecomers import Latecomers
+from kubenetmon.server.pacing import ReportPacing
 from kubenetmon.server.ranges.table import RangeTable
 from kubenetmon.server.snapshot import Addresses, ClusterView, Family, Snapshot
 from kubenetmon.server.unattributed import Unattributed
@@ -124,6 +125,7 @@ class Pipeline:
         ranges: RangesHolder,
         attributor: Attributor,
         inserter: BlockInserter | None,
+        pacing: ReportPacing,
         metrics: Metrics,
         clock: Clock,
         unattributed: Unattributed,
@@ -139,6 +141,7 @@ class Pipeline:
         self._ranges = ranges
         self._attributor = attributor
         self._inserter = inserter
+        self._pacing = pacing
         self._metrics = metrics
         self._clock = clock
         self._unattributed = unattributed
@@ -262,8 +265,12 @@ class Pipeline:
                 )
             return Verdict(Outcome.COMMITTED)
         self._observed("enqueued", records)
+        self._pacing.arrived(batch.interval_end - batch.interval_start)
+        begun = self._clock.monotonic()
         outcome = await inserter.commit(encoded[0], batch.identity.token, encoded[1])
-        if outcome is not CommitOutcome.COMMITTED:
+        if outcome is CommitOutcome.COMMITTED:
+            self._pacing.inserted(self._clock.monotonic() - begun)
+        else:
             self._observed("dropped", records)
         if outcome is CommitOutcome.DROPPED:
             leftover.add("dropped", Ignored(records, attributed.total_bytes(), attributed.total_packets()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,9 @@ from kubenetmon.demo.network import create_namespace, veth_pair
 from kubenetmon.demo.plan import RANGES_DIRECTORY
 from kubenetmon.demo.processes import GRPC_PORT, METRICS_PORT, Intervals, Role, start_server
 from tests.beds.injector import InjectionBed
+
+FULL_LENGTH = bool(os.environ.get("KUBENETMON_TEST_FULL_LENGTH"))
+"""Whether tests shall take the minutes that a promise names, in place of less and more at once."""
 
 NODE = "node-a"
 _NODE_ADDRESS, _SERVER_ADDRESS = "172.31.9.2", "172.31.9.1"

@@ -67,6 +67,7 @@ async def running_receiver(
     config: ReceiverConfig | None = None,
     *,
     tls: ssl.SSLContext | None = None,
+    wish: int = 0,
     ready: bool = True,
 ) -> AsyncIterator[Rig]:
     """A receiver on a free port of the loopback interface."""
@@ -80,6 +81,7 @@ async def running_receiver(
         metrics=metrics,
         readiness=readiness,
         clock=SYSTEM_CLOCK,
+        wished_report_interval=lambda: wish,
         tls=tls,
     )
     task = asyncio.create_task(receiver.run())

@@ -1,13 +1,12 @@
 """The server is away while connections come and go by the thousand: totals stay exact, memory small.
 
 In CI the time is scaled: 3,000 connections a second for little more than a minute in place of 1,000 a second
-for ten. `KUBENETMON_TEST_OUTAGE_MINUTES=10` takes the promise at its word, and so does, with real sockets,
+for ten. `KUBENETMON_TEST_FULL_LENGTH=1` takes the promise at its word, and so does, with real sockets,
 `nox -s soak -- --minutes 14 --outage 10 --short-connections 1000`.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +16,11 @@ import pytest
 
 from kubenetmon.demo.processes import Intervals
 from tests.beds.identity import agent_imbalances, server_imbalances
-from tests.beds.injected_node import InjectedNode
+from tests.beds.injected_node import FULL_LENGTH, InjectedNode
 from tests.beds.injector import TCP, UDP
 from tests.bench.accounting import memory_bytes
 
-MINUTES = float(os.environ.get("KUBENETMON_TEST_OUTAGE_MINUTES", "0"))
-SECONDS = MINUTES * 60 or 64.0
-RATE = 1_000 if MINUTES else 3_000
+SECONDS, RATE = (600.0, 1_000) if FULL_LENGTH else (64.0, 3_000)
 """Flows that begin each second, and as many that end."""
 FLOW_SECONDS = 2
 PATIENCE = 60.0

@@ -63,7 +63,7 @@ def main() -> int:
 
 def _soak(directory: Path, seconds: float, faults: list[Fault], options: argparse.Namespace) -> int:
     shortest, longest = _SAMPLE_SECONDS
-    with MeteredWorld(directory, Intervals(collection=1, report=5), state=True) as metered:
+    with MeteredWorld(directory, Intervals(collection=1, report=5), state=True, ipv6=True) as metered:
         metered.keep_ended_flows(ENDED_FLOWS_STAY)
         metered.start()
         soak = Soak(

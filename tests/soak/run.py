@@ -55,7 +55,10 @@ class Soak:
     def run(self, seconds: float) -> Outcome:
         """Traffic, faults and samples until the time is up; then traffic ends, and the sums are compared."""
         metered = self._metered
-        metered.actors.begin(traffic.scripts(metered.world, self._seed, self._short_rate))
+        scripts = traffic.scripts(metered.world, self._seed, self._short_rate)
+        if metered.dual_stack is not None:
+            scripts |= metered.dual_stack.scripts(self._seed)
+        metered.actors.begin(scripts)
         metered.actors.go()
         self._begin = time.monotonic()
         next_sample = 0.0
@@ -93,11 +96,14 @@ class Soak:
             problems.append(
                 f"{repeated} handshakes were sent twice, which the counters see and conntrack may not"
             )
+        ipv6 = sum(size for key, size in wanted[0].items() if ":" in key[1])
+        if metered.dual_stack is not None and not ipv6:
+            problems.append("nothing went over IPv6")
         tally = metered.actors.tally()
         return Outcome(
             f"{tally.connections:,} connections ({rate:,.0f}/s), {tally.exchanges:,} requests, "
             f"{tally.failures} failed; {self._kills} agents killed; "
-            f"bytes seen {wanted[0].total()} stored {stored[0].total()}, "
+            f"bytes seen {wanted[0].total()} stored {stored[0].total()}, {ipv6} of them over IPv6; "
             f"packets seen {wanted[1].total()} stored {stored[1].total()}; "
             f"{vanished:.0f} flows ended unheard while an agent was down; "
             f"identity held in {self._checks} scrapes; {self._memory_figures()}",

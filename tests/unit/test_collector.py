@@ -43,6 +43,7 @@ class FakeTable:
         self.reported = 0
         self.quiet = False
         self.waiting = 0
+        self.resets = 0
         self.errors: list[KubenetmonError] = []
 
     async def read(self) -> ReadResult:
@@ -78,6 +79,7 @@ class FakeTable:
                 "pending_bytes": self.pending,
                 "ignored_loopback_bytes": 7,
                 "waiting_flows": self.waiting,
+                "foreign_resets": self.resets,
                 "reported_flows": 3,
                 "ignored_flows": 2,
             }
@@ -293,6 +295,23 @@ async def test_metrics_show_the_conservation_identity_at_each_scrape() -> None:
         assert value(COLLECTOR_FLOWS, type="ignored") == 2
         assert value(COLLECTION_DURATION) == 250_000
         assert value(LAST_COLLECTION) == int(START) + 60
+
+
+async def test_resets_by_another_process_are_said_at_once_and_then_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running(start=START) as bed:
+        await bed.clock.advance(60)
+        assert "counters to zero" not in caplog.text
+        bed.table.resets = 3
+        await bed.clock.advance(5)
+        assert caplog.text.count("counters to zero (3 so far)") == 1
+        for _ in range(30):
+            bed.table.resets += 1
+            await bed.clock.advance(5)
+        assert caplog.text.count("counters to zero") == 3
+        await bed.clock.advance(3600)
+        assert caplog.text.count("counters to zero") == 4, "the last of them, and then no more"
 
 
 async def test_readiness_waits_for_the_first_read() -> None:

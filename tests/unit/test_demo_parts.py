@@ -21,6 +21,7 @@ def test_a_script_survives_its_line() -> None:
     script = Script(
         tcp_ports=(80, 443),
         udp_ports=(53,),
+        tcp_address="::",
         udp_address="192.0.2.1",
         jobs=(
             Job("tcp", "192.0.2.2", 80, (1, 2), (3, 4), 0.5, per_connection=6, lanes=7, source="192.0.2.3"),

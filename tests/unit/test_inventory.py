@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kubenetmon.server import inventory as inventory_module
@@ -179,13 +180,13 @@ class PodLives(RuleBasedStateMachine):
         name = f"pod-{self.numbers}"
         created = self.now - age
         start = min(self.now, created + started) if started else 0
-        self._put(pod(name, created=created)._replace(started=start, **shape))
+        self._put(replace(pod(name, created=created), started=start, **shape))
         return name
 
     @rule(name=pods, shape=shapes())
     def change(self, name: str, shape: dict[str, Any]) -> None:
         if name in self.alive and name not in self.untold:
-            self._put(self.alive[name]._replace(**shape))
+            self._put(replace(self.alive[name], **shape))
 
     @rule(name=consumes(pods), successor=shapes())
     def hand_over(self, name: str, successor: dict[str, Any]) -> None:
@@ -196,7 +197,7 @@ class PodLives(RuleBasedStateMachine):
         self.numbers += 1
         given = {"ipv4": old.ipv4, "ipv6": old.ipv6, "owns_addresses": old.owns_addresses}
         given["host_ports"] = old.host_ports
-        self._put(pod(f"pod-{self.numbers}", created=self.now)._replace(**{**successor, **given}))
+        self._put(replace(pod(f"pod-{self.numbers}", created=self.now), **{**successor, **given}))
         self._remove(name)
 
     @rule(name=consumes(pods))
@@ -208,7 +209,7 @@ class PodLives(RuleBasedStateMachine):
     def happen_untold(self, name: str, shape: dict[str, Any], gone: bool) -> None:
         """The watch was down; only the next list shows it."""
         if name in self.alive:
-            self.untold[name] = None if gone else self.alive[name]._replace(**shape)
+            self.untold[name] = None if gone else replace(self.alive[name], **shape)
 
     @rule(order=st.randoms(use_true_random=False), breaks_off=st.booleans())
     def relist(self, order: random.Random, breaks_off: bool) -> None:
@@ -340,9 +341,9 @@ def test_address_taken_before_the_end_of_the_one_before_is_heard_of_is_right_on_
 def test_port_of_the_host_is_a_pods_where_one_alone_has_it() -> None:
     inventory = Inventory(CONFIG)
     inventory.put_node(node("node-a", 50))
-    one = pod("one", 50, owns=False)._replace(host_ports=(6 << 16 | 9100, 6 << 16 | 80))
+    one = replace(pod("one", 50, owns=False), host_ports=(6 << 16 | 9100, 6 << 16 | 80))
     inventory.put_pod(one, 10)
-    inventory.put_pod(pod("two", 50, owns=False, created=20)._replace(host_ports=(6 << 16 | 80,)), 20)
+    inventory.put_pod(replace(pod("two", 50, owns=False, created=20), host_ports=(6 << 16 | 80,)), 20)
 
     def on(protocol: int, port: int, at: int) -> str:
         known = inventory.snapshot()
@@ -451,7 +452,7 @@ def test_deleted_node_stays_for_the_grace_time_and_yields_to_the_living() -> Non
 def test_pods_take_zone_and_cell_of_a_node_that_comes_later_or_changes() -> None:
     inventory = Inventory(CONFIG)
     inventory.put_pod(pod("one", 7), 10)
-    inventory.put_pod(pod("celled", 8)._replace(cell="own"), 10)
+    inventory.put_pod(replace(pod("celled", 8), cell="own"), 10)
     first = inventory.snapshot()
     assert first.table.zone[endpoint(first, 7, 10)] == first.node_zone("node-a") == ""
     for place in ("1", "2"):

@@ -26,6 +26,7 @@ from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.inventory import Inventory, InventoryConfig, Pod
 from kubenetmon.server.latecomers import Latecomers, LatecomersConfig
 from kubenetmon.server.nodes import Network, Node
+from kubenetmon.server.pacing import PacingConfig, ReportPacing
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges import RangeTable
 from kubenetmon.server.rows import RowsConfig
@@ -158,6 +159,7 @@ async def build() -> AsyncIterator[Build]:
             ranges=ranges,
             attributor=Attributor(AttributionConfig("aws", "us-west-2", "blue", ipv6=True)),
             inserter=inserter if stores else None,
+            pacing=ReportPacing(PacingConfig(25, 20), metrics=metrics, clock=SYSTEM_CLOCK),
             metrics=metrics,
             clock=SYSTEM_CLOCK,
             unattributed=unattributed,

@@ -8,8 +8,10 @@ from kubenetmon.clickhouse.table import Deduplication, Partition, TableSchema
 from kubenetmon.clickhouse.window import WindowWatch, blocks_of_a_week
 
 PLAIN, REPLICATED = "SummingMergeTree", "ReplicatedSummingMergeTree"
-TODAY = 20_000
-NOON = TODAY * 86_400 + 43_200.0
+MIDNIGHT = 20_000 * 86_400
+NOON = MIDNIGHT + 43_200
+TODAY = (MIDNIGHT, NOON)
+YESTERDAY = (MIDNIGHT - 86_400, MIDNIGHT)
 
 
 def table(*partitions: Partition, engine: str = PLAIN) -> TableSchema:
@@ -22,9 +24,9 @@ def window(blocks: int, seconds: int = 0) -> Deduplication:
 
 def test_blocks_of_other_servers_count() -> None:
     watch = WindowWatch(0.0)
-    watch.observe(table(Partition("p", 1, 100, TODAY, TODAY)), 0.0, NOON)
+    watch.observe(table(Partition("p", 1, 100, *TODAY)), 0.0)
     watch.committed()
-    watch.observe(table(Partition("p", 1, 700, TODAY, TODAY)), 60.0, NOON + 60)
+    watch.observe(table(Partition("p", 1, 700, *TODAY)), 60.0)
     assert watch.blocks_since(60, 60.0) == 600
     assert not watch.reaches(window(600), 60, 60.0)
     assert watch.reaches(window(800), 60, 60.0)
@@ -32,28 +34,26 @@ def test_blocks_of_other_servers_count() -> None:
 
 def test_a_replicated_table_numbers_blocks_by_partition() -> None:
     watch = WindowWatch(0.0)
-    watch.observe(table(Partition("a", 0, 9, TODAY - 1, TODAY - 1), engine=REPLICATED), 0.0, NOON)
-    later = table(
-        Partition("a", 0, 14, TODAY - 1, TODAY - 1), Partition("b", 0, 4, TODAY, TODAY), engine=REPLICATED
-    )
-    watch.observe(later, 60.0, NOON + 60)
+    watch.observe(table(Partition("a", 0, 9, *YESTERDAY), engine=REPLICATED), 0.0)
+    later = table(Partition("a", 0, 14, *YESTERDAY), Partition("b", 0, 4, *TODAY), engine=REPLICATED)
+    watch.observe(later, 60.0)
     assert watch.blocks_since(60, 60.0) == 10
 
 
 def test_where_the_table_shows_nothing_our_own_blocks_count() -> None:
     watch = WindowWatch(0.0)
-    watch.observe(table(), 0.0, NOON)
+    watch.observe(table(), 0.0)
     for _ in range(50):
         watch.committed()
     assert watch.blocks_since(10, 5.0) == 50
-    watch.observe(table(), 60.0, NOON + 60)
+    watch.observe(table(), 60.0)
     assert watch.blocks_since(60, 60.0) == 50
     assert watch.blocks_since(1, 70.0) == 0
 
 
 def test_what_came_before_this_server_is_reckoned_from_the_last_days() -> None:
     watch = WindowWatch(0.0)
-    watch.observe(table(Partition("p", 1, 86_400, TODAY - 1, TODAY - 1)), 0.0, NOON)
+    watch.observe(table(Partition("p", 1, 86_400, *YESTERDAY)), 0.0)
     assert watch.blocks_since(3600, 0.0) == pytest.approx(3600, rel=0.01)
     assert watch.reaches(window(5000), 3600, 0.0)
     assert not watch.reaches(window(5000), 7200, 0.0)
