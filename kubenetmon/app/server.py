@@ -7,6 +7,7 @@ back, the rest follows.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
@@ -16,7 +17,7 @@ from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.config.server import ServerConfig
 from kubenetmon.errors import ConfigurationError
-from kubenetmon.http import HttpServer
+from kubenetmon.http import HttpServer, Page
 from kubenetmon.lag import LoopLag
 from kubenetmon.lifecycle import Component, Lifecycle
 from kubenetmon.metrics import Metrics, catalogue
@@ -26,6 +27,7 @@ from kubenetmon.server.inventory import Inventory, InventoryConfig
 from kubenetmon.server.machine import MachineCluster, MachineConfig
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig
+from kubenetmon.server.rates import Rates, RatesPage
 from kubenetmon.server.receiver import Receiver, ReceiverConfig
 from kubenetmon.server.rows import RowsConfig
 from kubenetmon.server.snapshot import ClusterView
@@ -41,6 +43,8 @@ async def run_server(config: ServerConfig) -> None:
     readiness = Readiness()
     parts = await build_server(config, metrics, readiness)
     http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness)
+    for path, page in parts.pages.items():
+        http.add_local_page(path, page)
     lag = LoopLag(metrics=metrics, clock=SYSTEM_CLOCK)
     try:
         await Lifecycle([http, lag, *parts.components], stop_deadline=STOP_DEADLINE).run()
@@ -50,9 +54,10 @@ async def run_server(config: ServerConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ServerParts:
-    """A server ready to run; `components` in the order they start."""
+    """A server ready to run; `components` in the order they start, `pages` for this machine's eyes only."""
 
     components: tuple[Component, ...]
+    pages: Mapping[str, Page]
     receiver: Receiver
     pipeline: Pipeline
     sink: Sink | None
@@ -92,6 +97,7 @@ async def build_server(
         readiness=readiness,
         clock=SYSTEM_CLOCK,
     )
+    rates = Rates(clock=SYSTEM_CLOCK)
     sink, inserter = await _clickhouse(config, metrics, readiness, ipv6_table=ipv6_table)
     pipeline = Pipeline(
         PipelineConfig(
@@ -115,6 +121,7 @@ async def build_server(
         inserter=inserter,
         metrics=metrics,
         clock=SYSTEM_CLOCK,
+        rates=rates,
     )
     receiver = Receiver(
         ReceiverConfig(
@@ -127,7 +134,8 @@ async def build_server(
         tls=tls,
     )
     components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part, receiver]
-    return ServerParts(tuple(components), receiver, pipeline, sink)
+    pages = {RatesPage.PATH: RatesPage(rates).page}
+    return ServerParts(tuple(components), pages, receiver, pipeline, sink)
 
 
 async def _clickhouse(

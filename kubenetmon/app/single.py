@@ -61,6 +61,8 @@ async def run_single(environ: Mapping[str, str], config_path: Path | None, overr
         agent = build_agent(here, metrics, readiness)
         try:
             http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness, host=LOOPBACK)
+            for path, page in server.pages.items():
+                http.add_local_page(path, page)
             lag = LoopLag(metrics=metrics, clock=SYSTEM_CLOCK)
             summary = Summary(config, server, clock=SYSTEM_CLOCK)
             parts: list[Component] = [http, lag, summary, *server.components, *agent.components]

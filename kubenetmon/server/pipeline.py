@@ -31,6 +31,7 @@ from kubenetmon.proto import Outcome
 from kubenetmon.server import rows
 from kubenetmon.server.attribution import Attributed, Attributor, Ignored
 from kubenetmon.server.ranges.table import RangeTable
+from kubenetmon.server.rates import Digest, Rates, digest
 from kubenetmon.server.snapshot import ClusterView, Snapshot
 from kubenetmon.server.verdict import Verdict
 
@@ -82,8 +83,12 @@ class Pipeline:
         inserter: BlockInserter | None,
         metrics: Metrics,
         clock: Clock,
+        rates: Rates | None = None,
     ) -> None:
-        """Without an inserter batches are attributed, counted and acknowledged, and nothing is stored."""
+        """Without an inserter batches are attributed, counted and acknowledged, and nothing is stored.
+
+        `rates` is told of every batch that is settled.
+        """
         self._config = config
         self._cluster = cluster
         self._ranges = ranges
@@ -91,6 +96,7 @@ class Pipeline:
         self._inserter = inserter
         self._metrics = metrics
         self._clock = clock
+        self._rates = rates
         self._in_flight: dict[str, asyncio.Task[Verdict]] = {}
         self._committed: OrderedDict[str, None] = OrderedDict()
         self._slots = asyncio.Semaphore(config.inserters)
@@ -169,7 +175,7 @@ class Pipeline:
             ipv6 = batch.ipv6
             ignored["ipv6"] = Ignored(len(ipv6), ipv6.total_bytes(), ipv6.total_packets())
             batch = replace(batch, ipv6=empty_records(6))
-        attributed, block = await asyncio.get_running_loop().run_in_executor(
+        attributed, block, moved = await asyncio.get_running_loop().run_in_executor(
             self._worker, self._encode, batch, self._cluster.snapshot(), self._ranges.table, schema
         )
         for reason, part in attributed.ignored.items():
@@ -184,28 +190,32 @@ class Pipeline:
             self._metrics.add(
                 catalogue.REMOTE_LABELER_ERRORS, attributed.empty_region, type="intra_cloud_empty_region"
             )
-        if inserter is None or block is None:
-            if inserter is None and records:
-                ignored["disabled"] = Ignored(records, attributed.total_bytes(), attributed.total_packets())
-            return Verdict(Outcome.COMMITTED)
-        self._observed("enqueued", records)
-        outcome = await inserter.commit(block, batch.identity.token)
-        if outcome is not CommitOutcome.COMMITTED:
-            self._observed("dropped", records)
-            return Verdict(Outcome.RETRY_LATER, "the server is stopping")
-        age = max(0.0, self._clock.time() - received_at)
-        self._metrics.observe(catalogue.INSERT_BATCH_AGE, age * 1000)
+        if inserter is None and records:
+            ignored["disabled"] = Ignored(records, attributed.total_bytes(), attributed.total_packets())
+        elif inserter is not None and block is not None:
+            self._observed("enqueued", records)
+            outcome = await inserter.commit(block, batch.identity.token)
+            if outcome is not CommitOutcome.COMMITTED:
+                self._observed("dropped", records)
+                return Verdict(Outcome.RETRY_LATER, "the server is stopping")
+            age = max(0.0, self._clock.time() - received_at)
+            self._metrics.observe(catalogue.INSERT_BATCH_AGE, age * 1000)
+        if self._rates is not None and moved is not None:
+            self._rates.add(moved)
         return Verdict(Outcome.COMMITTED)
 
     def _encode(
         self, batch: FlowBatch, cluster: Snapshot, ranges: RangeTable, schema: TableSchema | None
-    ) -> tuple[Attributed, Block | None]:
+    ) -> tuple[Attributed, Block | None, Digest | None]:
         """In the worker thread: no block when there is nothing to insert."""
         attributed = self._attributor.attribute(batch, cluster, ranges)
+        moved = None
+        if self._rates is not None:
+            moved = digest(attributed, batch.interval_start, batch.interval_end)
         if schema is None or not len(attributed):
-            return attributed, None
+            return attributed, None, moved
         count, columns = rows.columns(attributed, batch, self._config.rows)
-        return attributed, encode(columns, schema, count) if count else None
+        return attributed, encode(columns, schema, count) if count else None, moved
 
     def _remember(self, token: str) -> None:
         self._committed[token] = None
