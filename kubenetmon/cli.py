@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_options(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
+    _add_top(commands)
     _add_schema(commands)
     _add_ranges(commands)
     for name, text, handler in (
@@ -112,6 +113,42 @@ def _add_demo(commands: Any) -> None:
         return main(options)
 
     command.set_defaults(command="demo", handler=handler)
+
+
+def _add_top(commands: Any) -> None:
+    text = "who moves how much right now: rates by workload and path, live in the terminal"
+    command = commands.add_parser(
+        "top",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. Every workload shows as its own node saw it; a path is "
+        "the connection class, and within the VPC whether zones are crossed. Not on a terminal it prints a "
+        "table.",
+    )
+    command.add_argument(
+        "--server",
+        default="127.0.0.1:8883",
+        metavar="HOST:PORT",
+        help="a server's metrics port, several separated by commas (127.0.0.1:8883); the server tells only "
+        "peers on its loopback: kubectl port-forward deploy/kubenetmon-server 8883",
+    )
+    command.add_argument(
+        "--table", action="store_true", help="read the table in ClickHouse that --config and --set name"
+    )
+    _add_config_options(command)
+    command.add_argument("--by", choices=("app", "pod", "namespace", "node", "zone"), default="app")
+    command.add_argument(
+        "--sort",
+        choices=("total", "sent", "received", "name", "path"),
+        default="total",
+        help="default: total",
+    )
+    command.add_argument("--filter", default="", metavar="WORDS", help="only rows that contain all of these")
+    command.add_argument("--bits", action="store_true", help="bit/s instead of bytes")
+    command.add_argument(
+        "--interval", default="2s", metavar="DURATION", help="ask so often (2s); more on a slow line"
+    )
+    command.add_argument("--count", type=int, metavar="N", help="print N tables and end; 0: for ever")
+    command.set_defaults(command="top", action="top", handler=_top)
 
 
 def _add_schema(commands: Any) -> None:
@@ -200,6 +237,21 @@ def _schema(options: argparse.Namespace) -> int:
         ttl_days=options.ttl_days,
     )
     return asyncio.run(run_schema(options.action, config, wanted))
+
+
+def _top(options: argparse.Namespace) -> int:
+    from kubenetmon.app.top import run_top
+    from kubenetmon.config import values
+    from kubenetmon.report.top.screen import State
+
+    if options.count is not None and options.count < 0:
+        raise ConfigurationError(f"--count {options.count} is negative; 0 prints for ever")
+    servers = [one.strip() for one in values.endpoint("--server", options.server).split(",")]
+    state = State(by=options.by, sort=options.sort, needle=options.filter, bits=options.bits)
+    config = _clickhouse_config(options) if options.table else None
+    interval = max(0.2, values.duration("--interval", options.interval))
+    _run(run_top(servers, config, state, interval=interval, count=options.count))
+    return 0
 
 
 def _ranges(options: argparse.Namespace) -> int:
