@@ -17,6 +17,9 @@ from kubenetmon.errors import ConfigurationError
 if TYPE_CHECKING:
     from kubenetmon.config.server import ServerConfig
 
+SINGLE_MACHINE_DATABASE = Path("/var/lib/kubenetmon/clickhouse")
+"""Where `--role all` keeps its rows unless told."""
+
 _DESCRIPTION = """\
 Exact data-transfer metering for Kubernetes: an agent on every node reads the kernel's conntrack counters, a
 server attributes them to workloads, zones, cloud regions and services, and ClickHouse keeps the rows.
@@ -71,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_options(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
+    _add_ask(commands)
     _add_top(commands)
     _add_schema(commands)
     _add_ranges(commands)
@@ -116,39 +120,21 @@ def _add_demo(commands: Any) -> None:
 
 
 def _add_top(commands: Any) -> None:
+    from kubenetmon.report.top import arguments
+
     text = "who moves how much right now: rates by workload and path, live in the terminal"
-    command = commands.add_parser(
-        "top",
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}. Every workload shows as its own node saw it; a path is "
-        "the connection class, and within the VPC whether zones are crossed. Not on a terminal it prints a "
-        "table.",
-    )
-    command.add_argument(
-        "--server",
-        default="127.0.0.1:8883",
-        metavar="HOST:PORT",
-        help="a server's metrics port, several separated by commas (127.0.0.1:8883); the server tells only "
-        "peers on its loopback: kubectl port-forward deploy/kubenetmon-server 8883",
-    )
-    command.add_argument(
-        "--table", action="store_true", help="read the table in ClickHouse that --config and --set name"
-    )
-    _add_config_options(command)
-    command.add_argument("--by", choices=("app", "pod", "namespace", "node", "zone"), default="app")
-    command.add_argument(
-        "--sort",
-        choices=("total", "sent", "received", "name", "path"),
-        default="total",
-        help="default: total",
-    )
-    command.add_argument("--filter", default="", metavar="WORDS", help="only rows that contain all of these")
-    command.add_argument("--bits", action="store_true", help="bit/s instead of bytes")
-    command.add_argument(
-        "--interval", default="2s", metavar="DURATION", help="ask so often (2s); more on a slow line"
-    )
-    command.add_argument("--count", type=int, metavar="N", help="print N tables and end; 0: for ever")
+    command = arguments.add_top(commands.add_parser("top", help=text), _add_config_options)
     command.set_defaults(command="top", action="top", handler=_top)
+
+
+def _add_ask(commands: Any) -> None:
+    from kubenetmon.report import arguments
+
+    text = "ask the table: who talks to whom, across zones, to S3, how evenly, how near to a limit"
+    arguments.add_ask(
+        commands.add_parser("ask", help=text, formatter_class=argparse.RawDescriptionHelpFormatter),
+        _add_config_options,
+    ).set_defaults(command="ask", handler=_ask)
 
 
 def _add_schema(commands: Any) -> None:
@@ -219,8 +205,10 @@ def _clickhouse_config(options: argparse.Namespace) -> ServerConfig:
 
     path = options.config or (server.DEFAULT_PATH if server.DEFAULT_PATH.exists() else None)
     placeholders = {"environment": "development", "cloud": "none", "region": "none", "cluster": "none"}
-    if options.action == "print":
+    if getattr(options, "action", "") == "print":
         placeholders["clickhouse_endpoint"] = "localhost:9000"
+    elif options.command in ("ask", "cost") and SINGLE_MACHINE_DATABASE.is_dir():
+        placeholders["clickhouse_endpoint"] = f"chdb:{SINGLE_MACHINE_DATABASE}"
     return server.load(path, options.overrides, placeholders)
 
 
@@ -241,17 +229,15 @@ def _schema(options: argparse.Namespace) -> int:
 
 def _top(options: argparse.Namespace) -> int:
     from kubenetmon.app.top import run_top
-    from kubenetmon.config import values
-    from kubenetmon.report.top.screen import State
 
-    if options.count is not None and options.count < 0:
-        raise ConfigurationError(f"--count {options.count} is negative; 0 prints for ever")
-    servers = [one.strip() for one in values.endpoint("--server", options.server).split(",")]
-    state = State(by=options.by, sort=options.sort, needle=options.filter, bits=options.bits)
-    config = _clickhouse_config(options) if options.table else None
-    interval = max(0.2, values.duration("--interval", options.interval))
-    _run(run_top(servers, config, state, interval=interval, count=options.count))
+    _run(run_top(options, _clickhouse_config(options) if options.table else None))
     return 0
+
+
+def _ask(options: argparse.Namespace) -> int:
+    from kubenetmon.app.report import run_ask
+
+    return asyncio.run(run_ask(options, _clickhouse_config(options)))
 
 
 def _ranges(options: argparse.Namespace) -> int:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
 from kubenetmon.clickhouse import schema
 from kubenetmon.clickhouse.inserter import Inserter, InserterConfig
+from kubenetmon.clickhouse.local_queries import LocalQueries
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.config.server import ServerConfig
@@ -134,6 +136,9 @@ async def build_server(
         tls=tls,
     )
     components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part, receiver]
+    if sink is not None and config.clickhouse_endpoint.startswith(EMBEDDED_PREFIX):
+        directory = Path(config.clickhouse_endpoint.removeprefix(EMBEDDED_PREFIX))
+        components.append(LocalQueries(directory, sink=sink))
     pages = {RatesPage.PATH: RatesPage(rates).page}
     return ServerParts(tuple(components), pages, receiver, pipeline, sink)
 

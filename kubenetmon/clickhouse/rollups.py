@@ -1,8 +1,8 @@
 """Rollups: the rows by hour and by day, and each pod's minutes, for questions over long spans.
 
-Contract: pure but for `coverage_of`; `rollup_tables` makes them. Materialized views fill the tables from
-every insert into the table of flows; their targets deduplicate by the insert's token as the table itself
-does, so that a batch sent again counts once everywhere (a window on every target, and the setting
+Contract: pure but for `coverage_of`; `rollup_tables` makes and fills them. Materialized views fill the
+tables from every insert into the table of flows; their targets deduplicate by the insert's token as the table
+itself does, so that a batch sent again counts once everywhere (a window on every target, and the setting
 `deduplicate_blocks_in_dependent_materialized_views`, which the server sends).
 
 What a rollup drops: ports, instance ids, cells, and remote addresses, except those in the own network that
@@ -50,6 +50,11 @@ PORT_OPENER = (
     "localPort = 0 AND remotePort != 0, 1, remotePort = 0 AND localPort != 0, -1, 0))"
 )
 """Who opened by the ports: 1 the local side, -1 the remote, 0 unclear (Int8)."""
+
+MINUTES_TYPE = "AggregateFunction(sumForEach, Array(UInt64))"
+HOUR_OF_MINUTE = "toDateTime(toStartOfHour(minute, 'UTC'))"
+MINUTES_ARRAY = "groupArrayInsertAt(0, 60)(total, toMinute(minute, 'UTC'))"
+"""The bytes of the 60 minutes of an hour from rows of `minute` and `total`."""
 
 _COMMENT = re.compile(r"days before (\d{4}-\d\d-\d\d) and from (\d{4}-\d\d-\d\d)")
 
@@ -191,17 +196,22 @@ def rows_by(grain: int, source: str, *, ipv6: bool, where: str = "") -> str:
     return f"SELECT {outer} FROM (SELECT {inner} FROM {source}{condition}) GROUP BY {keys}"
 
 
-def minutes_by_hour(source: str, *, ipv6: bool, where: str = "") -> str:
+def minutes_by_hour(source: str, *, where: str = "") -> str:
     """A SELECT of each pod's bytes a minute, an hour a row. An interval of several minutes is spread evenly;
     a connection within a node, seen once, is given to both of its pods (`withinNode` 1)."""
-    del ipv6
     condition = f" WHERE {where}" if where else ""
+    keys = "date, cluster, zone, node, namespace, pod, app, sending, withinNode"
+    by_minute = (
+        f"SELECT {keys}, minute, sum(share) AS total FROM ({minutes_of_rows(source, condition)}) "
+        f"GROUP BY {keys}, minute"
+    )
+    by_hour = (
+        f"SELECT {keys}, {HOUR_OF_MINUTE} AS hour, {MINUTES_ARRAY} AS each, sum(total) AS whole "
+        f"FROM ({by_minute}) GROUP BY {keys}, hour"
+    )
     return (
-        "SELECT date, toDateTime(toStartOfHour(minute, 'UTC')) AS intervalStartTime, "
-        "cluster, zone, node, namespace, pod, app, sending, withinNode, "
-        "sumMap([toUInt8(toMinute(minute, 'UTC'))], [share]) AS minutes, sum(share) AS bytes "
-        f"FROM ({minutes_of_rows(source, condition)}) "
-        "GROUP BY date, intervalStartTime, cluster, zone, node, namespace, pod, app, sending, withinNode"
+        f"SELECT {keys}, hour AS intervalStartTime, sumForEachState(each) AS minutes, sum(whole) AS bytes "
+        f"FROM ({by_hour}) GROUP BY {keys}, intervalStartTime"
     )
 
 

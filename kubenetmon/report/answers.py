@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,7 @@ Kind = Literal["text", "bytes", "count", "share", "rate", "time", "ratio", "mone
 """text; bytes (int); count (int); share (float, 1 = all); rate (bit/s); time (Unix seconds, 0 = none); ratio
 (float); money and price (US dollars as decimal text, so that no cent is rounded away)."""
 
+_NOTE_WIDTH = 100
 FORMATS = ("table", "json", "csv")
 
 
@@ -95,7 +97,7 @@ def _table(answer: Answer) -> str:
     else:
         lines.append("Nothing was found.")
     if answer.notes:
-        lines += ["", *answer.notes]
+        lines += ["", *(textwrap.fill(note, _NOTE_WIDTH) for note in answer.notes)]
     return "\n".join(lines)
 
 

@@ -28,7 +28,9 @@ from kubenetmon.clickhouse.rollups import (
     COMMON_COLUMNS,
     DAY,
     HOUR,
+    HOUR_OF_MINUTE,
     LONGEST_INTERVAL,
+    MINUTES_ARRAY,
     PORT_OPENER,
     Coverage,
     RollupNames,
@@ -55,7 +57,19 @@ SIDE_COLUMNS = {
 }
 """Word to the column's name behind `local` or `remote`."""
 
+_OUT = "direction = 'out'"
 _FLAG = "connectionFlags['LOCAL_INITIATED']"
+_FLAGGED = f"(date, localNode) GLOBAL IN (SELECT date, localNode FROM flows WHERE {_FLAG})"
+"""True where the rows of this node and day say who opened."""
+_OPENER = f"if({_FLAGGED}, if({_FLAG}, 1, -1), portOpener)"
+"""1 where the local side opened, -1 where the remote did, 0 unclear."""
+_REPORTED_ELSEWHERE = (
+    "(remoteNode != '' AND remoteNode != localNode AND remoteNode GLOBAL IN (SELECT localNode FROM flows)\n"
+    "    OR remoteNode = '' AND remoteAddress != toIPv6('::')\n"
+    "    AND remoteAddress GLOBAL IN (SELECT localAddress FROM flows)\n"
+    "    AND (remoteAddress, localNode) GLOBAL NOT IN (SELECT localAddress, localNode FROM flows))"
+)
+"""True where the remote end's own node reports this connection too."""
 _NEEDED = frozenset(
     f"{side}{name}" for side in ("local", "remote") for name in (*SIDE_COLUMNS.values(), "IPv4", "Port")
 ) | {"date", "intervalStartTime", "direction", "connectionClass", "connectionFlags", "bytes", "packets"}
@@ -139,10 +153,10 @@ class Flows:
         self._segments = _segments(source, span)
         self.from_rollups = any(grain for grain, _ in self._segments)
 
-    def flows(self, where: str = "") -> str:
-        """The rows, with the columns of the rollups; `where` is a condition on them."""
-        parts = [self._part(grain, span, where) for grain, span in self._segments]
-        return "\nUNION ALL\n".join(parts)
+    def define(self) -> str:
+        """The rows as `flows`, with the columns of the rollups: how a statement over relations begins."""
+        parts = "\n  UNION ALL\n".join(self._part(grain, span) for grain, span in self._segments)
+        return f"WITH flows AS (\n{parts}\n)\n"
 
     def connections(self) -> str:
         """How many connections."""
@@ -154,48 +168,37 @@ class Flows:
             return f"uniqCombined64MergeIf(14)(connections, {condition})"
         return f"uniqExactIf(connections, {condition})"
 
-    def transfers(self, where: str = "") -> str:
-        """Every byte once: `source…` and `destination…` of each of `SIDE_COLUMNS` (`sourceApp`, …),
-        `opener` (1 the source opened, -1 the destination, 0 unclear), `class`, `service`, `flags`, `outward`
-        (1 where the local side sent), bytes, packets, connections. `where` is a condition on the table's
-        columns."""
-        out = "direction = 'out'"
-        ends = ", ".join(
-            f"if({out}, local{name}, remote{name}) AS source{name}, "
-            f"if({out}, remote{name}, local{name}) AS destination{name}"
-            for name in SIDE_COLUMNS.values()
-        )
-        condition = f"({out} OR NOT {self._reported_elsewhere()})" + (f" AND {where}" if where else "")
-        return (
-            f"SELECT {ends}, if({out}, 1, -1) * {self._opener()} AS opener, connectionClass AS class, "
-            f"remoteCloudService AS service, connectionFlags AS flags, {out} AS outward, direction, "
-            "localCloud, localRegion, remoteCloud, remoteRegion, localPod, remotePod, localNode, "
-            "remoteNode, localApp, remoteApp, localNamespace, localAvailabilityZone, intervalStartTime, "
-            f"localAddress, remoteAddress, bytes, packets, connections\n"
-            f"FROM (\n{self.flows()}\n)\nWHERE {condition}"
-        )
+    def transfers(self, *ends: str, opener: bool = False) -> str:
+        """Every byte once: the columns of `flows`, and `source…` and `destination…` of each of `ends`, words
+        of `SIDE_COLUMNS` (`sourceApp`, …); with `opener` that column, 1 where the source opened, -1 the
+        destination, 0 unclear."""
+        names = [SIDE_COLUMNS[word] for word in dict.fromkeys(ends)]
+        columns = [
+            *(f"if({_OUT}, local{name}, remote{name}) AS source{name}" for name in names),
+            *(f"if({_OUT}, remote{name}, local{name}) AS destination{name}" for name in names),
+            *([f"if({_OUT}, 1, -1) * {_OPENER} AS opener"] if opener else []),
+        ]
+        listed = "".join(f",\n    {column}" for column in columns)
+        return f"SELECT *{listed}\n  FROM flows\n  WHERE {_OUT} OR NOT {_REPORTED_ELSEWHERE}"
 
     def ends(self, where: str = "") -> str:
-        """Every end of a connection: `app`, `pod`, … of it, `peerApp`, `opened` (1 this end did, -1 the
-        other, 0 unclear), `inferred` (1 where ports say so), `sent`, `received`, connections. `where` is a
-        condition on the end's columns."""
-        ends = ", ".join(
-            f"if(mirrored, remote{name}, local{name}) AS {word}" for word, name in SIDE_COLUMNS.items()
+        """Every end of a connection: `app`, `pod`, … of it, `opened` (1 this end did, -1 the other, 0
+        unclear), `sent`, `received`, connections. `where` is a condition on the end's columns."""
+        ends = "".join(
+            f"    if(mirrored, remote{name}, local{name}) AS {word},\n" for word, name in SIDE_COLUMNS.items()
         )
-        mirror = f"(remotePod != '' OR remoteNode != '') AND NOT {self._reported_elsewhere()}"
         inner = (
-            f"SELECT {ends}, if(mirrored, localApp, remoteApp) AS peerApp, "
-            f"if(mirrored, -1, 1) * {self._opener()} AS opened, NOT {self._flagged()} AS inferred, "
-            f"(direction = 'out') != mirrored AS sending, "
-            f"if(sending, bytes, 0) AS sent, if(sending, 0, bytes) AS received, connections\n"
-            f"FROM (\n{self.flows()}\n)\n"
-            f"ARRAY JOIN if({mirror}, [false, true], [false]) AS mirrored"
+            f"SELECT\n{ends}    if(mirrored, -1, 1) * {_OPENER} AS opened,\n"
+            f"    ({_OUT}) != mirrored AS sending, if(sending, bytes, 0) AS sent, "
+            "if(sending, 0, bytes) AS received, connections\n  FROM flows\n"
+            "  ARRAY JOIN if((remotePod != '' OR remoteNode != '') AND NOT "
+            f"{_REPORTED_ELSEWHERE}, [false, true], [false]) AS mirrored"
         )
-        return f"SELECT * FROM (\n{inner}\n)" + (f"\nWHERE {where}" if where else "")
+        return f"SELECT * FROM (\n  {inner}\n)" + (f" WHERE {where}" if where else "")
 
     def hours_of_minutes(self, key: str, where: str) -> str:
         """Each hour's minutes, `name` being the end's `key`: name, sending (1 the end sent),
-        intervalStartTime (the hour), `minutes` (arrays of the minute of the hour and of its bytes). `where`
+        intervalStartTime (the hour), `minutes` (the bytes of its 60 minutes). `where`
         is a condition on the end's columns `app`, `pod`, `namespace`, `node`, `zone`."""
         conditions = [*([where] if where else []), *(["withinNode = 0"] if key in ("node", "zone") else [])]
         parts = [self._hours(grain, span, key, conditions) for grain, span in self._minute_segments()]
@@ -220,7 +223,7 @@ class Flows:
             names = RollupNames(self.source.table)
             condition = " AND ".join((f"({span.condition()})", *conditions))
             return (
-                f"SELECT {key} AS name, sending, intervalStartTime, sumMap(minutes) AS minutes "
+                f"SELECT {key} AS name, sending, intervalStartTime, sumForEachMerge(minutes) AS minutes "
                 f"FROM {qualified(self.source.database, names.minutes)} WHERE {condition} "
                 "GROUP BY name, sending, intervalStartTime"
             )
@@ -235,60 +238,36 @@ class Flows:
             "GROUP BY name, sending, minute"
         )
         return (
-            "SELECT name, sending, toDateTime(toStartOfHour(minute, 'UTC')) AS intervalStartTime, "
-            "(groupArray(toUInt8(toMinute(minute, 'UTC'))), groupArray(total)) AS minutes "
+            f"SELECT name, sending, {HOUR_OF_MINUTE} AS intervalStartTime, {MINUTES_ARRAY} AS minutes "
             f"FROM ({by_minute}) GROUP BY name, sending, intervalStartTime"
         )
 
     def silent_nodes(self) -> str:
         """The nodes that pods of others talk with and that report nothing in the span."""
         return (
-            f"SELECT DISTINCT remoteNode FROM (\n{self.flows()}\n) WHERE remoteNode != '' "
-            f"AND remoteNode GLOBAL NOT IN ({self._reporting_nodes()})"
+            "SELECT DISTINCT remoteNode FROM flows WHERE remoteNode != '' "
+            "AND remoteNode GLOBAL NOT IN (SELECT localNode FROM flows)"
         )
 
-    def _reported_elsewhere(self) -> str:
-        """True where the remote end's own node reports this connection too."""
-        local = f"SELECT localAddress{{}} FROM (\n{self.flows()}\n)"
-        return (
-            "(remoteNode != '' AND remoteNode != localNode "
-            f"AND remoteNode GLOBAL IN ({self._reporting_nodes()}) OR remoteNode = '' AND remoteAddress != toIPv6('::') "
-            f"AND remoteAddress GLOBAL IN ({local.format('')}) "
-            f"AND (remoteAddress, localNode) GLOBAL NOT IN ({local.format(', localNode')}))"
-        )
-
-    def _reporting_nodes(self) -> str:
-        return f"SELECT DISTINCT localNode FROM (\n{self.flows()}\n)"
-
-    def _flagged(self) -> str:
-        """True where the rows of this node and day say who opened."""
-        return (
-            f"((date, localNode) GLOBAL IN (SELECT DISTINCT date, localNode FROM (\n{self.flows()}\n) "
-            f"WHERE {_FLAG}))"
-        )
-
-    def _opener(self) -> str:
-        """1 where the local side opened, -1 where the remote did, 0 unclear."""
-        return f"if({self._flagged()}, if({_FLAG}, 1, -1), portOpener)"
-
-    def _part(self, grain: int, span: Span, where: str) -> str:
-        condition = span.condition() + (f" AND ({where})" if where else "")
-        columns = ", ".join(COMMON_COLUMNS)
+    def _part(self, grain: int, span: Span) -> str:
+        columns = ",\n    ".join((", ".join(COMMON_COLUMNS[:7]), ", ".join(COMMON_COLUMNS[7:])))
         if grain:
             names = RollupNames(self.source.table)
             table = qualified(self.source.database, names.daily if grain == DAY else names.hourly)
             return (
-                f"SELECT {columns}, localAddress, remoteAddress, portOpener, connections, bytes, packets "
-                f"FROM {table} WHERE {condition}"
+                f"  SELECT {columns},\n"
+                "    localAddress, remoteAddress, portOpener, connections, bytes, packets\n"
+                f"  FROM {table}\n  WHERE {span.condition()}"
             )
         ipv6 = self.source.ipv6
         connections = connection(ipv6)
         if self.from_rollups:
             connections = f"initializeAggregation('uniqCombined64State(14)', {connections})"
         return (
-            f"SELECT {columns}, {local_address(ipv6)} AS localAddress, "
-            f"{remote_address(ipv6)} AS remoteAddress, {PORT_OPENER} AS portOpener, {connections} AS connections, bytes, packets "
-            f"FROM {self.source.name} WHERE {condition}"
+            f"  SELECT {columns},\n    {local_address(ipv6)} AS localAddress,\n"
+            f"    {remote_address(ipv6)} AS remoteAddress,\n    {PORT_OPENER} AS portOpener,\n"
+            f"    {connections} AS connections, bytes, packets\n"
+            f"  FROM {self.source.name}\n  WHERE {span.condition()}"
         )
 
 

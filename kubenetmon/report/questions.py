@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.report import statements
 from kubenetmon.report.answers import Answer, Column
+from kubenetmon.report.arguments import QUESTIONS_HELP
 from kubenetmon.report.flows import Flows, Source, Span
 from kubenetmon.report.limits import NO_LIMITS, Limits
 from kubenetmon.report.scope import KEYS, Scope
@@ -163,7 +164,7 @@ QUESTIONS: Mapping[str, Question] = {
         Question(
             "cross-zone",
             "Between zones",
-            "how much crosses availability zones, from whom to whom",
+            QUESTIONS_HELP["cross-zone"],
             KEYS,
             _cross_zone_columns,
             statements.cross_zone,
@@ -171,7 +172,7 @@ QUESTIONS: Mapping[str, Question] = {
         Question(
             "s3",
             "To and from a cloud service",
-            "how much goes to S3, or another cloud service (--service NAME, any)",
+            QUESTIONS_HELP["s3"],
             KEYS,
             _service_columns,
             statements.s3,
@@ -181,7 +182,7 @@ QUESTIONS: Mapping[str, Question] = {
         Question(
             "openers",
             "Who opens connections",
-            "who opens connections, and who only receives them",
+            QUESTIONS_HELP["openers"],
             KEYS,
             _openers_columns,
             statements.openers,
@@ -190,7 +191,7 @@ QUESTIONS: Mapping[str, Question] = {
         Question(
             "balance",
             "Balance over replicas",
-            "are connections and bytes even over a server app's replicas (--app SERVER, --client APP)",
+            QUESTIONS_HELP["balance"],
             (),
             _columns(*_BALANCE_COLUMNS),
             statements.balance,
@@ -204,7 +205,7 @@ QUESTIONS: Mapping[str, Question] = {
         Question(
             "throughput",
             "Throughput",
-            "peak minute and 95th percentile of minutes, against the instance type's limit",
+            QUESTIONS_HELP["throughput"],
             ("node", "pod", "app", "namespace", "zone"),
             _throughput_columns,
             statements.throughput,
@@ -213,7 +214,7 @@ QUESTIONS: Mapping[str, Question] = {
         Question(
             "top",
             "Top talkers",
-            "who sends most to whom, over which class of path",
+            QUESTIONS_HELP["top"],
             KEYS,
             _top_columns,
             statements.top,
@@ -221,7 +222,7 @@ QUESTIONS: Mapping[str, Question] = {
         Question(
             "classes",
             "By class of path",
-            "how much goes over each class of path",
+            QUESTIONS_HELP["classes"],
             (),
             _columns(*_CLASSES_COLUMNS),
             statements.classes,
@@ -229,7 +230,7 @@ QUESTIONS: Mapping[str, Question] = {
         Question(
             "unattributed",
             "Not attributed",
-            "what lacks a pod, an app, a zone or a path, and why",
+            QUESTIONS_HELP["unattributed"],
             KEYS,
             _unattributed_columns,
             statements.unattributed,
@@ -249,7 +250,8 @@ async def _notes(
     if question.name == "cross-zone":
         unknown = await _sum(
             sink,
-            f"SELECT sum(bytes) FROM (\n{flows.transfers()}\n) WHERE class = 'INTRA_VPC' "
+            f"{flows.define()}SELECT sum(bytes) FROM (\n{flows.transfers('zone', *scope.filters)}\n) "
+            "WHERE connectionClass = 'INTRA_VPC' "
             "AND (sourceAvailabilityZone = '' OR destinationAvailabilityZone = '') "
             f"AND {statements.either_end(scope)}",
         )
@@ -259,7 +261,10 @@ async def _notes(
                 "(`kubenetmon ask unattributed`)."
             )
     if OBSERVATION in question.notes:
-        silent = [str(row[0]) for row in await sink.query(f"{flows.silent_nodes()} ORDER BY 1 LIMIT 6")]
+        silent = [
+            str(row[0])
+            for row in await sink.query(f"{flows.define()}{flows.silent_nodes()} ORDER BY 1 LIMIT 6")
+        ]
         if silent:
             named = ", ".join(silent[:5]) + (", …" if len(silent) > 5 else "")
             notes.append(f"No agent reports from {named}: their bytes are those that others saw of them.")
@@ -270,8 +275,8 @@ async def _notes(
 
 async def _opener_note(sink: Sink, flows: Flows) -> str:
     rows = await sink.query(
-        "SELECT uniqExactIf((date, localNode), connectionFlags['LOCAL_INITIATED']), "
-        f"uniqExact((date, localNode)) FROM (\n{flows.flows()}\n)"
+        f"{flows.define()}SELECT uniqExactIf((date, localNode), connectionFlags['LOCAL_INITIATED']), "
+        "uniqExact((date, localNode)) FROM flows"
     )
     flagged, total = (int(value) for value in rows[0])
     if flagged == total:

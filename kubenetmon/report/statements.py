@@ -17,6 +17,10 @@ def _limited(scope: Scope) -> str:
     return f"\nLIMIT {scope.limit}" if scope.limit else ""
 
 
+def _ends(scope: Scope) -> tuple[str, ...]:
+    return (scope.by or "app", *scope.filters)
+
+
 def _end_filter(scope: Scope, prefix: str) -> str:
     """The condition that the end whose columns begin with `prefix` matches the filters; empty: none."""
     return " AND ".join(
@@ -38,11 +42,11 @@ def _local_filter(scope: Scope) -> str:
 def cross_zone(flows: Flows, scope: Scope) -> str:
     """Bytes from zone to zone."""
     key = SIDE_COLUMNS[scope.by or "app"]
-    return (
+    return flows.define() + (
         f"SELECT source{key} AS source, sourceAvailabilityZone AS source_zone, "
         f"destination{key} AS destination, destinationAvailabilityZone AS destination_zone, "
         "sum(bytes) AS total, total / greatest(1, sum(total) OVER ()) AS share\n"
-        f"FROM (\n{flows.transfers()}\n)\n"
+        f"FROM (\n{flows.transfers('zone', *_ends(scope))}\n)\n"
         "WHERE sourceAvailabilityZone != '' AND destinationAvailabilityZone != '' "
         f"AND sourceAvailabilityZone != destinationAvailabilityZone AND {either_end(scope)}\n"
         "GROUP BY source, source_zone, destination, destination_zone\n"
@@ -53,11 +57,11 @@ def cross_zone(flows: Flows, scope: Scope) -> str:
 def _service(flows: Flows, scope: Scope) -> str:
     key = SIDE_COLUMNS[scope.by or "app"]
     wanted = f"remoteCloudService = {literal(scope.service)}" if scope.service else "remoteCloudService != ''"
-    return (
+    return flows.define() + (
         f"SELECT local{key} AS local, remoteCloudService AS service, remoteCloud AS cloud, "
         "remoteRegion AS region, connectionClass AS class, sumIf(bytes, direction = 'out') AS sent, "
         "sumIf(bytes, direction = 'in') AS received\n"
-        f"FROM (\n{flows.flows()}\n)\nWHERE {wanted} AND {_local_filter(scope)}\n"
+        f"FROM flows\nWHERE {wanted} AND {_local_filter(scope)}\n"
         "GROUP BY local, service, cloud, region, class\n"
         f"ORDER BY sent + received DESC, local, service, cloud, region, class{_limited(scope)}"
     )
@@ -72,7 +76,7 @@ def s3(flows: Flows, scope: Scope) -> str:
 def openers(flows: Flows, scope: Scope) -> str:
     """Who opens, who only receives."""
     key = scope.by or "app"
-    return (
+    return flows.define() + (
         f"SELECT {key} AS end, multiIf(opens > 0 AND accepts > 0, 'opens and receives', opens > 0, 'opens', "
         "accepts > 0, 'only receives', 'unclear') AS role, "
         f"{flows.connections_if('opened = 1')} AS opens, {flows.connections_if('opened = -1')} AS accepts, "
@@ -104,7 +108,8 @@ def balance(flows: Flows, scope: Scope) -> str:
     pairs = (
         f"SELECT {picked['client']} AS client, {picked['server']} AS server, {picked['replica']} AS replica, "
         f"{flows.connections()} AS links, sum(bytes) AS volume\n"
-        f"FROM (\n{flows.transfers()}\n)\nWHERE {' AND '.join(conditions)}\nGROUP BY client, server, replica"
+        f"FROM (\n{flows.transfers('app', 'pod', *scope.filters, opener=True)}\n)\n"
+        f"WHERE {' AND '.join(conditions)}\nGROUP BY client, server, replica"
     )
     every = (
         "SELECT client, server, groupArray((replica, links, volume)) AS served, "
@@ -130,7 +135,7 @@ def balance(flows: Flows, scope: Scope) -> str:
         f"FROM (\n{spread}\n)\nWHERE replica_count > 1"
         + (f" AND client = {literal(scope.client)}" if scope.client else "")
     )
-    return (
+    return flows.define() + (
         "SELECT client, server, replica, links AS connections, links_share, volume AS total, volume_share, "
         "max(volume_ratio) OVER (PARTITION BY client, server) AS spread, "
         "multiIf(links = 0 AND volume = 0, 'idle', odd_links AND odd_volume, 'connections and bytes', "
@@ -143,10 +148,11 @@ def balance(flows: Flows, scope: Scope) -> str:
 def top(flows: Flows, scope: Scope) -> str:
     """Who sends to whom."""
     key = SIDE_COLUMNS[scope.by or "app"]
-    return (
-        f"SELECT source{key} AS source, destination{key} AS destination, class, service, "
+    return flows.define() + (
+        f"SELECT source{key} AS source, destination{key} AS destination, connectionClass AS class, "
+        "remoteCloudService AS service, "
         "sum(bytes) AS total, total / greatest(1, sum(total) OVER ()) AS share\n"
-        f"FROM (\n{flows.transfers()}\n)\nWHERE {either_end(scope)}\n"
+        f"FROM (\n{flows.transfers(*_ends(scope))}\n)\nWHERE {either_end(scope)}\n"
         "GROUP BY source, destination, class, service\n"
         f"ORDER BY total DESC, source, destination, class, service{_limited(scope)}"
     )
@@ -154,10 +160,10 @@ def top(flows: Flows, scope: Scope) -> str:
 
 def classes(flows: Flows, scope: Scope) -> str:
     """Bytes by class of path."""
-    return (
-        "SELECT class, sumIf(bytes, outward) AS sent, sumIf(bytes, NOT outward) AS received, "
-        "sum(bytes) AS total, total / greatest(1, sum(total) OVER ()) AS share\n"
-        f"FROM (\n{flows.transfers()}\n)\nWHERE {either_end(scope)}\n"
+    return flows.define() + (
+        "SELECT connectionClass AS class, sumIf(bytes, direction = 'out') AS sent, "
+        "sumIf(bytes, direction = 'in') AS received, sum(bytes) AS total, total / greatest(1, sum(total) OVER ()) AS share\n"
+        f"FROM (\n{flows.transfers(*scope.filters)}\n)\nWHERE {either_end(scope)}\n"
         f"GROUP BY class\nORDER BY total DESC, class{_limited(scope)}"
     )
 
@@ -168,14 +174,14 @@ _REASONS = (
     ("remote pod has no app label", "remotePod != '' AND remoteApp = ''"),
     (
         "private address of nobody known",
-        "class = 'INTRA_VPC' AND remotePod = '' AND remoteNode = ''",
+        "connectionClass = 'INTRA_VPC' AND remotePod = '' AND remoteNode = ''",
     ),
     (
         "zone unknown between known ends",
-        "class = 'INTRA_VPC' AND (remotePod != '' OR remoteNode != '') "
+        "connectionClass = 'INTRA_VPC' AND (remotePod != '' OR remoteNode != '') "
         "AND (sourceAvailabilityZone = '' OR destinationAvailabilityZone = '')",
     ),
-    ("path unknown (no cloud ranges)", "class = 'UNKNOWN'"),
+    ("path unknown (no cloud ranges)", "connectionClass = 'UNKNOWN'"),
 )
 
 
@@ -183,13 +189,13 @@ def unattributed(flows: Flows, scope: Scope) -> str:
     """What lacks a label, and which."""
     key = SIDE_COLUMNS[scope.by or "app"]
     reasons = ", ".join(f"if({condition}, {literal(reason)}, '')" for reason, condition in _REASONS)
-    return (
+    return flows.define() + (
         f"SELECT reason, local{key} AS local, "
         "replaceOne(argMaxIf(toString(remoteAddress), bytes, remoteAddress != toIPv6('::')), '::ffff:', '') "
         "AS example, "
         "sum(bytes) AS total, total / greatest(1, any(everything)) AS share\n"
         "FROM (\nSELECT *, sum(bytes) OVER () AS everything FROM (\n"
-        f"SELECT *, [{reasons}] AS reasons FROM (\n{flows.transfers()}\n)\n"
+        f"SELECT *, [{reasons}] AS reasons FROM (\n{flows.transfers('zone')}\n)\n"
         f"WHERE {_local_filter(scope)}\n)\n)\n"
         "ARRAY JOIN arrayFilter(one -> one != '', reasons) AS reason\n"
         f"GROUP BY reason, local\nORDER BY total DESC, reason, local{_limited(scope)}"
@@ -202,23 +208,26 @@ def throughput(flows: Flows, scope: Scope) -> str:
     condition = " AND ".join(f"{name} = {literal(value)}" for name, value in scope.filters.items())
     hours = flows.hours_of_minutes(key, condition)
     ends = (
-        "SELECT name, sending, groupArrayArray(minutes.2) AS each, max(arrayMax(minutes.2)) AS most, "
-        "argMax(intervalStartTime + 60 * minutes.1[indexOf(minutes.2, arrayMax(minutes.2))], "
-        "arrayMax(minutes.2)) AS most_at, min(intervalStartTime + 60 * arrayMin(minutes.1)) AS first_minute, "
-        "max(intervalStartTime + 60 * arrayMax(minutes.1)) AS last_minute\n"
+        "SELECT name, sending, groupArrayArray(minutes) AS each, max(arrayMax(minutes)) AS most, "
+        "argMax(toUnixTimestamp(intervalStartTime) + 60 * (indexOf(minutes, arrayMax(minutes)) - 1), "
+        "(arrayMax(minutes), -toInt64(toUnixTimestamp(intervalStartTime)))) AS most_at, "
+        "min(toUnixTimestamp(intervalStartTime) + 60 * (arrayFirstIndex(one -> one > 0, minutes) - 1)) "
+        "AS first_minute, "
+        "max(toUnixTimestamp(intervalStartTime) + 60 * (arrayLastIndex(one -> one > 0, minutes) - 1)) "
+        "AS last_minute\n"
         f"FROM (\n{hours}\n)\nGROUP BY name, sending"
     )
     together = (
         "SELECT name, maxIf(most, sending) AS peak_out, argMaxIf(most_at, most, sending) AS at_out, "
         "maxIf(most, NOT sending) AS peak_in, argMaxIf(most_at, most, NOT sending) AS at_in, "
-        "intDiv(toUnixTimestamp(max(last_minute)) - toUnixTimestamp(min(first_minute)), 60) + 1 AS span, "
+        "intDiv(max(last_minute) - min(first_minute), 60) + 1 AS span, "
         "toUInt64(span - intDiv(95 * span + 99, 100) + 1) AS rank, "
         "arrayReverseSort(anyIf(each, sending))[rank] AS high_out, "
         "arrayReverseSort(anyIf(each, NOT sending))[rank] AS high_in\n"
         f"FROM (\n{ends}\n)\nGROUP BY name"
     )
     return (
-        "SELECT name, toUnixTimestamp(if(peak_out >= peak_in, at_out, at_in)) AS peak_minute, "
+        "SELECT name, if(peak_out >= peak_in, at_out, at_in) AS peak_minute, "
         "peak_out * 8 / 60 AS peak_sent, peak_in * 8 / 60 AS peak_received, "
         "high_out * 8 / 60 AS p95_sent, high_in * 8 / 60 AS p95_received\n"
         f"FROM (\n{together}\n)\n"

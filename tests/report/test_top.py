@@ -238,4 +238,4 @@ async def test_the_table_shows_what_the_stream_would(tmp_path: Path) -> None:
     assert (view.horizon, view.nodes) == (minute + 60, 2)
     later = TableSource(sink, "default", "network_flows_0", clock=VirtualClock(float(minute + 9999)))
     assert (await later.fetch("zone")).horizon == 0
-    await source.close()
+    await sink.close()

@@ -12,11 +12,11 @@ from enum import Enum
 
 from kubenetmon.report.scope import KEYS
 from kubenetmon.report.text import printable, size, text_width
+from kubenetmon.report.top.arguments import SORTS
 from kubenetmon.report.top.view import PATHS, TopRow, TopView
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = "_.:-=+*#"
-SORTS = ("total", "sent", "received", "name", "path")
 HELP = "t s r n p sort   / filter   b by   u units   space pause   q quit"
 
 

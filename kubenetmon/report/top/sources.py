@@ -1,7 +1,7 @@
 """Where a `TopView` comes from: servers' live view over HTTP, or the table in ClickHouse.
 
 Contract: `fetch` answers within `_TIMEOUT` or raises `KubenetmonError` with one line that says what to do; it
-may be called again after an error. `close` lets go of connections.
+may be called again after an error.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clock import Clock
 from kubenetmon.errors import MachineError
 from kubenetmon.report.flows import SIDE_COLUMNS, Flows, Span, read_source
+from kubenetmon.report.scope import KEYS
 from kubenetmon.report.top.view import TopRow, TopView, merged
 
 _TIMEOUT = 10.0
@@ -33,10 +34,6 @@ class TopSource(Protocol):
 
     async def fetch(self, by: str) -> TopView:
         """The rates now, grouped by one of `kubenetmon.report.scope.KEYS`."""
-        ...
-
-    async def close(self) -> None:
-        """Let go of what is open."""
         ...
 
 
@@ -55,6 +52,7 @@ class StreamSource:
         return merged(views)
 
     async def close(self) -> None:
+        """Let go of the connections."""
         if self._session is not None:
             await self._session.close()
 
@@ -107,7 +105,7 @@ def _view_of(body: bytes, address: str) -> TopView:
 
 
 class TableSource:
-    """The rows in ClickHouse, by the minute."""
+    """The rows in ClickHouse, by the minute; the sink is the caller's to close."""
 
     def __init__(self, sink: Sink, database: str, table: str, *, clock: Clock) -> None:
         self._sink, self._database, self._table, self._clock = sink, database, table, clock
@@ -118,7 +116,7 @@ class TableSource:
         span = Span.of(until - (_HISTORY_MINUTES + 2) * _MINUTE, until)
         flows = Flows(source, span)
         newest = await self._sink.query(
-            f"SELECT toUnixTimestamp(max(intervalStartTime)), uniqExact(localNode) FROM (\n{flows.flows()}\n)"
+            f"{flows.define()}SELECT toUnixTimestamp(max(intervalStartTime)), uniqExact(localNode) FROM flows"
         )
         last, nodes = int(newest[0][0]), int(newest[0][1])
         if not last:
@@ -147,9 +145,6 @@ class TableSource:
             notes,
         )
 
-    async def close(self) -> None:
-        await self._sink.close()
-
 
 def _per_second(minutes: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(value) / _MINUTE for value in minutes)
@@ -169,14 +164,14 @@ def _statement(flows: Flows, by: str, first: int, last: int) -> str:
     zones = "(sourceAvailabilityZone != '' AND destinationAvailabilityZone != '')"
     minute = f"intDiv(toUnixTimestamp(intervalStartTime) - {first}, {_MINUTE})"
     count = (last - first) // _MINUTE + 1
-    return (
+    return flows.define() + (
         f"SELECT {space} AS space, {name} AS workload, "
-        f"if(class = 'INTRA_VPC' AND {zones}, if(sourceAvailabilityZone = destinationAvailabilityZone, "
-        "'SAME_ZONE', 'CROSS_ZONE'), toString(class)) AS path, "
+        f"if(connectionClass = 'INTRA_VPC' AND {zones}, if(sourceAvailabilityZone = destinationAvailabilityZone, "
+        "'SAME_ZONE', 'CROSS_ZONE'), toString(connectionClass)) AS path, "
         f"sumIf(bytes, sending AND intervalStartTime = toDateTime({last})) AS sent, "
         f"sumIf(bytes, NOT sending AND intervalStartTime = toDateTime({last})) AS received, "
         f"sumForEach(arrayMap(at -> if(at = {minute}, bytes, 0), range({count}))) AS minutes\n"
-        f"FROM (SELECT *, arrayJoin([true, false]) AS sending FROM (\n{flows.transfers()}\n))\n"
+        f"FROM (SELECT *, arrayJoin([true, false]) AS sending FROM (\n{flows.transfers(*KEYS)}\n))\n"
         f"WHERE {end('node')} != '' AND intervalStartTime >= toDateTime({first})\n"
         "GROUP BY space, workload, path\n"
         f"ORDER BY sent + received DESC, arraySum(minutes) DESC, space, workload, path LIMIT {_TABLE_ROWS}"
