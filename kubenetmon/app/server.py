@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from kubenetmon.app.page import page_server
 from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
 from kubenetmon.clickhouse import schema
 from kubenetmon.clickhouse.inserter import Inserter, InserterConfig
@@ -140,6 +141,9 @@ async def build_server(
         directory = Path(config.clickhouse_endpoint.removeprefix(EMBEDDED_PREFIX))
         components.append(LocalQueries(directory, sink=sink))
     pages = {RatesPage.PATH: RatesPage(rates).page}
+    if config.page_port:
+        page = page_server(config, sink=sink, metrics=metrics, readiness=readiness, rates=rates, more=pages)
+        components.append(page)
     return ServerParts(tuple(components), pages, receiver, pipeline, sink)
 
 

@@ -16,8 +16,13 @@ from kubenetmon.readiness import Readiness
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[HttpServer]:
-    made = HttpServer(0, metrics=Metrics([LOOP_LAG]), readiness=Readiness(), host="127.0.0.1")
+def readiness() -> Readiness:
+    return Readiness()
+
+
+@pytest.fixture
+async def server(readiness: Readiness) -> AsyncIterator[HttpServer]:
+    made = HttpServer(0, metrics=Metrics([LOOP_LAG]), readiness=readiness, host="127.0.0.1")
     task = asyncio.create_task(made.run())
     await asyncio.wait_for(made.listening.wait(), 5)
     yield made
@@ -45,8 +50,9 @@ async def test_metrics_are_served_as_prometheus_text(server: HttpServer) -> None
     assert b"\nkubenetmon_event_loop_lag_max_seconds 0" in answer
 
 
-async def test_ready_turns_200_once_every_check_has_passed_and_stays(server: HttpServer) -> None:
-    readiness = server._readiness
+async def test_ready_turns_200_once_every_check_has_passed_and_stays(
+    server: HttpServer, readiness: Readiness
+) -> None:
     readiness.expect("ClickHouse", "not asked yet")
     assert b"503" in (await ask(server, get("/ready"))).split(b"\r\n")[0]
     readiness.passed("ClickHouse")
@@ -148,3 +154,32 @@ async def test_a_port_that_a_predecessor_lets_go_is_served() -> None:
     assert (await ask(second, get("/live"))).endswith(b"ok\n")
     new.cancel()
     await asyncio.gather(old, new, return_exceptions=True)
+
+
+async def test_a_large_answer_comes_whole_and_a_reader_that_stalls_holds_little(server: HttpServer) -> None:
+    body = bytes(range(256)) * 40_000
+    server.add_page("/large", lambda _: Response(body, headers=(("cache-control", "no-store"),)))
+    answer = await ask(server, get("/large"))
+    head, _, received = answer.partition(b"\r\n\r\n")
+    assert received == body
+    assert b"cache-control: no-store" in head
+    stalled = [await asyncio.open_connection("127.0.0.1", server.port, limit=1024) for _ in range(20)]
+    for _, writer in stalled:
+        writer.write(get("/large"))
+    await asyncio.sleep(0.5)
+    assert (await ask(server, get("/live"))).endswith(b"ok\n")
+    for _, writer in stalled:
+        writer.close()
+
+
+async def test_a_server_without_metrics_has_pages_only() -> None:
+    made = HttpServer(0, host="127.0.0.1", what="page")
+    task = asyncio.create_task(made.run())
+    await asyncio.wait_for(made.listening.wait(), 5)
+    assert b"404" in (await ask(made, get("/metrics"))).split(b"\r\n")[0]
+    assert b"404" in (await ask(made, get("/ready"))).split(b"\r\n")[0]
+    second = HttpServer(made.port, host="127.0.0.1", what="page")
+    with pytest.raises(ConfigurationError, match=f"page port {made.port} cannot be served"):
+        await second.run()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kubenetmon.report.paths import PATHS
 from kubenetmon.report.text import text_width
 from kubenetmon.report.top.plain import table
 from kubenetmon.report.top.screen import SORTS, State, chosen, lines, rate, sparkline
-from kubenetmon.report.top.view import PATHS, TopRow, TopView, merged
+from kubenetmon.report.top.view import TopRow, TopView, merged
 
 NOW = 1_800_000_010.0
 ROWS = (

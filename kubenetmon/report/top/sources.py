@@ -18,6 +18,7 @@ from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clock import Clock
 from kubenetmon.errors import MachineError
 from kubenetmon.report.flows import SIDE_COLUMNS, Flows, Span, read_source
+from kubenetmon.report.paths import PATH
 from kubenetmon.report.scope import KEYS
 from kubenetmon.report.top.view import TopRow, TopView, merged
 
@@ -161,13 +162,11 @@ def _statement(flows: Flows, by: str, first: int, last: int) -> str:
     space = end("namespace") if by in ("app", "pod") else "''"
     if by in ("app", "pod"):
         name = f"if({end(by)} != '', {end(by)}, {end('pod' if by == 'app' else 'app')})"
-    zones = "(sourceAvailabilityZone != '' AND destinationAvailabilityZone != '')"
     minute = f"intDiv(toUnixTimestamp(intervalStartTime) - {first}, {_MINUTE})"
     count = (last - first) // _MINUTE + 1
     return flows.define() + (
         f"SELECT {space} AS space, {name} AS workload, "
-        f"if(connectionClass = 'INTRA_VPC' AND {zones}, if(sourceAvailabilityZone = destinationAvailabilityZone, "
-        "'SAME_ZONE', 'CROSS_ZONE'), toString(connectionClass)) AS path, "
+        f"{PATH} AS path, "
         f"sumIf(bytes, sending AND intervalStartTime = toDateTime({last})) AS sent, "
         f"sumIf(bytes, NOT sending AND intervalStartTime = toDateTime({last})) AS received, "
         f"sumForEach(arrayMap(at -> if(at = {minute}, bytes, 0), range({count}))) AS minutes\n"

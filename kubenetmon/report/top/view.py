@@ -5,18 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from kubenetmon.report.paths import PATHS
 from kubenetmon.report.text import printable
-
-PATHS = {
-    "SAME_ZONE": "same zone",
-    "CROSS_ZONE": "cross zone",
-    "INTRA_VPC": "in the VPC",
-    "INTRA_REGION": "in the region",
-    "INTER_REGION": "other region",
-    "PUBLIC_INTERNET": "internet",
-    "UNKNOWN": "unknown",
-}
-"""How paths are called, the cheapest first. INTRA_VPC: the zone of one end is not known."""
 
 
 @dataclass(frozen=True, slots=True)
