@@ -135,6 +135,11 @@ def _add_ask(commands: Any) -> None:
         commands.add_parser("ask", help=text, formatter_class=argparse.RawDescriptionHelpFormatter),
         _add_config_options,
     ).set_defaults(command="ask", handler=_ask)
+    text = "what the transfers cost, at list prices or your own; compare with a bill"
+    arguments.add_cost(
+        commands.add_parser("cost", help=text, formatter_class=argparse.RawDescriptionHelpFormatter),
+        _add_config_options,
+    ).set_defaults(command="cost", handler=_cost)
 
 
 def _add_schema(commands: Any) -> None:
@@ -151,6 +156,9 @@ def _add_schema(commands: Any) -> None:
         _add_config_options(sub)
         sub.add_argument("--cluster", help="Replicated and Distributed tables on this ClickHouse cluster")
         sub.add_argument("--ipv6", action="store_true", help="with the columns localIPv6 and remoteIPv6")
+        sub.add_argument(
+            "--views", action="store_true", help="with hourly and daily rollups and a view for each answer"
+        )
         sub.add_argument("--ttl-days", type=int, default=90, metavar="N", help="keep rows so long (90)")
 
 
@@ -224,7 +232,7 @@ def _schema(options: argparse.Namespace) -> int:
         ipv6=options.ipv6,
         ttl_days=options.ttl_days,
     )
-    return asyncio.run(run_schema(options.action, config, wanted))
+    return asyncio.run(run_schema(options.action, config, wanted, with_views=options.views))
 
 
 def _top(options: argparse.Namespace) -> int:
@@ -238,6 +246,12 @@ def _ask(options: argparse.Namespace) -> int:
     from kubenetmon.app.report import run_ask
 
     return asyncio.run(run_ask(options, _clickhouse_config(options)))
+
+
+def _cost(options: argparse.Namespace) -> int:
+    from kubenetmon.app.report import run_cost
+
+    return asyncio.run(run_cost(options, _clickhouse_config(options)))
 
 
 def _ranges(options: argparse.Namespace) -> int:

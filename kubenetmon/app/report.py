@@ -19,9 +19,13 @@ from kubenetmon.config.server import ServerConfig
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.report.answers import Answer, render
 from kubenetmon.report.arguments import scope_of
-from kubenetmon.report.flows import read_source
+from kubenetmon.report.cost import cost
+from kubenetmon.report.cost import statement as cost_statement
+from kubenetmon.report.flows import Flows, Span, read_source
 from kubenetmon.report.limits import read_limits
+from kubenetmon.report.prices import read_prices
 from kubenetmon.report.questions import QUESTIONS, ask, statement
+from kubenetmon.report.reconcile import read_bill, reconcile
 
 
 @contextlib.asynccontextmanager
@@ -60,6 +64,25 @@ async def run_ask(options: argparse.Namespace, config: ServerConfig) -> int:
             print(statement(question, scope, source))
             return 0
         _show(await ask(sink, question, scope, source, limits), options.format)
+    return 0
+
+
+async def run_cost(options: argparse.Namespace, config: ServerConfig) -> int:
+    """Price the span, or compare it with a bill. Raises `KubenetmonError`."""
+    scope = scope_of(options)
+    by = options.by or "workload"
+    prices = read_prices(options.prices)
+    if options.mtu and not 100 <= options.mtu <= 65_535:
+        raise ConfigurationError(f"--mtu {options.mtu} is not a packet's size (100 to 65535)")
+    bill = list(read_bill(options.reconcile)) if options.reconcile else None
+    async with reading_sink(config) as sink:
+        source = await read_source(sink, config.clickhouse_database, config.clickhouse_table, raw=options.raw)
+        if options.sql:
+            print(cost_statement(Flows(source, Span.of(scope.since, scope.until)), scope, by))
+        elif bill is not None:
+            _show(await reconcile(sink, source, scope, prices, bill, options.mtu), options.format)
+        else:
+            _show(await cost(sink, source, scope, by, prices, explain=options.explain), options.format)
     return 0
 
 

@@ -210,7 +210,8 @@ def minutes_by_hour(source: str, *, where: str = "") -> str:
         f"FROM ({by_minute}) GROUP BY {keys}, hour"
     )
     return (
-        f"SELECT {keys}, hour AS intervalStartTime, sumForEachState(each) AS minutes, sum(whole) AS bytes "
+        f"SELECT date, hour AS intervalStartTime, {keys.removeprefix('date, ')}, "
+        "sumForEachState(each) AS minutes, sum(whole) AS bytes "
         f"FROM ({by_hour}) GROUP BY {keys}, intervalStartTime"
     )
 

@@ -11,7 +11,7 @@ import io
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kubenetmon.report import text
@@ -27,11 +27,13 @@ FORMATS = ("table", "json", "csv")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`name` is the key in JSON and CSV, `title` the head of the table's column."""
+    """`name` is the key in JSON and CSV, `title` the head of the table's column; `wide` columns are in JSON
+    and CSV only."""
 
     name: str
     kind: Kind = "text"
     title: str = ""
+    wide: bool = False
 
     @property
     def head(self) -> str:
@@ -41,7 +43,8 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Rows under columns. `notes` say what is and is not in them, a sentence each; `sql` is the query."""
+    """Rows under columns. `notes` say what is and is not in them, a sentence each; `sql` is the query;
+    `summary` are amounts over all rows, as decimal text."""
 
     name: str
     title: str
@@ -51,6 +54,7 @@ class Answer:
     until: int
     notes: tuple[str, ...] = ()
     sql: str = ""
+    summary: Mapping[str, str] = field(default_factory=dict)
 
     def records(self) -> list[dict[str, Any]]:
         """The rows as objects."""
@@ -66,6 +70,7 @@ class Answer:
             "until": self.until,
             "columns": [{"name": one.name, "kind": one.kind, "title": one.head} for one in self.columns],
             "rows": self.records(),
+            "summary": dict(self.summary),
             "notes": list(self.notes),
         }
 
@@ -89,16 +94,32 @@ def cell(value: Any, kind: Kind) -> str:
 
 def _table(answer: Answer) -> str:
     lines = [f"{answer.title}, {moment(answer.since)} to {moment(answer.until)} UTC", ""]
-    if answer.rows:
-        kinds = [column.kind for column in answer.columns]
-        shown = [[cell(value, kind) for value, kind in zip(row, kinds, strict=True)] for row in answer.rows]
-        right = [index for index, kind in enumerate(kinds) if kind not in ("text", "time")]
-        lines.append(text.table([column.head for column in answer.columns], shown, right=right))
-    else:
-        lines.append("Nothing was found.")
+    lines.append(render_rows(answer))
     if answer.notes:
-        lines += ["", *(textwrap.fill(note, _NOTE_WIDTH) for note in answer.notes)]
+        lines += ["", *(_wrapped(note) for note in answer.notes)]
     return "\n".join(lines)
+
+
+def render_rows(answer: Answer) -> str:
+    """The rows alone, as a table for people."""
+    if not answer.rows:
+        return "Nothing was found."
+    kept = [(index, column) for index, column in enumerate(answer.columns) if not column.wide]
+    shown = [[cell(row[index], column.kind) for index, column in kept] for row in answer.rows]
+    right = [at for at, (_, column) in enumerate(kept) if column.kind not in ("text", "time")]
+    return text.table([column.head for _, column in kept], shown, right=right)
+
+
+def _wrapped(note: str) -> str:
+    """A note in lines; what it is indented by, the following ones are by twice as much."""
+    indent = len(note) - len(note.lstrip())
+    return textwrap.fill(
+        note,
+        _NOTE_WIDTH,
+        subsequent_indent=" " * 2 * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _csv(answer: Answer) -> str:
@@ -125,7 +146,8 @@ def _number(value: str) -> bool:
 
 
 def _money(value: Any) -> str:
-    return f"${float(value):,.2f}" if abs(float(value)) >= 0.005 or not float(value) else "<$0.01"
+    amount = float(value)
+    return f"${amount:,.2f}" if abs(amount) >= 0.1 or not amount else f"${amount:.6f}"
 
 
 def _rate(bits: Any) -> str:
@@ -145,5 +167,5 @@ _SHOWN: Mapping[str, Any] = {
     "ratio": lambda value: f"{value:.2f}",
     "seconds": lambda value: f"{value:,} s",
     "money": _money,
-    "price": lambda value: f"${value}",
+    "price": lambda value: f"${value}" if value else "",
 }

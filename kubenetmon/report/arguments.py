@@ -12,6 +12,7 @@ from kubenetmon.report.answers import FORMATS
 from kubenetmon.report.scope import KEYS, Scope, parse_time
 
 DEFAULT_LIMIT = 20
+COST_KEYS = ("workload", "namespace", "app", "pod", "node", "zone", "path")
 
 QUESTIONS_HELP = {
     "cross-zone": "how much crosses availability zones, from whom to whom",
@@ -103,6 +104,42 @@ def add_ask(
     )
     parser.add_argument(
         "--limits", type=Path, metavar="FILE", help="throughput: limits of further instance types"
+    )
+    add_config(parser)
+    return parser
+
+
+def add_cost(
+    parser: argparse.ArgumentParser, add_config: Callable[[argparse.ArgumentParser], None]
+) -> argparse.ArgumentParser:
+    """The options of `kubenetmon cost`."""
+    parser.description = "What the transfers cost, at list prices or your own, and the month projected."
+    parser.epilog = (
+        "examples:\n"
+        "  kubenetmon cost                                       this month, by workload\n"
+        "  kubenetmon cost --by path --explain                   the arithmetic of each price\n"
+        "  kubenetmon cost --prices ours.yaml --namespace shop   with your organisation's prices\n"
+        "  kubenetmon cost --reconcile cur.csv.gz --since 2026-10 --until 2026-11\n"
+    )
+    add_scope(parser, since="month", keys=COST_KEYS)
+    parser.add_argument(
+        "--prices",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="prices of your own (JSON or YAML, as the built-in file is); repeatable, the last wins",
+    )
+    parser.add_argument("--explain", action="store_true", help="show the arithmetic")
+    parser.add_argument(
+        "--reconcile",
+        type=Path,
+        metavar="FILE",
+        help="compare with a bill: an AWS Cost and Usage Report (CSV, .gz) or a CSV with item, usage (GB) "
+        "and cost",
+    )
+    parser.add_argument(
+        "--mtu", type=int, default=0, metavar="N", help="reconcile: largest packet, for hidden headers"
     )
     add_config(parser)
     return parser

@@ -21,7 +21,7 @@ def _ends(scope: Scope) -> tuple[str, ...]:
     return (scope.by or "app", *scope.filters)
 
 
-def _end_filter(scope: Scope, prefix: str) -> str:
+def end_filter(scope: Scope, prefix: str) -> str:
     """The condition that the end whose columns begin with `prefix` matches the filters; empty: none."""
     return " AND ".join(
         f"{prefix}{SIDE_COLUMNS[key] if prefix else key} = {literal(value)}"
@@ -31,12 +31,12 @@ def _end_filter(scope: Scope, prefix: str) -> str:
 
 def either_end(scope: Scope) -> str:
     """The condition that an end of a transfer matches the filters."""
-    source, destination = _end_filter(scope, "source"), _end_filter(scope, "destination")
+    source, destination = end_filter(scope, "source"), end_filter(scope, "destination")
     return f"(({source}) OR ({destination}))" if source else "1"
 
 
 def _local_filter(scope: Scope) -> str:
-    return _end_filter(scope, "local") or "1"
+    return end_filter(scope, "local") or "1"
 
 
 def cross_zone(flows: Flows, scope: Scope) -> str:
@@ -82,7 +82,7 @@ def openers(flows: Flows, scope: Scope) -> str:
         f"{flows.connections_if('opened = 1')} AS opens, {flows.connections_if('opened = -1')} AS accepts, "
         f"{flows.connections_if('opened = 0')} AS unclear, sum(sent) AS bytes_sent, "
         "sum(received) AS bytes_received\n"
-        f"FROM (\n{flows.ends(_end_filter(scope, ''))}\n)\n"
+        f"FROM (\n{flows.ends(end_filter(scope, ''))}\n)\n"
         "GROUP BY end\n"
         f"ORDER BY opens DESC, accepts DESC, end{_limited(scope)}"
     )
@@ -162,7 +162,8 @@ def classes(flows: Flows, scope: Scope) -> str:
     """Bytes by class of path."""
     return flows.define() + (
         "SELECT connectionClass AS class, sumIf(bytes, direction = 'out') AS sent, "
-        "sumIf(bytes, direction = 'in') AS received, sum(bytes) AS total, total / greatest(1, sum(total) OVER ()) AS share\n"
+        "sumIf(bytes, direction = 'in') AS received, sum(bytes) AS total, "
+        "total / greatest(1, sum(total) OVER ()) AS share\n"
         f"FROM (\n{flows.transfers(*scope.filters)}\n)\nWHERE {either_end(scope)}\n"
         f"GROUP BY class\nORDER BY total DESC, class{_limited(scope)}"
     )
