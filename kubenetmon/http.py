@@ -57,7 +57,7 @@ Page = Callable[[Mapping[str, str]], Response | Awaitable[Response]]
 class HttpServer:
     """Component that serves pages on one port; `run` raises `ConfigurationError` when the port is taken.
 
-    /metrics and /ready are there where `metrics` and `readiness` are given; `what` is what logs call the port.
+    /metrics and /ready are there where `metrics` and `readiness` are given; `what` is what logs call it.
     """
 
     def __init__(

@@ -13,6 +13,7 @@ from kubenetmon.readiness import Readiness
 from kubenetmon.report.limits import read_limits
 from kubenetmon.report.page.api import PageApi, PageConfig
 from kubenetmon.report.page.health import Health
+from kubenetmon.report.prices import read_prices
 from kubenetmon.server.rates import Rates
 
 
@@ -50,6 +51,7 @@ def page_server(
         sink=sink,
         health=Health(metrics, readiness, lambda: rates.view("app")),
         clock=SYSTEM_CLOCK,
+        prices=read_prices(config.page_prices),
         limits=read_limits(config.page_nodes, config.page_instance_type, config.page_limits),
     )
     return PageServer(config, api, more)

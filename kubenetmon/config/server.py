@@ -123,6 +123,9 @@ class ServerConfig:
     )
     page_instance_type: str = _key("", values.optional_text, "The instance type of nodes not in page_nodes")
     page_limits: Path | None = _key(None, values.path, "Limits of further instance types")
+    page_prices: tuple[Path, ...] = _key(
+        (), values.paths, "Price files of your own on top of the list prices, as for `kubenetmon cost`"
+    )
     clickhouse_skip_ping: bool = _key(
         False, values.boolean, "A ClickHouse that does not answer at start is said in /ready", unused=True
     )

@@ -1,22 +1,14 @@
-"""Paths: the connection class, and within the VPC whether zones are crossed. Pure."""
+"""What paths are called. Pure. `cost.PATH_OF_TRANSFER` and the server's live view name them."""
 
 from __future__ import annotations
 
 PATHS = {
-    "SAME_ZONE": "same zone",
-    "CROSS_ZONE": "cross zone",
-    "INTRA_VPC": "in the VPC",
-    "INTRA_REGION": "in the region",
-    "INTER_REGION": "other region",
-    "PUBLIC_INTERNET": "internet",
-    "UNKNOWN": "unknown",
+    "same-zone": "same zone",
+    "cross-zone": "cross zone",
+    "unknown-zone": "zone unknown",
+    "region-service": "in the region",
+    "inter-region": "other region",
+    "internet": "internet",
+    "unknown": "unknown",
 }
-"""How paths are called, the cheapest first. INTRA_VPC: the zone of one end is not known."""
-
-_FROM, _TO = "sourceAvailabilityZone", "destinationAvailabilityZone"
-
-PATH = (
-    f"multiIf(connectionClass != 'INTRA_VPC' OR {_FROM} = '' OR {_TO} = '', toString(connectionClass), "
-    f"{_FROM} = {_TO}, 'SAME_ZONE', 'CROSS_ZONE')"
-)
-"""The path of a row of `Flows.transfers('zone')`, as SQL."""
+"""The cheapest first; unknown-zone: within the VPC, and the zone of one end is not known."""

@@ -27,8 +27,15 @@ from kubenetmon.server.attribution import CLASSES, GONE_POD, INTRA_VPC, Attribut
 SLOT_SECONDS = 10
 SLOTS = 60
 KEYS = ("app", "pod", "namespace", "node", "zone")
-PATHS = (*CLASSES, "SAME_ZONE", "CROSS_ZONE")
-"""The class, and INTRA_VPC split where the zones of both ends are known."""
+_PATH_OF_CLASS = {
+    "INTRA_VPC": "unknown-zone",
+    "INTRA_REGION": "region-service",
+    "INTER_REGION": "inter-region",
+    "PUBLIC_INTERNET": "internet",
+    "UNKNOWN": "unknown",
+}
+PATHS = (*(_PATH_OF_CLASS[name] for name in CLASSES), "same-zone", "cross-zone")
+"""By code: that of the class, or of INTRA_VPC where the zones of both ends are known."""
 _SAME_ZONE, _CROSS_ZONE = len(CLASSES), len(CLASSES) + 1
 
 _MOST_ROWS = 8192

@@ -1,8 +1,8 @@
 """A headless Chromium that tests drive over its DevTools protocol.
 
 Contract: `browser()` yields a `Tab` on an empty profile of its own; both go at the end. Only what a test
-serves on loopback can be reached: every other name resolves to nothing. Errors of the page's scripts, and what
-the browser itself complains of, are kept in `Tab.complaints`, the addresses asked for in `Tab.requests`.
+serves on loopback can be reached: every other name resolves to nothing. Errors of the page's scripts, and
+what the browser itself complains of, are kept in `Tab.complaints`, the addresses asked for in `Tab.requests`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from kubenetmon.clickhouse.schema import SchemaOptions, apply
 from kubenetmon.clickhouse.sinks import Sink
@@ -56,6 +57,7 @@ class World:
     rows: list[str] = field(default_factory=list)
 
 
+_OPENED = "{'LOCAL_INITIATED': true}"
 _COLUMNS = (
     "date, intervalStartTime, intervalSeconds, environment, proto, direction, connectionClass, "
     "connectionFlags, localCloud, localRegion, localNode, localAvailabilityZone, localNamespace, localApp, "
@@ -100,13 +102,13 @@ def _call(
     others = [pod for pod in world.pods[server] if pod != one] or world.pods[server]
     two = others[0] if client == "frontend" and chance.random() < 0.6 else chance.choice(others)
     sent, received = _amount(chance, busy, there), _amount(chance, busy, back)
-    path = "SAME_ZONE" if one[2] == two[2] else "CROSS_ZONE"
+    path = "same-zone" if one[2] == two[2] else "cross-zone"
     world.sums[path] += sent + received
     port = chance.randrange(32768, 60999)
     ends = ((client, one, port), (server, two, 8080))
     for (app, mine, my_port), (peer, other, other_port), flags, out, into in (
-        (ends[0], ends[1], "map('LOCAL_INITIATED', true)", sent, received),
-        (ends[1], ends[0], "map()", received, sent),
+        (ends[0], ends[1], _OPENED, sent, received),
+        (ends[1], ends[0], "{}", received, sent),
     ):
         if mine[1] == other[1] and mine is two:
             continue  # seen once, by who opened
@@ -134,7 +136,7 @@ def _outside(
     remote = (cloud, region, service, "", "", "", "", "", 443, address)
     mine = chance.choice(world.pods[app])
     port = chance.randrange(32768, 60999)
-    _rows(world, at, path, "map('LOCAL_INITIATED', true)", app, mine, port, remote, sent, received)
+    _rows(world, at, path, _OPENED, app, mine, port, remote, sent, received)
 
 
 def _rows(
@@ -144,8 +146,9 @@ def _rows(
     pod, node, zone = mine
     local = f"'aws', 'us-west-2', '{node}', '{zone}', '{APPS[app][0]}', '{app}', '{pod}', {port}"
     other = ", ".join(str(value) if isinstance(value, int) else f"'{value}'" for value in remote)
+    day = datetime.fromtimestamp(at, UTC).date()
     for direction, amount in (("out", out), ("in", into)):
         world.rows.append(
-            f"(toDate({at}), {at}, 60, 'production', 'tcp', '{direction}', '{path}', {flags}, {local}, "
+            f"('{day}', {at}, 60, 'production', 'tcp', '{direction}', '{path}', {flags}, {local}, "
             f"{other}, {amount}, {amount // 1000 + 1})"
         )

@@ -33,7 +33,7 @@ from tests.beds.virtual_clock import VirtualClock
 COMMAND = (sys.executable, "-m", "kubenetmon", "top")
 
 
-def _workload(app: str, path: str = "CROSS_ZONE") -> Workload:
+def _workload(app: str, path: str = "cross-zone") -> Workload:
     return Workload("shop", app, f"{app}-0", "node-a", "zone-1", path)
 
 
@@ -229,11 +229,11 @@ async def test_the_table_shows_what_the_stream_would(tmp_path: Path) -> None:
     source = TableSource(sink, "default", "network_flows_0", clock=clock)
     view = await source.fetch("app")
     assert {(one.name, one.path): (one.sent, one.received) for one in view.rows} == {
-        ("client", "CROSS_ZONE"): (10.0, 100.0),
-        ("server", "CROSS_ZONE"): (100.0, 10.0),
-        ("client", "PUBLIC_INTERNET"): (1.0, 0.0),
+        ("client", "cross-zone"): (10.0, 100.0),
+        ("server", "cross-zone"): (100.0, 10.0),
+        ("client", "internet"): (1.0, 0.0),
     }
-    internet = next(one for one in view.rows if one.path == "PUBLIC_INTERNET")
+    internet = next(one for one in view.rows if one.path == "internet")
     assert internet.history == (0.0,) * 18 + (2.0, 1.0)
     assert (view.horizon, view.nodes) == (minute + 60, 2)
     later = TableSource(sink, "default", "network_flows_0", clock=VirtualClock(float(minute + 9999)))

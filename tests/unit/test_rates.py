@@ -29,7 +29,7 @@ def _rows(view: Mapping[str, Any]) -> dict[tuple[str, str], tuple[int, int]]:
     return {(row["name"], row["path"]): (row["sent"], row["received"]) for row in view["rows"]}
 
 
-def _workload(number: int, path: str = "UNKNOWN") -> Workload:
+def _workload(number: int, path: str = "unknown") -> Workload:
     return Workload("n", f"app-{number // 4}", f"pod-{number}", "node", "zone", path)
 
 
@@ -41,18 +41,18 @@ def test_paths_are_classes_and_zones_where_both_are_known() -> None:
         flow("10.1.1.6", "10.200.0.1"),
     )
     assert {(one.pod, one.path): amounts for one, amounts in found.amounts.items()} == {
-        ("client", "CROSS_ZONE"): (300, 5000),
-        ("client", "INTRA_REGION"): (300, 5000),
-        ("client", "PUBLIC_INTERNET"): (300, 5000),
-        ("sidecar", "INTRA_VPC"): (300, 5000),
+        ("client", "cross-zone"): (300, 5000),
+        ("client", "region-service"): (300, 5000),
+        ("client", "internet"): (300, 5000),
+        ("sidecar", "unknown-zone"): (300, 5000),
     }
 
 
 def test_within_one_node_the_other_end_is_credited_too() -> None:
     found = _digest(flow("10.1.1.5", "10.1.1.6"))
     assert {(one.pod, one.path): amounts for one, amounts in found.amounts.items()} == {
-        ("client", "SAME_ZONE"): (300, 5000),
-        ("sidecar", "SAME_ZONE"): (5000, 300),
+        ("client", "same-zone"): (300, 5000),
+        ("sidecar", "same-zone"): (5000, 300),
     }
 
 
@@ -61,8 +61,8 @@ def test_a_connection_of_two_nodes_shows_once_at_each_end() -> None:
     rates.add(_digest(flow("10.1.1.5", "10.1.2.5")))
     rates.add(_digest(flow("10.1.1.5", "10.1.2.5"), node="node-b"))
     assert _rows(rates.view("app")) == {
-        ("client", "CROSS_ZONE"): (5, 83),
-        ("server", "CROSS_ZONE"): (83, 5),
+        ("client", "cross-zone"): (5, 83),
+        ("server", "cross-zone"): (83, 5),
     }
 
 
@@ -70,8 +70,8 @@ def test_a_pod_already_gone_keeps_node_and_zone() -> None:
     found = _digest(flow("10.1.1.77", "10.1.2.5"), flow("10.1.1.77", "10.1.1.5"))
     named = {(one.node, one.zone, one.pod, one.path) for one in found.amounts}
     assert named == {
-        ("node-a", "zone-1", "", "CROSS_ZONE"),
-        ("node-a", "zone-1", "client", "SAME_ZONE"),
+        ("node-a", "zone-1", "", "cross-zone"),
+        ("node-a", "zone-1", "client", "same-zone"),
     }
 
 
@@ -82,7 +82,7 @@ def test_rates_are_those_of_the_last_report_and_history_adds_up() -> None:
         start = CASE_TIME + 60 * minute
         rates.add(Digest("node", start, start + 60, amounts))
         shown = _rows(rates.view("pod"))
-        assert shown[("pod-0", "UNKNOWN")][0] == megabytes * 1e6 / 60
+        assert shown[("pod-0", "unknown")][0] == megabytes * 1e6 / 60
     view = rates.view("pod")
     history = view["rows"][0]["history"]
     assert sum(history) * view["slot_seconds"] == 66e6
@@ -94,7 +94,7 @@ def test_split_batches_of_one_interval_add_up() -> None:
     rates = _rates()
     for _ in range(3):
         rates.add(Digest("node", CASE_TIME, CASE_TIME + 60, {_workload(0): (60.0, 120.0)}))
-    assert _rows(rates.view("pod")) == {("pod-0", "UNKNOWN"): (3, 6)}
+    assert _rows(rates.view("pod")) == {("pod-0", "unknown"): (3, 6)}
 
 
 def test_history_ends_where_all_live_nodes_have_reported_and_a_silent_one_is_named() -> None:
@@ -106,7 +106,7 @@ def test_history_ends_where_all_live_nodes_have_reported_and_a_silent_one_is_nam
     rates.add(Digest("node", CASE_TIME + 120, CASE_TIME + 300, {_workload(8): (60.0, 0.0)}))
     view = rates.view("app")
     assert (view["horizon"], view["nodes"], view["late_nodes"]) == (CASE_TIME + 300, 1, ["slow"])
-    assert _rows(view)[("app-0", "UNKNOWN")] == (0, 0)
+    assert _rows(view)[("app-0", "unknown")] == (0, 0)
 
 
 def test_what_is_older_than_the_history_is_forgotten() -> None:

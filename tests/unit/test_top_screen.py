@@ -16,9 +16,9 @@ from kubenetmon.report.top.view import TopRow, TopView, merged
 
 NOW = 1_800_000_010.0
 ROWS = (
-    TopRow("shop", "frontend", "CROSS_ZONE", 2048.0, 100.0, (0.0, 1.0, 2.0, 4.0)),
-    TopRow("shop", "catalog", "SAME_ZONE", 10.0, 5000.0, (1.0,)),
-    TopRow("ops", "backup", "PUBLIC_INTERNET", 1.5e9, 0.0),
+    TopRow("shop", "frontend", "cross-zone", 2048.0, 100.0, (0.0, 1.0, 2.0, 4.0)),
+    TopRow("shop", "catalog", "same-zone", 10.0, 5000.0, (1.0,)),
+    TopRow("ops", "backup", "internet", 1.5e9, 0.0),
 )
 VIEW = TopView("127.0.0.1:8883", ROWS, 1_800_000_000, 10, 60, 3)
 
@@ -77,7 +77,7 @@ def test_before_the_first_report_it_says_so() -> None:
 
 
 def test_rows_that_do_not_fit_are_scrolled_to() -> None:
-    rows = [TopRow("n", f"app-{number:03}", "UNKNOWN", 1000.0 - number, 0.0) for number in range(100)]
+    rows = [TopRow("n", f"app-{number:03}", "unknown", 1000.0 - number, 0.0) for number in range(100)]
     view = TopView("x", rows, 1_800_000_000)
     assert "1-16 of 100" in _screen(State(), view=view)
     state = State().pressed("page down").pressed("down")
@@ -149,7 +149,7 @@ def test_rates_have_units() -> None:
 
 def test_several_servers_are_one_view_that_ends_where_all_have_data() -> None:
     ahead = TopView(
-        "b", (TopRow("shop", "frontend", "CROSS_ZONE", 1.0, 2.0, (5.0, 6.0, 7.0)),), 1_800_000_020, 10, 60, 2
+        "b", (TopRow("shop", "frontend", "cross-zone", 1.0, 2.0, (5.0, 6.0, 7.0)),), 1_800_000_020, 10, 60, 2
     )
     both = merged([VIEW, ahead])
     row = next(row for row in both.rows if row.name == "frontend")

@@ -7,8 +7,8 @@ A row counts in the slot in which its interval begins.
 from __future__ import annotations
 
 from kubenetmon.report.answers import Column
+from kubenetmon.report.cost import PATH_OF_TRANSFER
 from kubenetmon.report.flows import Flows, Source, Span
-from kubenetmon.report.paths import PATH
 from kubenetmon.report.questions import OBSERVATION, Question
 from kubenetmon.report.scope import Scope
 from kubenetmon.report.statements import either_end
@@ -26,8 +26,8 @@ def _paths_over_time(flows: Flows, scope: Scope) -> str:
     step = step_of(scope.since, scope.until)
     return flows.define() + (
         f"SELECT toInt64(intDiv(toUnixTimestamp(intervalStartTime), {step}) * {step}) AS slot,\n"
-        f"  {PATH} AS path,\n  sum(bytes) AS total\n"
-        f"FROM (\n{flows.transfers('zone', *scope.filters)}\n)\nWHERE {either_end(scope)}\n"
+        f"  {PATH_OF_TRANSFER} AS path,\n  sum(bytes) AS total\n"
+        f"FROM (\n{flows.transfers('zone', 'region', *scope.filters)}\n)\nWHERE {either_end(scope)}\n"
         "GROUP BY slot, path\nORDER BY slot, path"
     )
 

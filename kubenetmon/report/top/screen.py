@@ -257,7 +257,7 @@ def _sums(view: TopView, rows: Sequence[TopRow], state: State, width: int) -> Li
         by_path[row.path] = by_path.get(row.path, 0.0) + row.total
     parts += [
         f"{PATHS[path]} {rate(by_path[path], bits=bits)}"
-        for path in ("PUBLIC_INTERNET", "INTER_REGION", "CROSS_ZONE")
+        for path in ("internet", "inter-region", "cross-zone")
         if by_path.get(path)
     ]
     if view.interval:

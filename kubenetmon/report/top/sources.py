@@ -17,8 +17,8 @@ import aiohttp
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clock import Clock
 from kubenetmon.errors import MachineError
+from kubenetmon.report.cost import PATH_OF_TRANSFER
 from kubenetmon.report.flows import SIDE_COLUMNS, Flows, Span, read_source
-from kubenetmon.report.paths import PATH
 from kubenetmon.report.scope import KEYS
 from kubenetmon.report.top.view import TopRow, TopView, merged
 
@@ -166,11 +166,12 @@ def _statement(flows: Flows, by: str, first: int, last: int) -> str:
     count = (last - first) // _MINUTE + 1
     return flows.define() + (
         f"SELECT {space} AS space, {name} AS workload, "
-        f"{PATH} AS path, "
+        f"{PATH_OF_TRANSFER} AS path, "
         f"sumIf(bytes, sending AND intervalStartTime = toDateTime({last})) AS sent, "
         f"sumIf(bytes, NOT sending AND intervalStartTime = toDateTime({last})) AS received, "
         f"sumForEach(arrayMap(at -> if(at = {minute}, bytes, 0), range({count}))) AS minutes\n"
-        f"FROM (SELECT *, arrayJoin([true, false]) AS sending FROM (\n{flows.transfers(*KEYS)}\n))\n"
+        "FROM (SELECT *, arrayJoin([true, false]) AS sending "
+        f"FROM (\n{flows.transfers('region', *KEYS)}\n))\n"
         f"WHERE {end('node')} != '' AND intervalStartTime >= toDateTime({first})\n"
         "GROUP BY space, workload, path\n"
         f"ORDER BY sent + received DESC, arraySum(minutes) DESC, space, workload, path LIMIT {_TABLE_ROWS}"

@@ -1,5 +1,5 @@
 // Stacked bars over time, as SVG.
-import { PATHS, duration, el, moment, show, swatch } from "./tables.js";
+import { PATHS, colorOf, duration, el, moment, show, swatch } from "./tables.js";
 
 const NS = "http://www.w3.org/2000/svg";
 
@@ -13,7 +13,7 @@ function svg(name, attributes, ...children) {
   return made;
 }
 
-const color = (path) => `var(--${PATHS[path] ? path.toLowerCase().replaceAll("_", "-") : "other"})`;
+const color = (path) => `var(--${colorOf(path)})`;
 
 // Round steps for an axis: binary for bytes, decimal else.
 function ticks(most, kind) {
@@ -27,12 +27,13 @@ function ticks(most, kind) {
 
 function axisLabel(value, kind) {
   if (!value) return "0";
+  if (kind === "money" && value < 10) return `$${Number(value.toPrecision(2))}`;
   return show(value, kind).replace(/\.?0+ /, " ").replace(/\.00$/, "");
 }
 
 // `slots`: [{at, values: {path: amount}}] in order; `paths`: from the bottom up.
 export function stackedBars({ slots, paths, step, kind, label, width = 1180, height = 230 }) {
-  const left = 74, bottom = 22, top = 8, inner = width - left - 4, tall = height - bottom - top;
+  const left = 66, bottom = 22, top = 8, inner = width - left - 4, tall = height - bottom - top;
   const totals = slots.map((slot) => paths.reduce((sum, path) => sum + (slot.values[path] || 0), 0));
   const most = Math.max(...totals, 1e-9);
   const y = (value) => top + tall - (tall * value) / most;
@@ -43,7 +44,7 @@ export function stackedBars({ slots, paths, step, kind, label, width = 1180, hei
       svg("line", { class: "rule", x1: left, x2: width - 4, y1: y(value), y2: y(value) }),
       svg("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, axisLabel(value, kind)));
   }
-  const every = Math.ceil(slots.length / Math.min(10, width / 110));
+  const every = Math.ceil((slots.length * 96) / inner);
   slots.forEach((slot, at) => {
     const x = left + at * each;
     const lines = paths.filter((path) => slot.values[path]).reverse()
@@ -60,13 +61,13 @@ export function stackedBars({ slots, paths, step, kind, label, width = 1180, hei
       below += amount;
     }
     picture.append(group);
-    if (at % every === 0) {
+    if (at % every === 0 && x + 62 < width) {
       const text = moment(slot.at);
       picture.append(svg("text", { x: x + gap / 2, y: height - 5 }, step >= 86400 ? text.slice(5, 10) : slots.length * step > 86400
         ? `${text.slice(5, 10)} ${text.slice(11)}` : text.slice(11)));
     }
   });
   const legend = el("div", { class: "legend" }, ...[...paths].reverse().map((path) =>
-    el("span", {}, swatch(PATHS[path] ? path.toLowerCase().replaceAll("_", "-") : "other"), PATHS[path] || path)));
+    el("span", {}, swatch(colorOf(path)), PATHS[path] || path)));
   return el("figure", {}, picture, legend);
 }

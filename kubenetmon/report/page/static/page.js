@@ -42,8 +42,8 @@ function asker(scope) {
   return async (question, more = {}) => {
     const parameters = { question, ...scope, ...more };
     const query = (format) => new URLSearchParams(
-      Object.entries({ ...parameters, format }).filter(([name, value]) => value !== "" && !(name === "by" && value === "")));
-    const link = (format) => `api/ask?${query(format)}`;
+      Object.entries({ ...parameters, format }).filter(([name, value]) => value !== "" && !(name === "limit" && format === "csv")));
+    const link = (format) => `api/ask?${query(format)}${format === "csv" ? "&limit=5000" : ""}`;
     const answer = await fetchJson(link("json"));
     return { ...answer, link, open: (value) => openQuery({ ...answer, link }, value) };
   };
@@ -75,7 +75,7 @@ async function draw() {
   document.title = `${title} · kubenetmon`;
   main.dataset.state = "asking";
   const mine = running;
-  await show(main, asker(scope), fetchJson);
+  await show(main, asker(scope), fetchJson, scope);
   if (mine === running) main.dataset.state = "done";
 }
 

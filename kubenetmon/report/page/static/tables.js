@@ -1,9 +1,16 @@
 // Cells, tables and matrices. Data only ever becomes text, never markup.
 
 export const PATHS = {
-  SAME_ZONE: "same zone", INTRA_VPC: "in the VPC", CROSS_ZONE: "cross zone", INTRA_REGION: "in the region",
-  INTER_REGION: "other region", PUBLIC_INTERNET: "internet", UNKNOWN: "unknown",
+  "same-zone": "same zone", "unknown-zone": "zone unknown", "cross-zone": "cross zone", "region-service": "in the region",
+  "inter-region": "other region", internet: "internet", unknown: "unknown",
 };
+
+const CLASSES = {
+  INTRA_VPC: ["in the VPC", "unknown-zone"], INTRA_REGION: ["in the region", "region-service"],
+  INTER_REGION: ["other region", "inter-region"], PUBLIC_INTERNET: ["internet", "internet"], UNKNOWN: ["unknown", "unknown"],
+};
+
+export const colorOf = (path) => (PATHS[path] ? path : "other");
 
 export function el(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -32,7 +39,7 @@ const SHOW = {
   ratio: (value) => Number(value).toFixed(2),
   time: (value) => (value ? moment(value) : ""),
   money: (value) => dollars(value),
-  price: (value) => `$${value}`,
+  price: (value) => (value ? `$${value}` : ""),
 };
 
 export function dollars(value) {
@@ -67,8 +74,8 @@ export function exact(value, kind) {
 export const isNumber = (kind) => kind !== "text" && kind !== "time";
 
 export function pathLabel(path) {
-  const color = PATHS[path] ? path.toLowerCase().replaceAll("_", "-") : "other";
-  return el("span", { class: "path" }, swatch(color), PATHS[path] || path.toLowerCase().replaceAll("_", " "));
+  const [name, color] = CLASSES[path] || [PATHS[path] || path, colorOf(path)];
+  return el("span", { class: "path" }, swatch(color), name);
 }
 
 export const swatch = (color) => el("span", { class: "swatch", style: `background: var(--${color})`, "aria-hidden": "true" });
@@ -92,11 +99,12 @@ function cell(value, column, row, answer) {
   if (column.render) return el("td", { class: isNumber(column.kind) ? "number" : null }, column.render(value, row));
   if (isNumber(column.kind)) {
     const shown = value === null ? "" : number(value, column.kind, answer, column.title);
-    if (column.kind === "share" && value !== null) return el("td", { class: "number" }, bar(value), shown);
+    if (column.kind === "share" && value !== null) return el("td", { class: "number share" }, bar(value), shown);
     return el("td", { class: "number" }, shown);
   }
   if (column.name === "class" || column.name === "path") return el("td", {}, pathLabel(value));
   const text = show(value, column.kind);
+  if (/^https:\/\//.test(text)) return el("td", {}, el("a", { href: text, rel: "noreferrer" }, new URL(text).hostname));
   return el("td", { class: "long", title: text.length > 34 ? text : null }, text || "–");
 }
 

@@ -1,8 +1,10 @@
 // The six views: each asks its questions and draws the answers.
 import { stackedBars } from "./charts.js";
-import { PATHS, bar, duration, el, exact, matrix, moment, number, pathLabel, scrolling, show, swatch, table } from "./tables.js";
+import { PATHS, bar, colorOf, duration, el, exact, matrix, moment, number, pathLabel, scrolling, show, swatch, table } from "./tables.js";
 
 const ORDER = Object.keys(PATHS);
+
+let general = new Set(), footnotes = el("ul", { class: "notes" });
 
 export function panel(title, { wide = "", help = "" } = {}) {
   const body = el("div", { class: "wait" }, "…");
@@ -12,14 +14,25 @@ export function panel(title, { wide = "", help = "" } = {}) {
   return { node, links, body };
 }
 
+// What holds for many answers is said once, at the end of the view.
+function footnote(notes) {
+  for (const note of notes) {
+    if (general.has(note)) continue;
+    general.add(note);
+    footnotes.append(el("li", {}, note));
+  }
+}
+
 function fill(one, answer, ...content) {
   one.body.classList.remove("wait");
   one.links.replaceChildren(
     el("a", { href: answer.link("csv") }, "CSV"),
     el("a", { href: answer.link("json") }, "JSON"),
     el("a", { href: answer.link("sql"), onclick: (event) => { event.preventDefault(); answer.open(""); } }, "query"));
-  const notes = el("ul", { class: "notes" }, ...answer.notes.map((note) => el("li", {}, note)));
-  one.body.replaceChildren(...content, answer.notes.length ? notes : "");
+  const said = answer.quiet ? [] : [...answer.notes];
+  if (answer.cut && !answer.quiet) said.unshift(`The first ${answer.rows.length} rows; the CSV has up to 5,000.`);
+  one.body.replaceChildren(...content, said.length ? el("ul", { class: "notes" }, ...said.map((note) => el("li", {}, note))) : "");
+  footnote(answer.general);
 }
 
 const empty = () => el("p", { class: "muted" }, "Nothing was found in this span.");
@@ -35,7 +48,13 @@ async function put(one, asked, draw) {
   }
 }
 
-const place = (main, ...panels) => main.replaceChildren(...panels.map((one) => one.node));
+function place(main, ...panels) {
+  general = new Set();
+  footnotes = el("ul", { class: "notes view" });
+  main.replaceChildren(...panels.map((one) => one.node), footnotes);
+}
+
+const quiet = (answer) => ({ ...answer, quiet: true });
 
 // ---- Overview
 
@@ -54,22 +73,51 @@ function seriesOf(answer, at = 2) {
   return { slots: [...slots.values()], paths: [...paths].sort((a, b) => rank(a) - rank(b)) };
 }
 
-function figures(answer, column, extra = []) {
+const item = (label, value, note, color = "") => el("div", {}, el("dt", {}, color ? swatch(color) : null, label),
+  el("dd", {}, value, el("small", {}, note)));
+
+function figures(answer) {
   const sums = new Map();
   let all = 0;
   for (const row of answer.rows) {
-    const amount = Number(row[column]);
+    const amount = Number(row[2]);
     sums.set(row[1], (sums.get(row[1]) || 0) + amount);
     all += amount;
   }
-  const kind = answer.columns[column].kind;
-  const item = (label, value, color) => el("div", {},
-    el("dt", {}, color ? swatch(color) : null, label),
-    el("dd", {}, number(value, kind, answer, label),
-      el("small", {}, color && all ? `${((100 * value) / all).toFixed(1)} % of all` : `in ${duration(answer.until - answer.since)}`)));
-  const shown = ["PUBLIC_INTERNET", "INTER_REGION", "CROSS_ZONE", "INTRA_REGION", "INTRA_VPC", "SAME_ZONE", "UNKNOWN"];
-  return el("dl", { class: "figures" }, item("All bytes", all, ""), ...extra, ...shown.filter((path) => sums.has(path)).map((path) =>
-    item(PATHS[path], sums.get(path), path.toLowerCase().replaceAll("_", "-"))));
+  const shown = ["internet", "inter-region", "cross-zone", "region-service", "unknown-zone", "same-zone", "unknown"];
+  return el("dl", { class: "figures" },
+    item("All bytes", number(all, "bytes", answer, "all bytes"), `in ${duration(answer.until - answer.since)}`),
+    ...shown.filter((path) => sums.has(path)).map((path) => item(PATHS[path], number(sums.get(path), "bytes", answer, PATHS[path]),
+      `${((100 * sums.get(path)) / all).toFixed(1)} % of all`, path)));
+}
+
+function costOf(answer) {
+  const at = Object.fromEntries(answer.columns.map((column, index) => [column.name, index]));
+  const sums = new Map();
+  for (const row of answer.rows) sums.set(row[at.path], (sums.get(row[at.path]) || 0) + Number(row[at.cost] || 0));
+  return sums;
+}
+
+function money(answer) {
+  const sums = [...costOf(answer)].filter(([, amount]) => amount).sort((a, b) => b[1] - a[1]);
+  const said = answer.summary || {};
+  const dollars = (value, label) => number(value, "money", answer, label);
+  return el("dl", { class: "figures" },
+    item("Cost", dollars(said.total, "cost"), `in ${duration(answer.until - answer.since)}`),
+    item("Month to date", dollars(said.month_to_date, "month to date"), "all traffic"),
+    item("Projected", dollars(said.projected, "projected for the month"), "for the month, at the pace so far"),
+    ...sums.map(([path, amount]) => item(PATHS[path] || path, dollars(amount, path), "in this span", colorOf(path))));
+}
+
+// Each path's cost in the span, spread over time by its bytes.
+function costSeries(series, costs) {
+  const bytes = new Map();
+  for (const slot of series.slots) {
+    for (const path of series.paths) bytes.set(path, (bytes.get(path) || 0) + (slot.values[path] || 0));
+  }
+  const paths = series.paths.filter((path) => costs.get(path) && bytes.get(path));
+  return { paths, slots: series.slots.map((slot) => ({ at: slot.at, values: Object.fromEntries(paths.map((path) =>
+    [path, ((slot.values[path] || 0) * costs.get(path)) / bytes.get(path)])) })) };
 }
 
 function seriesTable(answer, series, kind) {
@@ -83,23 +131,42 @@ function seriesTable(answer, series, kind) {
 }
 
 function overview(main, ask) {
-  const sums = panel("Moved"), time = panel("Bytes over time by path");
-  const top = panel("Largest transfers", { wide: "half tall" }), classes = panel("By class of path", { wide: "half" });
+  const sums = panel("Moved"), costs = panel("Cost"), time = panel("Bytes over time by path");
+  const spent = panel("Dollars over time by path", { help: "Each path's cost, spread over the time by its bytes." });
+  const top = panel("Largest transfers", { wide: "tall" }), classes = panel("By class of path", { wide: "half" });
   const missing = panel("Not attributed", { wide: "half" });
-  const paths = ask("paths");
-  place(main, sums, time, classes, missing, top);
-  top.node.classList.remove("half");
-  const chart = put(time, paths, (answer) => {
-    const series = seriesOf(answer);
-    return [stackedBars({ ...series, step: answer.step, kind: "bytes", label: "Stacked bars: bytes over time by path" }),
-      seriesTable(answer, series, "bytes")];
-  });
+  const paths = ask("paths"), priced = ask("cost", { by: "path", limit: 1000 });
+  place(main, sums, costs, time, spent, classes, missing, top);
+  const width = Math.max(340, Math.min(1260, main.clientWidth - 74));
+  const drawn = (answer, series, kind, label) => [
+    stackedBars({ ...series, step: answer.step, kind, width, label: `Stacked bars: ${label}` }),
+    seriesTable(answer, series, kind)];
   return Promise.all([
-    put(sums, paths.then((answer) => ({ ...answer, notes: [] })), (answer) => figures(answer, 2)),
-    chart,
+    put(sums, paths.then(quiet), figures),
+    put(costs, priced.then(quiet), money),
+    put(time, paths, (answer) => drawn(answer, seriesOf(answer), "bytes", "bytes over time by path")),
+    put(spent, Promise.all([paths, priced]).then(([bytes, cost]) => ({ ...quiet(cost), bytes })), (answer) =>
+      drawn(answer, costSeries(seriesOf(answer.bytes), costOf(answer)), "money", "dollars over time by path")),
     put(classes, ask("classes"), (answer) => table(answer)),
-    put(missing, ask("unattributed", { limit: 10 }), (answer) => table(answer)),
+    put(missing, ask("unattributed", { limit: 10 }), (answer) => table(answer, {
+      columns: answer.columns.map((column, from) => ({ ...column, from })).filter((column) => column.name !== "example") })),
     put(top, ask("top", { limit: 15 }), (answer) => table(answer)),
+  ]);
+}
+
+// ---- Cost
+
+function cost(main, ask, _, scope) {
+  const sums = panel("Cost"), entries = panel("By path and price", { wide: "tall" });
+  const by = scope.by === "app" ? "workload" : scope.by;
+  const who = panel(`By ${by}`, { wide: "tall" });
+  place(main, sums, entries, who);
+  const priced = ask("cost", { by: "path", limit: 1000 });
+  const slim = (answer) => table(answer, { columns: answer.columns.map((column, from) => ({ ...column, from }))
+    .filter((column) => column.name !== "date" && column.name !== "source") });
+  return Promise.all([
+    put(sums, priced.then(quiet), money), put(entries, priced, (answer) => table(answer)),
+    put(who, ask("cost", { by, limit: 100 }).then((answer) => ({ ...answer, notes: [] })), slim),
   ]);
 }
 
@@ -108,7 +175,7 @@ function overview(main, ask) {
 function talks(main, ask) {
   const zones = panel("Zone to zone", { help: "Bytes from the zone in the row to the zone in the column. Off the diagonal they are charged for." });
   const apps = panel("App to app", { help: "The apps that move most; empty: outside of the cluster, or without a name." });
-  const crossing = panel("Across zones", { wide: "half tall" }), all = panel("All pairs", { wide: "half tall" });
+  const crossing = panel("Across zones", { wide: "tall" }), all = panel("All pairs", { wide: "tall" });
   place(main, zones, apps, crossing, all);
   const cells = (answer) => answer.rows.map((row) => [row[0], row[1], row[4]]);
   const both = (answer, most) => [matrix(answer, cells(answer), { most }),
@@ -116,8 +183,8 @@ function talks(main, ask) {
   return Promise.all([
     put(zones, ask("top", { by: "zone", limit: 2000 }), (answer) => both(answer, 12)),
     put(apps, ask("top", { by: "app", limit: 2000 }), (answer) => both(answer, 14)),
-    put(crossing, ask("cross-zone", { limit: 50 }), (answer) => table(answer)),
-    put(all, ask("top", { limit: 50 }), (answer) => table(answer)),
+    put(crossing, ask("cross-zone", { limit: 25 }), (answer) => table(answer)),
+    put(all, ask("top", { limit: 25 }), (answer) => table(answer)),
   ]);
 }
 
@@ -128,7 +195,7 @@ function services(main, ask) {
   place(main, sums, all);
   const asked = ask("s3", { service: "any", limit: 500 });
   return Promise.all([
-    put(sums, asked.then((answer) => ({ ...answer, notes: [] })), (answer) => {
+    put(sums, asked.then(quiet), (answer) => {
       const found = new Map();
       for (const row of answer.rows) {
         const key = JSON.stringify([row[1], row[2], row[3], row[4]]);
@@ -167,9 +234,9 @@ function balance(main, ask) {
         const share = (value) => [bar(value, { mark: even, hot: Boolean(odd) && odd !== "idle" }), number(value, "share", answer, "share")];
         return el("tr", {}, el("td", { class: "long", title: row[at.replica] }, row[at.replica]),
           el("td", { class: "number" }, number(row[at.connections], "count", answer, "connections")),
-          el("td", { class: "number" }, ...share(row[at.connections + 1])),
+          el("td", { class: "number share" }, ...share(row[at.connections + 1])),
           el("td", { class: "number" }, number(row[at.connections + 2], "bytes", answer, "bytes")),
-          el("td", { class: "number" }, ...share(row[at.connections + 3])),
+          el("td", { class: "number share" }, ...share(row[at.connections + 3])),
           el("td", {}, odd ? el("span", { class: `tag ${odd === "idle" ? "warn" : "bad"}` }, odd === "idle" ? "idle" : `odd: ${odd}`) : ""));
       })));
     const heads = ["replica", "connections", "share", "bytes", "share", ""].map((text, index) =>
@@ -250,23 +317,22 @@ function drawState(one, found) {
   one.links.replaceChildren(metricsLink());
   const live = found.live;
   const lag = live.horizon ? Math.max(0, found.now - live.horizon) : null;
-  const item = (label, value, note, bad = false) => el("div", {}, el("dt", {}, label),
-    el("dd", {}, bad ? el("span", { class: "error" }, value) : value, el("small", {}, note)));
+  const state = (label, value, note, bad = false) => item(label, bad ? el("span", { class: "error" }, value) : value, note);
   const checks = Object.entries(found.checks).map(([name, check]) => el("tr", {}, el("th", { scope: "row" }, name),
     el("td", {}, el("span", { class: `tag ${check.ok ? "good" : "bad"}` }, check.ok ? "well" : "not well")), el("td", {}, check.detail)));
   one.body.replaceChildren(
     el("dl", { class: "figures" },
-      item("Agents connected", String(found.agents), `${live.nodes} nodes reported of late`),
-      item("Behind", lag === null ? "no report yet" : duration(lag), live.interval ? `reports cover ${duration(live.interval)}` : ""),
-      item("Late nodes", String(live.late_nodes.length), live.late_nodes.slice(0, 3).join(", ") || "none", live.late_nodes.length > 0),
-      item("Batches committed", show(found.batches.committed, "count"), `${show(found.batches.retry_later, "count")} to be sent again`),
-      item("Batches held", String(found.held_batches), found.held_batches ? "ClickHouse refuses them" : "none", found.held_batches > 0),
-      item("Failed inserts", show(found.insert_errors, "count"), `${show(found.insert_retries, "count")} retries`),
-      item("Exactly once", found.exactly_once ? "yes" : "no", found.exactly_once ? "the window covers repeats" : "the deduplication window is short", !found.exactly_once)),
+      state("Agents connected", String(found.agents), `${live.nodes} nodes reported of late`),
+      state("Behind", lag === null ? "no report yet" : duration(lag), live.interval ? `reports cover ${duration(live.interval)}` : ""),
+      state("Late nodes", String(live.late_nodes.length), live.late_nodes.slice(0, 3).join(", ") || "none", live.late_nodes.length > 0),
+      state("Batches committed", show(found.batches.committed, "count"), `${show(found.batches.retry_later, "count")} to be sent again`),
+      state("Batches held", String(found.held_batches), found.held_batches ? "ClickHouse refuses them" : "none", found.held_batches > 0),
+      state("Failed inserts", show(found.insert_errors, "count"), `${show(found.insert_retries, "count")} retries`),
+      state("Exactly once", found.exactly_once ? "yes" : "no", found.exactly_once ? "the window covers repeats" : "the deduplication window is short", !found.exactly_once)),
     el("details", { open: true }, el("summary", {}, "Checks"), scrolling(el("table", {}, el("tbody", {}, ...checks)), "Checks")));
 }
 
 export const VIEWS = [
-  ["overview", "Overview", overview], ["talks", "Who talks to whom", talks], ["services", "Cloud services", services],
+  ["overview", "Overview", overview], ["cost", "Cost", cost], ["talks", "Who talks to whom", talks], ["services", "Cloud services", services],
   ["balance", "Balance", balance], ["throughput", "Throughput", throughput], ["health", "Health", health],
 ];
