@@ -93,6 +93,8 @@ async def apply_rollups(sink: Sink, options: SchemaOptions, now: float) -> list[
             for statement in rollup_ddl(options, coverage.since):
                 await run(statement)
             await _set_coverage(run, options, coverage)
+    for statement in await _views_without_ipv6(sink, options, coverage.since):
+        await run(statement)
     if coverage.since == 0 or options.cluster:
         return done
     today = int(now) - int(now) % DAY
@@ -123,6 +125,23 @@ async def _has_views(sink: Sink, options: SchemaOptions) -> bool:
         f"AND name IN ({views})"
     )
     return bool(rows[0][0] == len(RollupNames(options.table).all))
+
+
+async def _views_without_ipv6(sink: Sink, options: SchemaOptions, since: int) -> list[str]:
+    """The statements that make views made before the IPv6 columns read them."""
+    if not options.ipv6:
+        return []
+    where = f"intervalStartTime >= toDateTime({since})" if since else ""
+    statements = []
+    for name, select in _selects(options, where).items():
+        made = await sink.query(
+            "SELECT create_table_query FROM system.tables "
+            f"WHERE database = {literal(options.database)} AND name = {literal(name + _VIEW_SUFFIX)}"
+        )
+        if made and "localIPv6" in select and "localIPv6" not in made[0][0]:
+            view = qualified(options.database, name + _VIEW_SUFFIX) + _on_cluster(options)
+            statements.append(f"ALTER TABLE {view} MODIFY QUERY {select}")
+    return statements
 
 
 async def _days_to_fill(sink: Sink, options: SchemaOptions, name: str, before: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ def read_document(path: Path, what: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ConfigurationError(f"{path} is larger than 8 MiB: that is no file of {what}")
-        document = yaml.load(path.read_bytes(), Loader=_Loader)  # noqa: S506 - a safe loader
+        content = path.read_bytes()
+        if path.suffix == ".json":
+            document = json.loads(content, parse_float=str)
+        else:
+            document = yaml.load(content, Loader=_Loader)  # noqa: S506 - a safe loader
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

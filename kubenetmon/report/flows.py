@@ -12,7 +12,7 @@ Contract: pure but for `read_source`. Every relation here is a SELECT over one s
   no node reports (the other pod of the same node) is mirrored from the one that does.
 
 An end counts as reported elsewhere when its node is another one that reports in the span, or, where it is
-not known whose a private address is, when that address is local to another node's rows.
+not known whose a private address is, when rows with that address as the local one name this end as theirs.
 
 Who opened a connection is the flag `LOCAL_INITIATED` where a node's rows of a day carry it at all, else
 inferred from ports: the side with an ephemeral port (32768 and up, Linux's default range) opened, when the
@@ -65,9 +65,12 @@ _OPENER = f"if({_FLAGGED}, if({_FLAG}, 1, -1), portOpener)"
 """1 where the local side opened, -1 where the remote did, 0 unclear."""
 _REPORTED_ELSEWHERE = (
     "(remoteNode != '' AND remoteNode != localNode AND remoteNode GLOBAL IN (SELECT localNode FROM flows)\n"
-    "    OR remoteNode = '' AND remoteAddress != toIPv6('::')\n"
-    "    AND remoteAddress GLOBAL IN (SELECT localAddress FROM flows)\n"
-    "    AND (remoteAddress, localNode) GLOBAL NOT IN (SELECT localAddress, localNode FROM flows))"
+    "    OR remoteAddress != toIPv6('::')\n"
+    "    AND ((remoteAddress, localPod, localNode) GLOBAL IN (SELECT localAddress, remotePod, remoteNode\n"
+    "      FROM flows WHERE remoteNode != '' AND localAddress GLOBAL IN (\n"
+    "        SELECT remoteAddress FROM flows WHERE remoteAddress != toIPv6('::')))\n"
+    "    OR (remoteAddress, localAddress) GLOBAL IN (SELECT localAddress, remoteAddress\n"
+    "      FROM flows WHERE remoteAddress != toIPv6('::'))))"
 )
 """True where the remote end's own node reports this connection too."""
 _NEEDED = frozenset(

@@ -179,7 +179,7 @@ _REASONS = (
     ),
     (
         "zone unknown between known ends",
-        "connectionClass = 'INTRA_VPC' AND (remotePod != '' OR remoteNode != '') "
+        "connectionClass = 'INTRA_VPC' AND localNode != '' AND remoteNode != '' "
         "AND (sourceAvailabilityZone = '' OR destinationAvailabilityZone = '')",
     ),
     ("path unknown (no cloud ranges)", "connectionClass = 'UNKNOWN'"),
