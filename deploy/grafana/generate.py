@@ -10,12 +10,13 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+from answers import finops, platform  # noqa: E402
 from metering import metering  # noqa: E402
 
 
 def dashboards() -> dict[str, dict[str, Any]]:
     """File name to model."""
-    return {"metering.json": metering()}
+    return {"metering.json": metering(), "platform.json": platform(), "finops.json": finops()}
 
 
 def text(model: dict[str, Any]) -> str:

@@ -156,6 +156,7 @@ def _panel(panel: Panel, number: int, place: dict[str, int], source: str) -> dic
             "id": number,
             "type": "text",
             "title": panel.title,
+            "transparent": True,
             "gridPos": place,
             "options": {"mode": "markdown", "content": panel.description},
         }

@@ -14,8 +14,8 @@ import pytest
 from kubenetmon.report.page.answering import AnsweringConfig
 from kubenetmon.report.page.api import PageConfig
 from kubenetmon.report.page.asked import parse
-from kubenetmon.report.page.series import step_of
 from kubenetmon.report.questions import QUESTIONS
+from kubenetmon.report.series import step_of
 from tests.report.conftest import Page, served
 
 pytestmark = pytest.mark.chdb

@@ -21,10 +21,10 @@ from kubenetmon.report.arguments import COST_KEYS
 from kubenetmon.report.flows import Flows, Source, Span
 from kubenetmon.report.limits import Limits
 from kubenetmon.report.page.health import NODES
-from kubenetmon.report.page.series import PATHS_OVER_TIME, series_flows, step_of
 from kubenetmon.report.prices import PriceList
 from kubenetmon.report.questions import OBSERVATION, QUESTIONS, Question, ask
 from kubenetmon.report.scope import KEYS, Scope, parse_time
+from kubenetmon.report.series import PATHS_OVER_TIME, series_flows, step_of
 
 FORMATS = ("json", "csv", "sql")
 MOST_ROWS = 5000

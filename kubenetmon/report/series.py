@@ -1,4 +1,4 @@
-"""Bytes over time by path: what only the page asks. SQL, pure.
+"""Bytes over time by path, for the page and as a view. SQL, pure.
 
 Times are cut into at most `_MOST_SLOTS` slots; slots of hours and days come from rollups where there are any.
 A row counts in the slot in which its interval begins.
@@ -6,6 +6,7 @@ A row counts in the slot in which its interval begins.
 
 from __future__ import annotations
 
+from kubenetmon.clickhouse.rollups import HOUR
 from kubenetmon.report.answers import Column
 from kubenetmon.report.cost import PATH_OF_TRANSFER
 from kubenetmon.report.flows import Flows, Source, Span
@@ -23,7 +24,19 @@ def step_of(since: int, until: int) -> int:
 
 
 def _paths_over_time(flows: Flows, scope: Scope) -> str:
-    step = step_of(scope.since, scope.until)
+    return _statement(flows, scope, str(step_of(scope.since, scope.until)))
+
+
+def view_statement(flows: Flows, scope: Scope) -> str:
+    """The same over a span that is not known yet; slots of less than an hour need the rows themselves."""
+    shortest = HOUR if flows.from_rollups else _STEPS[0]
+    span = "toUnixTimestamp({until:DateTime}) - toUnixTimestamp({since:DateTime})"
+    steps = [step for step in _STEPS if step >= shortest]
+    chosen = ", ".join(f"{span} <= {step * _MOST_SLOTS}, {step}" for step in steps[:-1])
+    return _statement(flows, scope, f"multiIf({chosen}, {steps[-1]})")
+
+
+def _statement(flows: Flows, scope: Scope, step: str) -> str:
     return flows.define() + (
         f"SELECT toInt64(intDiv(toUnixTimestamp(intervalStartTime), {step}) * {step}) AS slot,\n"
         f"  {PATH_OF_TRANSFER} AS path,\n  sum(bytes) AS total\n"
