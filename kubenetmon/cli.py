@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_ask(commands)
     _add_top(commands)
+    _add_page(commands)
     _add_schema(commands)
     _add_ranges(commands)
     for name, text, handler in (
@@ -140,6 +141,18 @@ def _add_ask(commands: Any) -> None:
         commands.add_parser("cost", help=text, formatter_class=argparse.RawDescriptionHelpFormatter),
         _add_config_options,
     ).set_defaults(command="cost", handler=_cost)
+
+
+def _add_page(commands: Any) -> None:
+    text = "serve the answers as a page, on this machine only"
+    command = commands.add_parser(
+        "page",
+        help=text,
+        description="Serve the answers of the table that --config and --set name as a page on "
+        "http://127.0.0.1:8885/ (page_port, page_host). A server does it itself where page_port is set.",
+    )
+    _add_config_options(command)
+    command.set_defaults(command="page", action="page", handler=_page)
 
 
 def _add_schema(commands: Any) -> None:
@@ -239,6 +252,13 @@ def _top(options: argparse.Namespace) -> int:
     from kubenetmon.app.top import run_top
 
     _run(run_top(options, _clickhouse_config(options) if options.table else None))
+    return 0
+
+
+def _page(options: argparse.Namespace) -> int:
+    from kubenetmon.app.page import run_page
+
+    _run(run_page(_clickhouse_config(options)))
     return 0
 
 

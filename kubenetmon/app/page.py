@@ -1,20 +1,23 @@
-"""The page's port: which answers it gives, of what."""
+"""The page's port: which answers it gives, of what; in a server, or by itself (`kubenetmon page`)."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
+from kubenetmon.app.report import reading_sink
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.config.server import ServerConfig
 from kubenetmon.http import HttpServer, Page
-from kubenetmon.metrics import Metrics
-from kubenetmon.readiness import Readiness
+from kubenetmon.lifecycle import Lifecycle
 from kubenetmon.report.limits import read_limits
 from kubenetmon.report.page.api import PageApi, PageConfig
 from kubenetmon.report.page.health import Health
 from kubenetmon.report.prices import read_prices
-from kubenetmon.server.rates import Rates
+
+DEFAULT_PORT = 8885
+_STOP_DEADLINE = 5.0
 
 
 class PageServer(HttpServer):
@@ -32,26 +35,36 @@ class PageServer(HttpServer):
 
 
 def page_server(
-    config: ServerConfig,
-    *,
-    sink: Sink | None,
-    metrics: Metrics,
-    readiness: Readiness,
-    rates: Rates,
-    more: Mapping[str, Page],
+    config: ServerConfig, *, sink: Sink | None, health: Health | None, more: Mapping[str, Page]
 ) -> PageServer:
     """The page's port; `more` are pages of the server's own. Raises `ConfigurationError`."""
     about = {
         "environment": config.environment,
         "cluster": config.cluster,
-        "place": f"{config.cloud} {config.region}" if config.cloud != "none" else "",
+        "place": f"{config.cloud} {config.region}",
     }
     api = PageApi(
-        PageConfig(database=config.clickhouse_database, table=config.clickhouse_table, about=about),
+        PageConfig(
+            database=config.clickhouse_database,
+            table=config.clickhouse_table,
+            about={name: value for name, value in about.items() if value not in ("none", "none none")},
+        ),
         sink=sink,
-        health=Health(metrics, readiness, lambda: rates.view("app")),
+        health=health,
         clock=SYSTEM_CLOCK,
         prices=read_prices(config.page_prices),
         limits=read_limits(config.page_nodes, config.page_instance_type, config.page_limits),
     )
     return PageServer(config, api, more)
+
+
+async def run_page(config: ServerConfig) -> None:
+    """Serve the page of the table that the configuration names until told to stop.
+
+    Raises `KubenetmonError`.
+    """
+    if not config.page_port:
+        config = dataclasses.replace(config, page_port=DEFAULT_PORT)
+    async with reading_sink(config) as sink:
+        page = page_server(config, sink=sink, health=None, more={})
+        await Lifecycle([page], stop_deadline=_STOP_DEADLINE).run()

@@ -25,6 +25,7 @@ from kubenetmon.lag import LoopLag
 from kubenetmon.lifecycle import Component, Lifecycle
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
+from kubenetmon.report.page.health import Health
 from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.inventory import Inventory, InventoryConfig
 from kubenetmon.server.machine import MachineCluster, MachineConfig
@@ -142,7 +143,9 @@ async def build_server(
         components.append(LocalQueries(directory, sink=sink))
     pages = {RatesPage.PATH: RatesPage(rates).page}
     if config.page_port:
-        page = page_server(config, sink=sink, metrics=metrics, readiness=readiness, rates=rates, more=pages)
+        page = page_server(
+            config, sink=sink, health=Health(metrics, readiness, lambda: rates.view("app")), more=pages
+        )
         components.append(page)
     return ServerParts(tuple(components), pages, receiver, pipeline, sink)
 

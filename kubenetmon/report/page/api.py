@@ -71,12 +71,12 @@ class PageApi:
         config: PageConfig,
         *,
         sink: Sink | None,
-        health: Health,
+        health: Health | None,
         clock: Clock,
         prices: PriceList,
         limits: Limits = NO_LIMITS,
     ) -> None:
-        """Without a sink the page shows what needs no table."""
+        """Without a sink the page shows what needs no table, without `health` only what the table knows."""
         self._config, self._health, self._clock = config, health, clock
         settings: dict[str, str | int] = {
             "readonly": 2,
@@ -97,7 +97,7 @@ class PageApi:
         return {
             **static,
             "/api/about": self._about,
-            "/api/health": lambda _: _json(self._health.document(self._clock.time())),
+            "/api/health": self._show_health,
             "/api/ask": self._ask,
         }
 
@@ -107,6 +107,13 @@ class PageApi:
 
     def _about(self, _: Mapping[str, str]) -> Response:
         return _json({"version": __version__, "about": dict(self._config.about), "keys": KEYS})
+
+    def _show_health(self, _: Mapping[str, str]) -> Response:
+        if self._health is None:
+            return _json(
+                {"absent": "No server serves this page; each knows its own health: see /metrics there."}
+            )
+        return _json(self._health.document(self._clock.time()))
 
     async def _ask(self, parameters: Mapping[str, str]) -> Response:
         try:

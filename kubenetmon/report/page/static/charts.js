@@ -18,7 +18,7 @@ const color = (path) => `var(--${colorOf(path)})`;
 // Round steps for an axis: binary for bytes, decimal else.
 function ticks(most, kind) {
   const base = kind === "bytes" ? 1024 : 1000;
-  let unit = 1;
+  let unit = kind === "money" ? 10 ** Math.floor(Math.log10(most)) : 1;
   while (most / unit >= base) unit *= base;
   const steps = [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500].flatMap((one) => [one / 100, one / 10, one]);
   const step = steps.sort((a, b) => a - b).find((one) => most / (one * unit) <= 4.2) || 500;

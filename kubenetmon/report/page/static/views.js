@@ -275,6 +275,11 @@ function health(main, ask, fetchJson) {
   const own = async () => {
     try {
       const found = await fetchJson("api/health");
+      if (found.absent) {
+        state.node.remove();
+        identity.body.replaceChildren(el("p", { class: "muted" }, found.absent));
+        return;
+      }
       drawIdentity(identity, found);
       drawState(state, found);
     } catch (error) {
