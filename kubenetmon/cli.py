@@ -17,9 +17,6 @@ from kubenetmon.errors import ConfigurationError
 if TYPE_CHECKING:
     from kubenetmon.config.server import ServerConfig
 
-SINGLE_MACHINE_DATABASE = Path("/var/lib/kubenetmon/clickhouse")
-"""Where `--role all` keeps its rows unless told."""
-
 _DESCRIPTION = """\
 Exact data-transfer metering for Kubernetes: an agent on every node reads the kernel's conntrack counters, a
 server attributes them to workloads, zones, cloud regions and services, and ClickHouse keeps the rows.
@@ -228,8 +225,8 @@ def _clickhouse_config(options: argparse.Namespace) -> ServerConfig:
     placeholders = {"environment": "development", "cloud": "none", "region": "none", "cluster": "none"}
     if getattr(options, "action", "") == "print":
         placeholders["clickhouse_endpoint"] = "localhost:9000"
-    elif options.command in ("ask", "cost") and SINGLE_MACHINE_DATABASE.is_dir():
-        placeholders["clickhouse_endpoint"] = f"chdb:{SINGLE_MACHINE_DATABASE}"
+    elif options.command in ("ask", "cost") and server.SINGLE_MACHINE_DATABASE.is_dir():
+        placeholders["clickhouse_endpoint"] = f"chdb:{server.SINGLE_MACHINE_DATABASE}"
     return server.load(path, options.overrides, placeholders)
 
 

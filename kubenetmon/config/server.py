@@ -25,6 +25,8 @@ from kubenetmon.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 DEFAULT_PATH = Path("/etc/kubenetmon-server/config.yaml")
+SINGLE_MACHINE_DATABASE = Path("/var/lib/kubenetmon/clickhouse")
+"""Where `--role all` keeps its rows unless told, and where questions look unless told."""
 _MAX_FILE_BYTES = 1 << 20
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -11,11 +12,12 @@ from pathlib import Path
 from kubenetmon.demo import network, plan
 from kubenetmon.errors import KubenetmonError
 from tests.beds.injector import InjectionBed
-from tests.bench import agent, kernel, server
+from tests.bench import agent, kernel, rollups, server
 from tests.bench.line import Line, render
 from tests.conftest import SHARED_DATA
 
-_PARTS = ("agent", "bursts", "server")
+_PARTS = ("agent", "bursts", "server", "rollups")
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kubenetmon-bench"
 
 
 def main() -> int:
@@ -31,13 +33,29 @@ def main() -> int:
         help="the providers' files for the server; real ones if there are any, else the demo's few",
     )
     parser.add_argument("--only", choices=_PARTS, action="append", help="leave the other parts out")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=100_000_000,
+        metavar="N",
+        help="rows behind the rollups (100000000: half an hour of two cores, once)",
+    )
+    parser.add_argument(
+        "--keep", type=Path, default=_CACHE, metavar="DIR", help=f"where those rows are kept ({_CACHE})"
+    )
     options = parser.parse_args()
     parts = options.only or _PARTS
+    if parts == ["rollups"]:
+        print(render(rollups.lines(options.rows, options.keep)))
+        return 0
     network.require_machine()
     network.remove_leftovers()
     try:
         with tempfile.TemporaryDirectory(prefix=f"{network.own_prefix()}bench-") as directory:
             lines = _measure(Path(directory), options.flows, options.ranges, parts)
+        if "rollups" in parts:
+            _say(f"Answers over {options.rows:,} rows, and from their rollups")
+            lines += rollups.lines(options.rows, options.keep)
     except KubenetmonError as error:
         print(f"the bench cannot measure: {error}", file=sys.stderr)
         return 1
