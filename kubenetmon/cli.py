@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_page(commands)
     _add_schema(commands)
     _add_ranges(commands)
+    _add_explain(commands)
     for name, text, handler in (
         ("config", "list the agent's variables and the server's keys (Markdown)", _print_config),
         ("metrics", "list the metrics (Markdown)", _print_metrics),
@@ -169,7 +170,29 @@ def _add_schema(commands: Any) -> None:
         sub.add_argument(
             "--views", action="store_true", help="with hourly and daily rollups and a view for each answer"
         )
-        sub.add_argument("--ttl-days", type=int, default=90, metavar="N", help="keep rows so long (90)")
+        sub.add_argument("--database", metavar="NAME", help="instead of clickhouse_database")
+        sub.add_argument("--table", metavar="NAME", help="instead of clickhouse_table")
+        sub.add_argument(
+            "--ttl-days",
+            type=int,
+            metavar="N",
+            help="keep rows so long, 0: for ever (a new table: 90; never shortened by apply)",
+        )
+        sub.add_argument(
+            "--nodes",
+            type=int,
+            default=0,
+            metavar="N",
+            help="size the deduplication window for a week of so many nodes (at least 100,000 blocks, and "
+            "what the table has seen come in)",
+        )
+        sub.add_argument(
+            "--report-interval",
+            default="60s",
+            metavar="DURATION",
+            help="the agents' KUBENETMON_REPORT_INTERVAL, for --nodes (60s)",
+        )
+        sub.add_argument("--fsync", action="store_true", help="an insert is on the disk before it is acked")
 
 
 def _add_ranges(commands: Any) -> None:
@@ -179,6 +202,33 @@ def _add_ranges(commands: Any) -> None:
     sub = actions.add_parser("download", help=text, description=text)
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
     sub.set_defaults(command="ranges", handler=_ranges)
+
+
+def _add_explain(commands: Any) -> None:
+    text = "ask a running server what it knows of an address: pods, prefixes, class, deciding rule"
+    command = commands.add_parser("explain", help=text, description=text)
+    command.add_argument("endpoint", metavar="IP[:PORT]", help="an IPv6 address with a port as [IP]:PORT")
+    command.add_argument(
+        "--at",
+        default="",
+        metavar="TIME",
+        help="then instead of now: 2026-01-31T12:00 (UTC), Unix seconds, or how long ago (5m)",
+    )
+    command.add_argument(
+        "--server",
+        default="127.0.0.1:8883",
+        metavar="HOST:PORT",
+        help="the server's metrics_port on loopback (127.0.0.1:8883); kubectl port-forward brings it there",
+    )
+    command.add_argument("--json", action="store_true", help="the answer as JSON")
+
+    def handler(options: argparse.Namespace) -> int:
+        from kubenetmon.report import explain
+
+        print(explain.explain(options.endpoint, options.at, options.server, as_json=options.json))
+        return 0
+
+    command.set_defaults(command="explain", handler=handler)
 
 
 def _run_role(options: argparse.Namespace) -> int:
@@ -233,14 +283,24 @@ def _clickhouse_config(options: argparse.Namespace) -> ServerConfig:
 def _schema(options: argparse.Namespace) -> int:
     from kubenetmon.app.schema import run_schema
     from kubenetmon.clickhouse.schema import SchemaOptions
+    from kubenetmon.clickhouse.window import blocks_of_a_week
+    from kubenetmon.config.values import duration
 
+    for key in ("database", "table"):
+        if getattr(options, key) is not None:
+            options.overrides.append(f"clickhouse_{key}={getattr(options, key)}")
     config = _clickhouse_config(options)
+    interval = duration("--report-interval", options.report_interval)
+    if options.nodes < 0:
+        raise ConfigurationError("--nodes: give the number of nodes that report")
     wanted = SchemaOptions(
         database=config.clickhouse_database,
         table=config.clickhouse_table,
         cluster=options.cluster or "",
         ipv6=options.ipv6,
         ttl_days=options.ttl_days,
+        deduplication_window=blocks_of_a_week(options.nodes / interval),
+        fsync=options.fsync,
     )
     return asyncio.run(run_schema(options.action, config, wanted, with_views=options.views))
 

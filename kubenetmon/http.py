@@ -142,7 +142,7 @@ class HttpServer:
             return
         self._connections.add(task)
         try:
-            await self._converse(reader, writer, _is_local(writer))
+            await self._converse(reader, writer, is_loopback(writer.get_extra_info("peername")[0]))
         except (OSError, TimeoutError, asyncio.CancelledError):
             pass  # the peer went away or dawdled, or we are stopping
         finally:
@@ -201,8 +201,8 @@ def _ready_response(readiness: Readiness) -> Response:
     return Response(body, JSON, 200 if readiness.ready else 503)
 
 
-def _is_local(writer: asyncio.StreamWriter) -> bool:
-    host = writer.get_extra_info("peername")[0]
+def is_loopback(host: str) -> bool:
+    """Whether a peer's address, as the socket names it, is on this machine's loopback."""
     return ipaddress.ip_address(host.removeprefix("::ffff:").partition("%")[0]).is_loopback
 
 

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 
 from kubenetmon.app.page import page_server
 from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
@@ -26,26 +27,34 @@ from kubenetmon.lifecycle import Component, Lifecycle
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
 from kubenetmon.report.page.health import Health
+from kubenetmon.server.attributed import NamedNetwork
 from kubenetmon.server.attribution import AttributionConfig, Attributor
+from kubenetmon.server.explain import PATH as EXPLAIN_PATH
+from kubenetmon.server.explain import Explainer
 from kubenetmon.server.inventory import Inventory, InventoryConfig
+from kubenetmon.server.latecomers import Latecomers, LatecomersConfig
 from kubenetmon.server.machine import MachineCluster, MachineConfig
+from kubenetmon.server.pacing import PacingConfig, ReportPacing
+from kubenetmon.server.peers import PeerCluster, PeerConfig
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig
 from kubenetmon.server.rates import Rates, RatesPage
 from kubenetmon.server.receiver import Receiver, ReceiverConfig
 from kubenetmon.server.rows import RowsConfig
 from kubenetmon.server.snapshot import ClusterView
+from kubenetmon.server.unattributed import PATH as UNATTRIBUTED_PATH
+from kubenetmon.server.unattributed import Unattributed
 from kubenetmon.server.watcher import Watcher, WatcherConfig
 
 STOP_DEADLINE = 25.0
 """Seconds; Kubernetes kills after 30."""
 
 
-async def run_server(config: ServerConfig) -> None:
-    """Serve until told to stop. Raises `KubenetmonError`."""
+async def run_server(config: ServerConfig, *, listen_host: str = "") -> None:
+    """Serve agents on `listen_host` (empty: all addresses) until told to stop. Raises `KubenetmonError`."""
     metrics = Metrics(catalogue.SERVER_METRICS + catalogue.COMMON_METRICS)
     readiness = Readiness()
-    parts = await build_server(config, metrics, readiness)
+    parts = await build_server(config, metrics, readiness, listen_host=listen_host)
     http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness)
     for path, page in parts.pages.items():
         http.add_local_page(path, page)
@@ -102,7 +111,27 @@ async def build_server(
         clock=SYSTEM_CLOCK,
     )
     rates = Rates(clock=SYSTEM_CLOCK)
+    peers = _peers(config, metrics, readiness)
+    unattributed = Unattributed(metrics=metrics)
     sink, inserter = await _clickhouse(config, metrics, readiness, ipv6_table=ipv6_table)
+    pacing = ReportPacing(
+        PacingConfig(config.clickhouse_inserts_per_second, config.num_inserter_workers),
+        metrics=metrics,
+        clock=SYSTEM_CLOCK,
+    )
+    attributor = Attributor(
+        AttributionConfig(
+            cloud=config.cloud,
+            region=config.region,
+            cluster=config.cluster,
+            ignore_udp=config.ignore_udp,
+            meter_host_network=config.meter_host_network,
+            private_cidrs=config.private_cidrs,
+            networks=_networks(config),
+            connection_flags=dict(config.connection_flags),
+            ipv6=True,
+        )
+    )
     pipeline = Pipeline(
         PipelineConfig(
             rows=RowsConfig(config.environment, config.cloud, config.region, config.cluster),
@@ -110,23 +139,26 @@ async def build_server(
         ),
         cluster=cluster,
         ranges=ranges,
-        attributor=Attributor(
-            AttributionConfig(
-                cloud=config.cloud,
-                region=config.region,
-                cluster=config.cluster,
-                ignore_udp=config.ignore_udp,
-                meter_host_network=config.meter_host_network,
-                private_cidrs=config.private_cidrs,
-                connection_flags=dict(config.connection_flags),
-                ipv6=True,
-            )
-        ),
+        attributor=attributor,
         inserter=inserter,
+        pacing=pacing,
         metrics=metrics,
         clock=SYSTEM_CLOCK,
         rates=rates,
+        unattributed=unattributed,
+        peers=peers,
+        latecomers=_latecomers(config, cluster, metrics),
     )
+    explainer = Explainer(
+        config.cluster,
+        cluster=cluster,
+        peers=peers,
+        ranges=ranges,
+        attributor=attributor,
+        clock=SYSTEM_CLOCK,
+    )
+    live = {RatesPage.PATH: RatesPage(rates).page}
+    pages = {UNATTRIBUTED_PATH: unattributed.page, EXPLAIN_PATH: explainer.page, **live}
     receiver = Receiver(
         ReceiverConfig(
             host=listen_host, port=config.grpc_port, max_connection_age=config.max_grpc_connection_age
@@ -135,18 +167,17 @@ async def build_server(
         metrics=metrics,
         readiness=readiness,
         clock=SYSTEM_CLOCK,
+        wished_report_interval=pacing.wish,
         tls=tls,
     )
-    components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part, receiver]
+    components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part]
+    components += [*peers, receiver]
     if sink is not None and config.clickhouse_endpoint.startswith(EMBEDDED_PREFIX):
         directory = Path(config.clickhouse_endpoint.removeprefix(EMBEDDED_PREFIX))
         components.append(LocalQueries(directory, sink=sink))
-    pages = {RatesPage.PATH: RatesPage(rates).page}
     if config.page_port:
-        page = page_server(
-            config, sink=sink, health=Health(metrics, readiness, lambda: rates.view("app")), more=pages
-        )
-        components.append(page)
+        health = Health(metrics, readiness, lambda: rates.view("app"))
+        components.append(page_server(config, sink=sink, health=health, more=live))
     return ServerParts(tuple(components), pages, receiver, pipeline, sink)
 
 
@@ -166,6 +197,10 @@ async def _clickhouse(
             database=config.clickhouse_database,
             table=config.clickhouse_table,
             workers=config.num_inserter_workers,
+            settings=dict(config.clickhouse_insert_settings),
+            asynchronous=config.clickhouse_async_insert,
+            undecided=cast(Literal["hold", "insert", "drop"], config.clickhouse_undecided),
+            drop_held_after=config.clickhouse_drop_held_after,
         ),
         sink=sink,
         metrics=metrics,
@@ -177,17 +212,11 @@ async def _clickhouse(
 
 def _cluster(
     config: ServerConfig, metrics: Metrics, readiness: Readiness, node_name: str
-) -> tuple[ClusterView, Component]:
+) -> tuple[Inventory | MachineCluster, Component]:
     if config.kubernetes_source == "machine":
         machine = MachineCluster(MachineConfig(node_name), clock=SYSTEM_CLOCK)
         return machine, machine
-    inventory_config = InventoryConfig(
-        app_labels=config.app_labels,
-        instance_id_label=config.instance_id_label,
-        zone_label=config.zone_label,
-        cell_label=config.cell_label,
-        pod_grace=config.pod_grace,
-    )
+    inventory_config = _inventory_config(config)
     inventory = Inventory(inventory_config)
     watcher = Watcher(
         WatcherConfig(
@@ -201,6 +230,64 @@ def _cluster(
         clock=SYSTEM_CLOCK,
     )
     return inventory, watcher
+
+
+def _latecomers(config: ServerConfig, cluster: ClusterView, metrics: Metrics) -> Latecomers | None:
+    """A machine of its own has no pods to wait for."""
+    if config.kubernetes_source == "machine":
+        return None
+    wanted = LatecomersConfig(patience=config.pod_wait)
+    return Latecomers(wanted, cluster=cluster, metrics=metrics, clock=SYSTEM_CLOCK)
+
+
+def _inventory_config(config: ServerConfig) -> InventoryConfig:
+    return InventoryConfig(
+        app_labels=config.app_labels,
+        instance_id_label=config.instance_id_label,
+        zone_label=config.zone_label,
+        cell_label=config.cell_label,
+        pod_grace=config.pod_grace,
+    )
+
+
+def _peers(config: ServerConfig, metrics: Metrics, readiness: Readiness) -> list[PeerCluster]:
+    """Raises `ConfigurationError` that names the key."""
+    found = []
+    for peer in config.peer_clusters:
+        place = peer.place.resolved(config.cloud, config.region)
+        wanted = PeerConfig(
+            peer.name,
+            f"kubeconfig:{peer.kubeconfig}",
+            place.cloud,
+            place.region,
+            place.connection_class,
+            _inventory_config(config),
+        )
+        try:
+            found.append(PeerCluster(wanted, metrics=metrics, readiness=readiness, clock=SYSTEM_CLOCK))
+        except ConfigurationError as error:
+            reason = str(error).removeprefix("kubernetes_source: ")
+            raise ConfigurationError(f"peer_clusters.{peer.name}: {reason}") from error
+    return found
+
+
+def _networks(config: ServerConfig) -> tuple[NamedNetwork, ...]:
+    found = []
+    for one in config.networks:
+        place = one.place.resolved(config.cloud, config.region)
+        found.append(
+            NamedNetwork(
+                one.name,
+                one.cidrs,
+                place.cloud,
+                place.region,
+                place.connection_class,
+                one.zone,
+                one.service,
+                one.cluster,
+            )
+        )
+    return tuple(found)
 
 
 def _agents_tls(config: ServerConfig) -> ssl.SSLContext | None:

@@ -101,6 +101,11 @@ class LocalQuerySink:
     def address(self) -> str:
         return f"chdb:{self._directory}"
 
+    @property
+    def servers(self) -> int:
+        """One engine."""
+        return 1
+
     async def query(self, sql: str, settings: Settings | None = None) -> list[tuple[Any, ...]]:
         del settings
         try:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from kubenetmon.clickhouse.columns import COLUMNS
-from kubenetmon.clickhouse.deduplication import window_settings
 from kubenetmon.clickhouse.rollups import (
     COMMON_COLUMNS,
     CONNECTIONS_TYPE,
@@ -31,7 +30,7 @@ from kubenetmon.clickhouse.rollups import (
 )
 from kubenetmon.clickhouse.schema import LOCAL_SUFFIX, SchemaOptions, read_table
 from kubenetmon.clickhouse.sinks import Sink
-from kubenetmon.clickhouse.table import literal, quoted
+from kubenetmon.clickhouse.table import literal, quoted, window_settings
 
 HOURLY_DAYS = 400
 DAILY_DAYS = 1830

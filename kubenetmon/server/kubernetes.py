@@ -39,6 +39,9 @@ LARGEST_LINE = 16 << 20
 _PAGE_PATIENCE = 10
 """A page may take so many times the longest silence allowed."""
 
+_LONGEST_WISH = 60.0
+"""Seconds; the API may ask us to stay away so long and no longer."""
+
 _THREE_WAYS = (
     "no cluster to watch: run inside Kubernetes, or have a kubeconfig (KUBECONFIG or ~/.kube/config), "
     "or set kubernetes_source: file:PATH"
@@ -46,7 +49,18 @@ _THREE_WAYS = (
 
 
 class ApiError(KubenetmonError):
-    """The Kubernetes API did not give what was asked for; asking again later may help."""
+    """The Kubernetes API did not give what was asked for; asking again later may help.
+
+    `retry_after`: the seconds that the API asks us to wait at least, 0 where it says nothing.
+    """
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RefusedError(ApiError):
+    """The API does not allow this request, or does not know its like: another may do."""
 
 
 class ExpiredError(ApiError):
@@ -55,6 +69,31 @@ class ExpiredError(ApiError):
 
 class UnauthorizedError(ApiError):
     """The API does not accept our credentials (401)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is asked for of a kind: the API sends no more than that.
+
+    `field_selector` leaves objects out, `metadata_only` all but their metadata. `from_cache` reads a list
+    from the API server's memory, whole and perhaps a little old, and spares etcd; for kinds whose lists are
+    small. `streamed` asks for lists as streams of events (Kubernetes 1.32 and newer), likewise from memory,
+    but up to date and an object at a time.
+    """
+
+    field_selector: str = ""
+    metadata_only: bool = False
+    from_cache: bool = False
+    streamed: bool = False
+
+
+SELECTIONS: Mapping[Kind, Selection] = {
+    # Pods that have ended own no address. The API reports a pod that ends as deleted from the selection.
+    "pods": Selection("status.phase!=Succeeded,status.phase!=Failed", streamed=True),
+    "nodes": Selection(streamed=True),
+    # Services are only counted.
+    "services": Selection(metadata_only=True, from_cache=True),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +223,10 @@ class KubernetesClient:
                 self._session = await self._load()
 
     async def list_page(self, kind: Kind, limit: int, continue_token: str) -> bytearray:
-        """The body of one page. Raises `ApiError` and its kinds."""
+        """The body of one page, or of a list from the cache as a whole. Raises `ApiError` and its kinds."""
         query: dict[str, str] = {"limit": str(limit)}
+        if SELECTIONS[kind].from_cache:
+            query = {"resourceVersion": "0"}
         if continue_token:
             query["continue"] = continue_token
         body = bytearray()
@@ -204,15 +245,16 @@ class KubernetesClient:
     async def watch(self, kind: Kind, resource_version: str, timeout: int) -> AsyncGenerator[list[bytes]]:
         """Lines of a watch as they come, several at a time, none at first; ends when the server ends it.
 
-        `timeout` in seconds is the server's; our own is a little longer. A line above `LARGEST_LINE` is
-        passed on as an empty one. Raises `ApiError` and its kinds.
+        Without a version it begins with all objects there are, up to a bookmark that ends them;
+        `RefusedError` where the API does not do that. `timeout` in seconds is the server's; our own is a
+        little longer. A line above `LARGEST_LINE` is passed on as an empty one. Raises `ApiError` and its
+        kinds.
         """
-        query = {
-            "watch": "1",
-            "allowWatchBookmarks": "true",
-            "resourceVersion": resource_version,
-            "timeoutSeconds": str(timeout),
-        }
+        query = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(timeout)}
+        if resource_version:
+            query["resourceVersion"] = resource_version
+        else:
+            query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
         patience = aiohttp.ClientTimeout(total=timeout + self._read_timeout, connect=self._connect_timeout)
         async with self._get(kind, "watch", query, patience) as response:
             _keep_alive(response)
@@ -233,18 +275,20 @@ class KubernetesClient:
     async def _get(
         self, kind: Kind, verb: str, query: dict[str, str], timeout: aiohttp.ClientTimeout
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        if SELECTIONS[kind].field_selector:
+            query["fieldSelector"] = SELECTIONS[kind].field_selector
         await self.open()
         session = self._session
         assert session is not None
         async with self._answer(session, kind, query, timeout) as response:
             if response.status != 401:
-                await self._refuse(session, response, kind, verb)
+                await self._refuse(session, response, kind, verb, query)
                 yield response
                 return
         # A token or certificate was replaced: load what there is now and ask once more.
         session = await self._renew(session)
         async with self._answer(session, kind, query, timeout) as response:
-            await self._refuse(session, response, kind, verb)
+            await self._refuse(session, response, kind, verb, query)
             yield response
 
     @contextlib.asynccontextmanager
@@ -272,7 +316,11 @@ class KubernetesClient:
         self, session: _Session, kind: Kind, query: dict[str, str], timeout: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
         # Compressing a list costs the API server more than it saves on a cluster's own network.
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "kubenetmon"}
+        accept = "application/json"
+        if SELECTIONS[kind].metadata_only:
+            form = "PartialObjectMetadata" if "watch" in query else "PartialObjectMetadataList"
+            accept = f"application/json;as={form};g=meta.k8s.io;v=v1,application/json"
+        headers = {"Accept": accept, "Accept-Encoding": "identity", "User-Agent": "kubenetmon"}
         try:
             authorization = await session.configuration.get_api_key_with_prefix("BearerToken")
         except _library().config.ConfigException as error:
@@ -289,7 +337,12 @@ class KubernetesClient:
         return response
 
     async def _refuse(
-        self, session: _Session, response: aiohttp.ClientResponse, kind: Kind, verb: str
+        self,
+        session: _Session,
+        response: aiohttp.ClientResponse,
+        kind: Kind,
+        verb: str,
+        query: Mapping[str, str],
     ) -> None:
         """Raise the error that an answer other than 200 stands for."""
         host = session.configuration.host
@@ -301,14 +354,20 @@ class KubernetesClient:
                 "renew the token or certificate"
             )
         if response.status == 403:
-            raise ApiError(
+            raise RefusedError(
                 f"not allowed to {verb} {kind}: bind the ClusterRole kubenetmon-server "
                 "(get, list, watch on pods, nodes, services) to this account"
             )
+        if "sendInitialEvents" in query and response.status in (400, 404, 405, 406, 415, 422):
+            raise RefusedError(f"the API does not send the list of {kind} as events ({response.status})")
         if response.status == 410 or (verb == "watch" and response.status in (400, 404, 422)):
             raise ExpiredError(f"the API cannot go on from the {kind} known ({response.status})")
         text = (await response.content.read(300)).decode(errors="replace")
-        raise ApiError(f"the Kubernetes API at {host} answers {response.status}: {' '.join(text.split())}")
+        wish = response.headers.get("Retry-After", "")
+        raise ApiError(
+            f"the Kubernetes API at {host} answers {response.status}: {' '.join(text.split())}",
+            min(float(wish), _LONGEST_WISH) if wish.isascii() and wish.isdigit() else 0.0,
+        )
 
     async def _renew(self, rejected: _Session) -> _Session:
         async with self._opening:

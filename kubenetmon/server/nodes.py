@@ -8,12 +8,14 @@ that is only named by a pod has a number too.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kubenetmon.server.endpoints import Description, Endpoints
+from kubenetmon.server.ranges.table import PrefixMap
 from kubenetmon.server.snapshot import Addresses, Family
 
 HOST_APP = "host"
@@ -49,7 +51,7 @@ class _NodeRecord:
         self.deleted_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NodeLookup:
     """Sorted InternalIPs and their endpoints per family, each node's pod networks and zone. Immutable.
 
@@ -71,6 +73,17 @@ class NodeLookup:
         found: NDArray[np.int32] = self.endpoints[family].take(row)
         found *= keys.take(row) == wanted
         return found
+
+    @cached_property
+    def all_pod_networks(self) -> PrefixMap:
+        """Membership in any node's pod networks; made when first asked for."""
+        networks = {network for some in self.pod_networks.values() for network in some}
+        return PrefixMap(
+            {
+                address.to_bytes(4 if family == 4 else 16) + bytes((length,)): 1
+                for family, address, length in networks
+            }
+        )
 
     def in_pod_networks(self, family: Family, addresses: Addresses, node_name: str) -> NDArray[np.bool_]:
         """Whether each address lies in a pod network of that node. Shape (n,)."""

@@ -1,13 +1,9 @@
 """Who moves how much right now: the last ten minutes of every workload and path, for `kubenetmon top`.
 
-Contract: `digest` is pure and runs in the pipeline's worker thread; it sums one batch's records by workload
-and path with arrays. `add`, on the event loop, takes a digest once its batch is settled. `view` is what is
-shown. Nothing here is exact bookkeeping: it is gone with the process, one replica sees only its own agents,
-and a batch that two replicas settle shows at both. Memory is bounded: beyond `_MOST_ROWS` workloads the pods
-of an app are taken together, beyond that everything is "others". No task, nothing to shut down.
-
-Each workload shows as its own node saw it: what it sent, what it received. The pod at the other end of a
-connection within one node, which no record of its own describes, is credited from the one that there is.
+Contract: `add` takes what a batch moved once it is settled. `view` is what is shown. Nothing here is exact
+bookkeeping: it is gone with the process, one replica sees only its own agents, and a batch that two replicas
+settle shows at both. Memory is bounded: beyond `_MOST_ROWS` workloads the pods of an app are taken together,
+beyond that everything is "others". No task, nothing to shut down.
 """
 
 from __future__ import annotations
@@ -15,54 +11,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kubenetmon.clock import Clock
 from kubenetmon.http import JSON, Response
-from kubenetmon.server.attribution import CLASSES, GONE_POD, INTRA_VPC, Attributed
+from kubenetmon.server.moved import Digest, Workload
 
 SLOT_SECONDS = 10
 SLOTS = 60
 KEYS = ("app", "pod", "namespace", "node", "zone")
-_PATH_OF_CLASS = {
-    "INTRA_VPC": "unknown-zone",
-    "INTRA_REGION": "region-service",
-    "INTER_REGION": "inter-region",
-    "PUBLIC_INTERNET": "internet",
-    "UNKNOWN": "unknown",
-}
-PATHS = (*(_PATH_OF_CLASS[name] for name in CLASSES), "same-zone", "cross-zone")
-"""By code: that of the class, or of INTRA_VPC where the zones of both ends are known."""
-_SAME_ZONE, _CROSS_ZONE = len(CLASSES), len(CLASSES) + 1
 
 _MOST_ROWS = 8192
 _MOST_NODES = 16384
 _STALE_SECONDS = 180
 """A node that is so far behind the newest report does not hold up the history of the others."""
-
-
-class Workload(NamedTuple):
-    """Whose bytes, over which path."""
-
-    namespace: str
-    app: str
-    pod: str
-    node: str
-    zone: str
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Digest:
-    """One batch: what each workload sent and received (bytes) in [start, end), Unix seconds."""
-
-    node: str
-    start: int
-    end: int
-    amounts: dict[Workload, tuple[float, float]]
 
 
 @dataclass(slots=True)
@@ -86,70 +50,6 @@ class _Sum:
     sent: float = 0.0
     received: float = 0.0
     indexes: list[int] = field(default_factory=list)
-
-
-def digest(attributed: Attributed, start: int, end: int) -> Digest:
-    """Sum the records of one batch whose interval is [start, end)."""
-    table = attributed.table
-    node_of = table.node_id
-    local, remote = attributed.local.endpoint, attributed.remote.endpoint
-    local_node = np.where(local == GONE_POD, 0, node_of[local])
-    remote_node = np.where(remote == GONE_POD, 0, node_of[remote])
-    zones = {"": 0}
-    here = zones.setdefault(attributed.node_zone, len(zones))
-    zone_of_node = np.zeros(int(node_of.max(initial=0)) + 1, np.int64)
-    for nodes, endpoints in ((local_node, local), (remote_node, remote)):
-        example = np.zeros(len(zone_of_node), np.int64)
-        example[nodes] = endpoints
-        for node in np.flatnonzero(example > 0):
-            zone_of_node[node] = zones.setdefault(table.zone[example[node]], len(zones))
-    local_zone = np.where(local == GONE_POD, here, zone_of_node[local_node])
-    remote_zone = np.where(remote == GONE_POD, here, zone_of_node[remote_node])
-    path = attributed.connection_class.astype(np.int64)
-    zoned = (path == INTRA_VPC) & (local_zone != 0) & (remote_zone != 0)
-    path[zoned] = np.where(local_zone[zoned] == remote_zone[zoned], _SAME_ZONE, _CROSS_ZONE)
-    amounts: dict[Workload, tuple[float, float]] = {}
-    _sum_by(attributed, local, path, attributed.out_bytes, attributed.in_bytes, amounts)
-    mirrored = np.flatnonzero((remote > 0) & (remote_node != 0) & (remote_node == local_node))
-    if len(mirrored):
-        _sum_by(
-            attributed,
-            remote[mirrored],
-            path[mirrored],
-            attributed.in_bytes[mirrored],
-            attributed.out_bytes[mirrored],
-            amounts,
-        )
-    return Digest(attributed.node_name, start, max(end, start + 1), amounts)
-
-
-def _sum_by(
-    attributed: Attributed,
-    endpoint: NDArray[np.int32],
-    path: NDArray[np.int64],
-    sent: NDArray[np.uint64],
-    received: NDArray[np.uint64],
-    amounts: dict[Workload, tuple[float, float]],
-) -> None:
-    table = attributed.table
-    code = (endpoint.astype(np.int64) - GONE_POD) * len(PATHS) + path
-    sums = [np.bincount(code, weights=counter) for counter in (sent, received)]
-    for each in np.flatnonzero(sums[0] + sums[1]):
-        number, of_path = divmod(int(each), len(PATHS))
-        one = number + GONE_POD
-        if one == GONE_POD:
-            names = ("", "", "", attributed.node_name, attributed.node_zone)
-        else:
-            names = (
-                table.namespace[one],
-                table.app[one],
-                table.pod[one],
-                table.node[one] or attributed.node_name,
-                table.zone[one],
-            )
-        key = Workload(*names, PATHS[of_path])
-        before = amounts.get(key, (0.0, 0.0))
-        amounts[key] = (before[0] + float(sums[0][each]), before[1] + float(sums[1][each]))
 
 
 class Rates:

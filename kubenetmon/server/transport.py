@@ -37,11 +37,11 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, UnknownFrameReceived
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import GoAwayFrame, SettingsFrame
 
 from kubenetmon._observations import ffi, lib
 from kubenetmon.clock import Clock
-from kubenetmon.server.flood import FrameAllowance
+from kubenetmon.server.flood import FrameAllowance, MemoryBudget, Pace, PeerBudgets
 from kubenetmon.server.receive_buffer import ReceiveBuffer
 
 logger = logging.getLogger(__name__)
@@ -67,9 +67,13 @@ class TransportLimits:
     """What the server allows its peers; seconds and bytes."""
 
     max_connections: int
+    max_connections_per_address: int
     max_streams_per_connection: int
+    batch_burst: int
+    batches_per_second: float
     max_connection_age: float
     window_bytes: int
+    stream_window_bytes: int
 
 
 class StreamHandler(Handler):
@@ -124,9 +128,12 @@ class AgentConnection(H2Protocol):
     def __init__(self, handler: StreamHandler, server: GrpcServer) -> None:
         super().__init__(handler, server.grpclib_config, server.h2_config)
         self.streams: set[ReceiveBuffer] = set()
-        self.peer = "?"
+        self.peer = self.address = "?"
         self.carried_rpc = False
-        self.window = server.limits.window_bytes
+        self.window = server.limits.stream_window_bytes
+        self.memory: MemoryBudget
+        """This connection's, from when it is admitted."""
+        self.pace = Pace(burst=server.limits.batch_burst, per_second=server.limits.batches_per_second)
         self._surplus = 0
         self._server = server
         self._clock = server.clock
@@ -149,7 +156,8 @@ class AgentConnection(H2Protocol):
         """Set up HTTP/2, or refuse where there are too many connections."""
         transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
         address = transport.get_extra_info("peername")
-        self.peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "local socket"
+        if isinstance(address, tuple):
+            self.peer, self.address = f"{address[0]}:{address[1]}", str(address[0])
         if not self._server.admit(self):
             transport.abort()
             return
@@ -165,6 +173,11 @@ class AgentConnection(H2Protocol):
         # From the start: h2 applies the peer's acknowledgement only after the frames that came along with it.
         self._h2.max_inbound_frame_size = MAX_FRAME_BYTES
         self.connection.flush()
+        # Past h2, which would hold peers to it before they know: it takes the acknowledgement of any settings
+        # for that of all. A peer that sends before it has read this may leave `window_bytes` unread.
+        transport.write(
+            SettingsFrame(0, settings={SettingCodes.INITIAL_WINDOW_SIZE: self.window}).serialize()
+        )
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the peer: joined, counted, then given to the HTTP/2 stack."""
@@ -289,6 +302,7 @@ class GrpcServer(Server):
         mapping: Mapping[str, RpcHandler],
         limits: TransportLimits,
         *,
+        memory: PeerBudgets,
         clock: Clock,
         connections_changed: Callable[[], None],
     ) -> None:
@@ -298,6 +312,7 @@ class GrpcServer(Server):
         super().__init__([], codec=ProtoCodec(), config=config)
         self._mapping = dict(mapping)
         self.limits = limits
+        self.memory = memory
         self.clock = clock
         self.connections: set[AgentConnection] = set()
         self.stoppable: set[ReceiveBuffer] = set()
@@ -328,23 +343,36 @@ class GrpcServer(Server):
             self._server.close()
 
     def admit(self, connection: AgentConnection) -> bool:
-        """Whether there is room for one more connection."""
-        if len(self.connections) >= self.limits.max_connections:
+        """Whether there is room for one more connection, of all and of its address's."""
+        of_address = self.memory.connections(connection.address)
+        if (
+            len(self.connections) >= self.limits.max_connections
+            or of_address >= self.limits.max_connections_per_address
+        ):
             self._refused += 1
             if self._refused & (self._refused - 1) == 0:
                 logger.warning(
-                    "Refused %d connections so far: %d are open, which is the limit",
+                    "Refused %d connections so far, the last from %s: %d are open (%d may), of them %d from "
+                    "that address (%d may)",
                     self._refused,
+                    connection.peer,
                     len(self.connections),
+                    self.limits.max_connections,
+                    of_address,
+                    self.limits.max_connections_per_address,
                 )
             return False
+        connection.memory = self.memory.open(connection.address)
         self.connections.add(connection)
         self.accepted += 1
         return True
 
     def forget(self, connection: AgentConnection) -> None:
-        """A connection is gone."""
+        """A connection is gone, if it was one of ours."""
+        if connection not in self.connections:
+            return
         self.connections.discard(connection)
+        self.memory.close(connection.address)
         self.stoppable.difference_update(connection.streams)
         self._connections_changed()
 
@@ -361,6 +389,7 @@ class GrpcServer(Server):
         now = self.clock.monotonic()
         for connection in list(self.connections):
             connection.sweep(now)
+        self.memory.sweep()
 
     async def close_all(self) -> None:
         """Cut every connection, wait for the requests' tasks to end."""

@@ -67,6 +67,7 @@ async def running_receiver(
     config: ReceiverConfig | None = None,
     *,
     tls: ssl.SSLContext | None = None,
+    wish: int = 0,
     ready: bool = True,
 ) -> AsyncIterator[Rig]:
     """A receiver on a free port of the loopback interface."""
@@ -80,6 +81,7 @@ async def running_receiver(
         metrics=metrics,
         readiness=readiness,
         clock=SYSTEM_CLOCK,
+        wished_report_interval=lambda: wish,
         tls=tls,
     )
     task = asyncio.create_task(receiver.run())
@@ -101,6 +103,7 @@ def random_arrays(count: int, family: int, seed: int = 0) -> FlowArrays:
     columns["protocol"] = generator.choice(np.array([6, 17], np.uint8), count).tobytes()
     for name in ARRAY_NAMES[-4:]:
         columns[name] = generator.integers(0, 1 << 40, count).astype("<u8").tobytes()
+    columns["start_time"] = generator.bytes(4 * count)
     return FlowArrays(count=count, **columns)
 
 

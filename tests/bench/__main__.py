@@ -7,16 +7,17 @@ import asyncio
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from kubenetmon.demo import network, plan
 from kubenetmon.errors import KubenetmonError
 from tests.beds.injector import InjectionBed
-from tests.bench import agent, kernel, rollups, server
+from tests.bench import agent, kernel, ranges, rollups, server, watching
 from tests.bench.line import Line, render
 from tests.conftest import SHARED_DATA
 
-_PARTS = ("agent", "bursts", "server", "rollups")
+_PARTS = ("agent", "bursts", "server", "ranges", "watching", "rollups")
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kubenetmon-bench"
 
 
@@ -32,6 +33,8 @@ def main() -> int:
         metavar="DIR",
         help="the providers' files for the server; real ones if there are any, else the demo's few",
     )
+    parser.add_argument("--pods", type=int, default=100_000, help="pods of the large cluster (100000)")
+    parser.add_argument("--nodes", type=int, default=5_000, help="nodes of the large cluster (5000)")
     parser.add_argument("--only", choices=_PARTS, action="append", help="leave the other parts out")
     parser.add_argument(
         "--rows",
@@ -52,7 +55,7 @@ def main() -> int:
     network.remove_leftovers()
     try:
         with tempfile.TemporaryDirectory(prefix=f"{network.own_prefix()}bench-") as directory:
-            lines = _measure(Path(directory), options.flows, options.ranges, parts)
+            lines = _measure(Path(directory), options, parts)
         if "rollups" in parts:
             _say(f"Answers over {options.rows:,} rows, and from their rollups")
             lines += rollups.lines(options.rows, options.keep)
@@ -65,13 +68,32 @@ def main() -> int:
     return 0
 
 
-def _measure(directory: Path, flows: int, ranges: Path, parts: tuple[str, ...]) -> list[Line]:
+def _measure(directory: Path, options: argparse.Namespace, parts: Sequence[str]) -> list[Line]:
+    lines: list[Line] = []
+    if {"agent", "bursts", "server"} & set(parts):
+        lines += _measure_flows(directory, options.flows, options.ranges, parts)
+    if "ranges" in parts:
+        _say("All cloud ranges")
+        lines += ranges.measure(options.ranges, directory)
+    if "watching" in parts:
+        _say(f"A cluster of {options.pods:,} pods and {options.nodes:,} nodes")
+        lines += watching.measure(options.pods, options.nodes, directory, options.ranges)
+    return lines
+
+
+def _measure_flows(directory: Path, flows: int, ranges: Path, parts: Sequence[str]) -> list[Line]:
+    idle: list[Line] = []
     with InjectionBed("bench") as bed:
+        if "agent" in parts:
+            _say("An agent on a node without flows")
+            idle = agent.measure_idle(bed, directory)
         _say(f"Reading {flows:,} flows")
         floor, lines = asyncio.run(kernel.measure(bed, flows))
         if "agent" in parts:
             _say(f"An agent on a node of {flows:,} flows, all changing")
-            lines += agent.measure(bed, floor, directory)
+            lines += agent.measure(bed, floor, directory) + idle
+            _say(f"Reading {flows * 5 // 2:,} flows")
+            lines += asyncio.run(kernel.measure_growth(bed, flows))
     if "bursts" in parts:
         _say("An agent through bursts over 20,000 flows")
         with InjectionBed("bench") as bed:

@@ -27,7 +27,8 @@ from kubenetmon.http import HttpServer
 from kubenetmon.metrics import Metrics
 from kubenetmon.readiness import Readiness
 from kubenetmon.report.top.sources import StreamSource, TableSource
-from kubenetmon.server.rates import Digest, Rates, RatesPage, Workload
+from kubenetmon.server.moved import Digest, Workload
+from kubenetmon.server.rates import Rates, RatesPage
 from tests.beds.virtual_clock import VirtualClock
 
 COMMAND = (sys.executable, "-m", "kubenetmon", "top")

@@ -146,6 +146,24 @@ async def test_a_changed_file_is_read_again_and_a_bad_one_is_not_taken(
         assert bed.detail() == ""
 
 
+async def test_a_file_that_lost_the_own_region_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = directory_with(tmp_path / "ranges", "aws")
+    bed = Bed(RangesConfig("aws", "us-west-2", directory), HastyClock(0.001))
+    async with bed.running():
+        await bed.until_ready()
+        before = bed.keeper.table
+        elsewhere = BODIES["aws"].replace(b"us-west-2", b"us-west-9")
+        (directory / "aws.json").write_bytes(elsewhere)
+        await bed.until(
+            lambda: "holds nothing of the region us-west-2 and the copy in use does" in caplog.text
+        )
+        assert "if it is right, restart the server" in caplog.text
+        assert bed.keeper.table is before
+        assert bed.detail() == ""
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

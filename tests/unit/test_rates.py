@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from kubenetmon.server.attribution import Attributor
-from kubenetmon.server.rates import SLOTS, Digest, Rates, RatesPage, Workload, digest
+from kubenetmon.server.moved import Digest, Workload, digest
+from kubenetmon.server.rates import SLOTS, Rates, RatesPage
 from tests.beds.attribution import CASE_TIME, Flow, batch_of
 from tests.beds.small_cluster import CONFIG, RANGES, SNAPSHOT, flow
 from tests.beds.virtual_clock import VirtualClock
@@ -18,7 +19,7 @@ from tests.beds.virtual_clock import VirtualClock
 def _digest(*flows: Flow, node: str = "node-a", start: int = CASE_TIME) -> Digest:
     batch = batch_of(flows, node, start)
     attributed = Attributor(CONFIG).attribute(batch, SNAPSHOT, RANGES)
-    return digest(attributed, batch.interval_start, batch.interval_end)
+    return digest(attributed, SNAPSHOT, node, batch.interval_start, batch.interval_end)
 
 
 def _rates(start: int = CASE_TIME) -> Rates:

@@ -160,6 +160,10 @@ class _LimitedSink:
     def address(self) -> str:
         return self._sink.address
 
+    @property
+    def servers(self) -> int:
+        return self._sink.servers
+
     async def query(self, sql: str, settings: Settings | None = None) -> list[tuple[Any, ...]]:
         return await self._sink.query(sql, {**self._settings, **(settings or {})})
 
