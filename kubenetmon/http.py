@@ -14,6 +14,7 @@ import inspect
 import ipaddress
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
@@ -87,7 +88,8 @@ class HttpServer:
         self._pages[path] = page
 
     def add_local_page(self, path: str, page: Page) -> None:
-        """The same, for peers on this machine's loopback only: `kubectl port-forward` and `exec` come so."""
+        """The same, for peers on this machine's loopback only, who call it localhost or by an address:
+        `kubectl port-forward` and `exec` come so."""
         self.add_page(path, page)
         self._local_only.add(path)
 
@@ -184,6 +186,8 @@ class HttpServer:
             return Response(f"no such page; there are {known}\n".encode(), status=404)
         if target.path in self._local_only and not local:
             return Response(b"only served on loopback: use kubectl port-forward or exec\n", status=403)
+        if target.path in self._local_only and not _names_this_machine(request):
+            return Response(b"only served under the name localhost or an address\n", status=403)
         try:
             answer = page(dict(parse_qsl(target.query)))
             return await answer if inspect.isawaitable(answer) else answer
@@ -204,6 +208,20 @@ def _ready_response(readiness: Readiness) -> Response:
 def is_loopback(host: str) -> bool:
     """Whether a peer's address, as the socket names it, is on this machine's loopback."""
     return ipaddress.ip_address(host.removeprefix("::ffff:").partition("%")[0]).is_loopback
+
+
+def _names_this_machine(request: h11.Request) -> bool:
+    """Whether the request is for localhost or an address: any other name that leads here may be a foreign web
+    page's, whose scripts a browser would let read the answer (DNS rebinding)."""
+    name = dict(request.headers).get(b"host", b"localhost").decode("latin-1").lower()
+    name = re.sub(r":[0-9]*$", "", name).removeprefix("[").removesuffix("]")
+    if name == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 async def _next_request(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:

@@ -9,7 +9,7 @@ from kubenetmon.app.report import reading_sink
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.config.server import ServerConfig
-from kubenetmon.http import HttpServer, Page
+from kubenetmon.http import HttpServer, Page, is_loopback
 from kubenetmon.lifecycle import Lifecycle
 from kubenetmon.report.limits import read_limits
 from kubenetmon.report.page.api import PageApi, PageConfig
@@ -26,12 +26,20 @@ class PageServer(HttpServer):
     def __init__(self, config: ServerConfig, api: PageApi, more: Mapping[str, Page]) -> None:
         super().__init__(config.page_port, host=config.page_host, what="page")
         self._api = api
+        add = self.add_local_page if _on_loopback(config.page_host) else self.add_page
         for path, page in {**api.pages(), **more}.items():
-            self.add_page(path, page)
+            add(path, page)
 
     async def stop(self) -> None:
         """End what callers wait for."""
         await self._api.close()
+
+
+def _on_loopback(host: str) -> bool:
+    try:
+        return is_loopback(host)
+    except ValueError:
+        return host == "localhost"
 
 
 def page_server(

@@ -50,6 +50,9 @@ def test_a_server_serves_the_page_on_a_port_of_its_own_and_no_page_on_the_others
             assert _get(page + path)[0] == 404
         for path in ("/", "/api/ask?question=classes", "/api/health"):
             assert _get(metrics + path)[0] == 404
+        foreign = urllib.request.Request(f"{page}/api/health", headers={"Host": "evil.example"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(foreign, timeout=20)
         # The live view is on the metrics port for loopback, so that `top` needs no page.
         assert json.loads(_get(f"{metrics}/rates")[1])["by"] == "app"
         top = subprocess.run(
@@ -86,7 +89,7 @@ def test_a_page_port_that_is_taken_is_one_clear_line(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         server = Server(tmp_path, clickhouse_endpoint=f"chdb:{tmp_path / 'engine'}", page_port=port)
         status, said = server.outcome()
-    assert status == 2
+    assert status == 2, said
     assert f"page port {port} cannot be served" in said
     assert "Traceback" not in said
 

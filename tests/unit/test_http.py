@@ -40,8 +40,8 @@ async def ask(server: HttpServer, request: bytes) -> bytes:
     return answer
 
 
-def get(path: str, method: str = "GET") -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+def get(path: str, method: str = "GET", host: str = "x") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
 
 
 async def test_metrics_are_served_as_prometheus_text(server: HttpServer) -> None:
@@ -188,9 +188,9 @@ async def test_a_server_without_metrics_has_pages_only() -> None:
 
 async def test_a_local_page_is_for_loopback_only(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.add_local_page("/debug/secret", lambda _: Response(b"ours"))
-    assert (await ask(server, get("/debug/secret"))).endswith(b"ours")
+    assert (await ask(server, get("/debug/secret", host="localhost"))).endswith(b"ours")
     monkeypatch.setattr(http, "is_loopback", lambda _: False)
-    answer = await ask(server, get("/debug/secret"))
+    answer = await ask(server, get("/debug/secret", host="localhost"))
     assert b"403" in answer.split(b"\r\n")[0]
     assert b"ours" not in answer
     assert b"200" in (await ask(server, get("/live"))).split(b"\r\n")[0]
@@ -203,3 +203,18 @@ async def test_a_local_page_is_for_loopback_only(server: HttpServer, monkeypatch
 )  # fmt: skip
 def test_what_counts_as_loopback(host: str, local: bool) -> None:
     assert http.is_loopback(host) is local
+
+
+@pytest.mark.parametrize(
+    ("host", "served"),
+    [("localhost", True), ("LocalHost:8885", True), ("127.0.0.1:8885", True), ("[::1]:8885", True),
+     ("evil.example", False), ("evil.example:8885", False), ("localhost.evil.example", False), ("", False)],
+)  # fmt: skip
+async def test_a_foreign_name_that_leads_here_gets_no_local_page(
+    server: HttpServer, host: str, served: bool
+) -> None:
+    server.add_local_page("/debug/secret", lambda _: Response(b"ours"))
+    answer = await ask(server, get("/debug/secret", host=host))
+    assert answer.endswith(b"ours") is served
+    assert (b"403" in answer.split(b"\r\n")[0]) is not served
+    assert (await ask(server, get("/live", host=host))).endswith(b"ok\n")
