@@ -165,8 +165,11 @@ class ServerConfig:
         values.text,
         "Address that the page is served on. It has no login: beyond loopback put one before it",
     )
-    page_nodes: Path | None = _key(
-        None, values.path, "`kubectl get nodes -o json`, for the limits of the nodes' instance types"
+    page_nodes: str = _key(
+        "kubernetes",
+        values.optional_text,
+        "Where the page has the nodes' instance types from: `kubernetes` (its API), or a file with what "
+        "`kubectl get nodes -o json` prints; empty: nowhere",
     )
     page_instance_type: str = _key("", values.optional_text, "The instance type of nodes not in page_nodes")
     page_limits: Path | None = _key(None, values.path, "Limits of further instance types")

@@ -48,17 +48,11 @@ def main() -> int:
     )
     options = parser.parse_args()
     parts = options.only or _PARTS
-    if parts == ["rollups"]:
-        print(render(rollups.lines(options.rows, options.keep)))
-        return 0
     network.require_machine()
     network.remove_leftovers()
     try:
         with tempfile.TemporaryDirectory(prefix=f"{network.own_prefix()}bench-") as directory:
             lines = _measure(Path(directory), options, parts)
-        if "rollups" in parts:
-            _say(f"Answers over {options.rows:,} rows, and from their rollups")
-            lines += rollups.lines(options.rows, options.keep)
     except KubenetmonError as error:
         print(f"the bench cannot measure: {error}", file=sys.stderr)
         return 1
@@ -78,6 +72,9 @@ def _measure(directory: Path, options: argparse.Namespace, parts: Sequence[str])
     if "watching" in parts:
         _say(f"A cluster of {options.pods:,} pods and {options.nodes:,} nodes")
         lines += watching.measure(options.pods, options.nodes, directory, options.ranges)
+    if "rollups" in parts:
+        _say(f"Answers over {options.rows:,} rows, and from their rollups")
+        lines += rollups.lines(options.rows, options.keep)
     return lines
 
 

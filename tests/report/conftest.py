@@ -14,7 +14,7 @@ from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.http import HttpServer
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
-from kubenetmon.report.limits import read_limits
+from kubenetmon.report.limits import Limits, read_limits
 from kubenetmon.report.page.api import PageApi, PageConfig
 from kubenetmon.report.page.health import Health
 from kubenetmon.report.prices import read_prices
@@ -46,13 +46,17 @@ class Page:
             health=Health(metrics, readiness, lambda: rates.view("app")),
             clock=SYSTEM_CLOCK,
             prices=read_prices(),
-            limits=read_limits(None, "m5.large", None),
+            limits=_limits,
         )
 
     @property
     def span(self) -> str:
         """The world's span, as parameters."""
         return f"since=%40{self.start}&until=%40{self.until}"
+
+
+async def _limits() -> Limits:
+    return read_limits({}, "m5.large", None)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ caller may choose is checked first (`asked`), and nothing that callers send can 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -20,7 +20,7 @@ from kubenetmon.clock import Clock
 from kubenetmon.errors import ConfigurationError, KubenetmonError
 from kubenetmon.http import JSON, TEXT, Page, Response
 from kubenetmon.report.flows import Source, read_source
-from kubenetmon.report.limits import NO_LIMITS, Limits
+from kubenetmon.report.limits import Limits
 from kubenetmon.report.page.answering import Answering, AnsweringConfig, BusyError
 from kubenetmon.report.page.asked import MOST_ROWS, Answers, parse
 from kubenetmon.report.page.health import Health
@@ -74,7 +74,7 @@ class PageApi:
         health: Health | None,
         clock: Clock,
         prices: PriceList,
-        limits: Limits = NO_LIMITS,
+        limits: Callable[[], Awaitable[Limits]],
     ) -> None:
         """Without a sink the page shows what needs no table, without `health` only what the table knows."""
         self._config, self._health, self._clock = config, health, clock

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from kubenetmon.report import cost
 from kubenetmon.report.answers import Answer, render
 from kubenetmon.report.arguments import COST_KEYS
 from kubenetmon.report.flows import Flows, Source, Span
-from kubenetmon.report.limits import Limits
+from kubenetmon.report.limits import NO_LIMITS, Limits
 from kubenetmon.report.page.health import NODES
 from kubenetmon.report.prices import PriceList
 from kubenetmon.report.questions import OBSERVATION, QUESTIONS, Question, ask
@@ -96,7 +96,8 @@ def _grouping(name: str, by: str) -> str:
 class Answers:
     """Asks the table."""
 
-    def __init__(self, sink: Sink, *, prices: PriceList, limits: Limits) -> None:
+    def __init__(self, sink: Sink, *, prices: PriceList, limits: Callable[[], Awaitable[Limits]]) -> None:
+        """`limits` gives what the nodes can move, as it is known now."""
         self._sink, self._prices, self._limits = sink, prices, limits
 
     async def body(self, asked: Asked, source: Source) -> bytes:
@@ -109,7 +110,8 @@ class Answers:
         elif asked.name in _OWN:
             answer = await self._own(_OWN[asked.name], asked, source)
         else:
-            answer = await ask(self._sink, QUESTIONS[asked.name], scope, source, self._limits)
+            limits = await self._limits() if asked.name == "throughput" else NO_LIMITS
+            answer = await ask(self._sink, QUESTIONS[asked.name], scope, source, limits)
         if asked.form == "csv":
             return f"{render(answer, 'csv')}\n".encode()
         return json.dumps(_document(asked, answer), ensure_ascii=False, separators=(",", ":")).encode()
