@@ -77,7 +77,8 @@ async def instance_types(nodes: str, config: ServerConfig) -> Mapping[str, str]:
     """By node, from a file or, for the word `kubernetes`, from where the configuration reads the cluster."""
     if nodes != "kubernetes":
         return read_nodes(Path(nodes)) if nodes else {}
-    from kubenetmon.server.kubernetes import DumpFile, KubernetesClient, choose_source
+    from kubenetmon.server.kubernetes import KubernetesClient
+    from kubenetmon.server.kubernetes_source import DumpFile, choose_source
 
     named = config.kubernetes_source
     source = choose_source("" if named == "auto" else named, os.environ)

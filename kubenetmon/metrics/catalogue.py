@@ -280,7 +280,7 @@ SERVER_WISHED_INTERVAL = MetricSpec(
 INVENTORY_OBJECTS = MetricSpec(
     "kubenetmon_server_inventory_objects",
     Kind.GAUGE,
-    "Kubernetes objects known.",
+    "Kubernetes objects known; pods that have ended are not asked for.",
     {"kind": ("pods", "nodes", "services")},
 )
 WATCH_EVENTS = MetricSpec(
@@ -292,7 +292,7 @@ WATCH_EVENTS = MetricSpec(
 WATCH_RELISTS = MetricSpec(
     "kubenetmon_server_watch_relists_total",
     Kind.COUNTER,
-    "Full lists read from the Kubernetes API, by what made them necessary.",
+    "Full lists read from the Kubernetes API, as pages or a stream, by what made them necessary.",
     {"kind": ("pods", "nodes", "services"), "reason": ("start", "expired", "error")},
 )
 WATCH_SKIPPED = MetricSpec(

@@ -6,7 +6,8 @@ the one answer, and a caller that is cancelled changes nothing. Every batch's by
 committed, ignored with a reason, handed back or pending, and nowhere else.
 
 Attribution and encoding run in one worker thread, one batch at a time, over a snapshot taken on the event
-loop; at most `inserters` batches are held in encoded form, the others wait as the arrays they came in.
+loop; at most `inserters` batches and about `encoded_limit` bytes are held in encoded form, the others wait as
+the arrays they came in, which are a fifth of that.
 At shutdown the inserter hands back what it cannot commit; then every `process` returns and `close` ends the
 thread.
 """
@@ -33,6 +34,7 @@ from kubenetmon.proto import Outcome
 from kubenetmon.server import rows
 from kubenetmon.server.attributed import NOTHING_IGNORED, Attributed, Ignored, NoSide, Peer
 from kubenetmon.server.attribution import Attributor
+from kubenetmon.server.flood import MemoryBudget
 from kubenetmon.server.latecomers import Latecomers
 from kubenetmon.server.moved import Digest, digest
 from kubenetmon.server.pacing import ReportPacing
@@ -47,6 +49,8 @@ logger = logging.getLogger(__name__)
 _REMEMBERED = 16384
 """How many committed identities are remembered, so that a repeated one costs no insert."""
 
+_USUAL_BLOCK_BYTES = 300.0
+"""Of the two rows that a record becomes, with names of usual length."""
 _VERDICTS = {
     CommitOutcome.HANDED_BACK: Verdict(Outcome.RETRY_LATER, "the server is stopping"),
     CommitOutcome.UNDECIDED: Verdict(
@@ -61,10 +65,11 @@ _VERDICTS = {
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
-    """`inserters`: batches that are encoded and inserted at once."""
+    """`inserters`: batches that are encoded and inserted at once; `encoded_limit`: bytes of their blocks."""
 
     rows: rows.RowsConfig
     inserters: int = 20
+    encoded_limit: int = 32 << 20
 
 
 class RangesHolder(Protocol):
@@ -154,6 +159,8 @@ class Pipeline:
         self._in_flight: dict[str, asyncio.Task[Verdict]] = {}
         self._committed: OrderedDict[str, None] = OrderedDict()
         self._slots = asyncio.Semaphore(config.inserters)
+        self._encoded = MemoryBudget(config.encoded_limit)
+        self._block_bytes_per_record = _USUAL_BLOCK_BYTES
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="attribution")
         self._pending = {"bytes": 0, "packets": 0}
 
@@ -231,6 +238,17 @@ class Pipeline:
     async def _store(
         self, batch: FlowBatch, received_at: float, leftover: _Leftover, *, patient: bool = True
     ) -> Verdict | _Waits:
+        """`_store_encoded`, once there is room for the block."""
+        room = min(int(len(batch) * self._block_bytes_per_record), self._config.encoded_limit)
+        await self._encoded.reserve(room)
+        try:
+            return await self._store_encoded(batch, received_at, leftover, patient=patient)
+        finally:
+            self._encoded.release(room)
+
+    async def _store_encoded(
+        self, batch: FlowBatch, received_at: float, leftover: _Leftover, *, patient: bool
+    ) -> Verdict | _Waits:
         """Attribute, encode, commit; fills `leftover` with what makes no rows.
 
         One that is patient and meets pods it does not know gives the batch back, and `leftover` untouched.
@@ -262,23 +280,28 @@ class Pipeline:
             self._metrics.add(
                 catalogue.REMOTE_LABELER_ERRORS, attributed.empty_region, type="intra_cloud_empty_region"
             )
+        labeled = Ignored(records, attributed.total_bytes(), attributed.total_packets())
         if inserter is None or encoded is None:
             if inserter is None and records:
-                leftover.add(
-                    "disabled", Ignored(records, attributed.total_bytes(), attributed.total_packets())
-                )
+                leftover.add("disabled", labeled)
             self._show(moved)
             return Verdict(Outcome.COMMITTED)
+        del attributed  # what an insert may wait for through an outage is the block
+        block, tracer = encoded
+        # The longest of late, for the room that the next ones will need.
+        self._block_bytes_per_record = max(
+            _USUAL_BLOCK_BYTES, 0.9 * self._block_bytes_per_record, len(block.body) / max(1, records)
+        )
         self._observed("enqueued", records)
         self._pacing.arrived(batch.interval_end - batch.interval_start)
         begun = self._clock.monotonic()
-        outcome = await inserter.commit(encoded[0], batch.identity.token, encoded[1])
+        outcome = await inserter.commit(block, batch.identity.token, tracer)
         if outcome is CommitOutcome.COMMITTED:
             self._pacing.inserted(self._clock.monotonic() - begun)
         else:
             self._observed("dropped", records)
         if outcome is CommitOutcome.DROPPED:
-            leftover.add("dropped", Ignored(records, attributed.total_bytes(), attributed.total_packets()))
+            leftover.add("dropped", labeled)
         if verdict := _VERDICTS.get(outcome):
             return verdict
         age = max(0.0, self._clock.time() - received_at)

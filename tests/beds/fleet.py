@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import random
 import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -59,7 +60,7 @@ class SyntheticTable:
             **{field.name: 0 for field in dataclasses.fields(ReadResult)}  # type: ignore[arg-type]
         )
 
-    def seal(self, begin: int, end: int, end_monotonic: float) -> list[SealedRecords]:
+    async def report(self, begin: int, end: int, end_monotonic: float) -> list[SealedRecords]:
         """What has moved since the last time."""
         reads, self._reads = self._reads, 0
         sealed = [_times(part, reads) for part in self._parts if reads]
@@ -154,7 +155,8 @@ class SimulatedAgent:
         """Read and seal now, whatever waits."""
         await self.table.read()
         end = int(SYSTEM_CLOCK.time())
-        self.outbox.put(self.table.seal(end - 60, end, SYSTEM_CLOCK.monotonic()), end - 60, end)
+        sealed = await self.table.report(end - 60, end, SYSTEM_CLOCK.monotonic())
+        self.outbox.put(sealed, end - 60, end)
 
     def _wished(self, seconds: int) -> None:
         if seconds != (self.wishes[-1] if self.wishes else 0):
@@ -180,6 +182,7 @@ class Fleet:
         """What the Service's name resolves to now."""
         self.settled: list[tuple[float, float]] = []
         """When each committed batch was sealed, and when its agent knew of the commit; monotonic seconds."""
+        self._port = port
         config = dataclasses.replace(sender, host=HOST, port=port)
         self.agents = [
             SimulatedAgent(node, flows, config, collector or CollectorConfig(), self.settled)
@@ -215,7 +218,7 @@ class Fleet:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Agents send (and collect) until the end, when they are dropped as they are."""
-        with _resolving(HOST, self.addresses):
+        with _resolving(HOST, self.addresses), _connecting_from_nodes(self._port):
             for agent in self.agents:
                 self._tasks.append(asyncio.create_task(agent.sender.run()))
                 if self._collecting:
@@ -243,8 +246,15 @@ class Fleet:
     async def drained(self, seconds: float = 60.0) -> None:
         """Return once every batch is answered for."""
         async with asyncio.timeout(seconds):
-            while self.unanswered:  # noqa: ASYNC110 - the outboxes' events are the senders' to wait on
+            while self.unanswered:
+                self.check()
                 await asyncio.sleep(0.01)
+
+    def check(self) -> None:
+        """Raise what ended an agent's task."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
 
 
 @contextlib.contextmanager
@@ -265,3 +275,22 @@ def _resolving(name: str, addresses: list[str]) -> Any:
         yield
     finally:
         del loop.getaddrinfo
+
+
+@contextlib.contextmanager
+def _connecting_from_nodes(port: int) -> Any:
+    """The running loop connects to `port` from another loopback address each time, as nodes do."""
+    loop: Any = asyncio.get_running_loop()
+    real, numbers = loop.create_connection, itertools.count()
+
+    async def connect(factory: Any, host: Any = None, to: Any = None, **options: Any) -> Any:
+        if to == port:
+            number = next(numbers) % 50_000
+            options["local_addr"] = (f"127.1.{number // 250}.{number % 250 + 1}", 0)
+        return await real(factory, host, to, **options)
+
+    loop.create_connection = connect
+    try:
+        yield
+    finally:
+        del loop.create_connection

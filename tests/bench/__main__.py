@@ -13,11 +13,11 @@ from pathlib import Path
 from kubenetmon.demo import network, plan
 from kubenetmon.errors import KubenetmonError
 from tests.beds.injector import InjectionBed
-from tests.bench import agent, kernel, ranges, rollups, server, watching
+from tests.bench import agent, attribution, encoder, kernel, ranges, rollups, server, watching
 from tests.bench.line import Line, render
 from tests.conftest import SHARED_DATA
 
-_PARTS = ("agent", "bursts", "server", "ranges", "watching", "rollups")
+_PARTS = ("agent", "bursts", "encoder", "server", "attribution", "ranges", "watching", "rollups")
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kubenetmon-bench"
 
 
@@ -66,6 +66,9 @@ def _measure(directory: Path, options: argparse.Namespace, parts: Sequence[str])
     lines: list[Line] = []
     if {"agent", "bursts", "server"} & set(parts):
         lines += _measure_flows(directory, options.flows, options.ranges, parts)
+    if "attribution" in parts:
+        _say("Attribution and inventory alone")
+        lines += attribution.measure(options.ranges)
     if "ranges" in parts:
         _say("All cloud ranges")
         lines += ranges.measure(options.ranges, directory)
@@ -95,6 +98,9 @@ def _measure_flows(directory: Path, flows: int, ranges: Path, parts: Sequence[st
         _say("An agent through bursts over 20,000 flows")
         with InjectionBed("bench") as bed:
             lines += agent.measure_bursts(bed, directory)
+    if "encoder" in parts:
+        _say("The encoder")
+        lines += encoder.measure()
     if "server" in parts:
         _say("A server with 5,000 pods")
         lines += server.measure(floor, directory, ranges)

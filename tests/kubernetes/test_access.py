@@ -13,7 +13,8 @@ import yaml
 
 from kubenetmon.app.report import instance_types
 from kubenetmon.config.server import load
-from kubenetmon.server.kubernetes import InCluster, KubernetesClient, UnauthorizedError
+from kubenetmon.server.kubernetes import KubernetesClient, UnauthorizedError
+from kubenetmon.server.kubernetes_source import InCluster
 from tests.beds.kubernetes import SERVER_ACCOUNT, Cluster, free_port
 from tests.kubernetes.conftest import IMPATIENT, eventually, following
 

@@ -30,6 +30,13 @@ def main() -> int:
         "--pods-per-node", type=int, default=usual.pods_per_node, help="in the inventory (%(default)s)"
     )
     parser.add_argument(
+        "--memory",
+        type=float,
+        default=250.0,
+        metavar="MB",
+        help="what a server may take at most; more is a failure (%(default)g)",
+    )
+    parser.add_argument(
         "--discard", action="store_true", help="a ClickHouse that keeps nothing: measures servers alone"
     )
     options = parser.parse_args()
@@ -47,7 +54,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kubenetmon-simulate-") as directory:
         figures = asyncio.run(simulate(plan, Path(directory)))
     print(render(plan, figures))
-    return 0 if figures.exact else 1
+    within = figures.server_memory <= options.memory * 1e6
+    if not within:
+        print(f"a server took {figures.server_memory / 1e6:.0f} MB, {options.memory:g} MB are allowed")
+    return 0 if figures.exact and within else 1
 
 
 if __name__ == "__main__":

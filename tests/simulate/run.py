@@ -24,7 +24,7 @@ from tests.bench import cluster
 from tests.bench.accounting import cpu_seconds, memory_bytes
 
 SAMPLE_SECONDS = 0.5
-DRAIN_SECONDS = 600.0
+DRAIN_SECONDS = 1200.0
 SAY_SECONDS = 15.0
 
 
@@ -131,6 +131,7 @@ async def simulate(plan: Plan, directory: Path, *, say: bool = True) -> Figures:
             else:
                 await asyncio.sleep(plan.seconds)
             figures.seconds = time.monotonic() - began
+            fleet.check()
             await fleet.stop_collecting()
             await fleet.drained(DRAIN_SECONDS)
             if plan.outage:
@@ -174,6 +175,7 @@ async def _watch(running: Site, fleet: Fleet, figures: Figures, *, say: bool) ->
     began = said = time.monotonic()
     while True:
         await asyncio.sleep(SAMPLE_SECONDS)
+        fleet.check()
         for replica in running.replicas:
             metrics = await asyncio.to_thread(replica.metrics)
             figures.held_memory = max(figures.held_memory, int(metrics[catalogue.SERVER_HELD_MEMORY.name]))

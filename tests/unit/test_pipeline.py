@@ -339,6 +339,22 @@ async def test_only_so_many_batches_are_held_in_encoded_form(build: Build) -> No
     assert rig.bytes_by_fate()["committed"] == 10 * 10600
 
 
+async def test_encoded_batches_take_so_much_memory_and_no_more(build: Build) -> None:
+    records = len(batch())
+    config = PipelineConfig(
+        RowsConfig("test", "aws", "us-west-2", "blue"), inserters=20, encoded_limit=2 * 300 * records
+    )
+    rig = build(config, ready=False)
+    processing = [
+        asyncio.create_task(rig.pipeline.process(batch(sequence=i), time.time())) for i in range(1, 11)
+    ]
+    await rig.until_inserting(2)
+    await asyncio.sleep(0.05)
+    assert len(rig.inserter.blocks) == 2
+    rig.inserter.gate.set()
+    assert await asyncio.gather(*processing) == [COMMITTED] * 10
+
+
 async def test_the_event_loop_stays_free_while_a_large_batch_is_encoded(build: Build) -> None:
     rig = build()
     flows = [flow(f"10.1.{i % 2 + 1}.{i % 250}", f"203.0.{i % 200}.{i % 250}") for i in range(1000)]
