@@ -26,3 +26,18 @@ def test_it_measures_and_no_byte_is_missed() -> None:
     assert "100 % / 100 % (" in bursts
     assert "| reached" in bursts
     assert sum("x the receive floor" in line for line in result.stdout.splitlines()) == 2
+
+
+def test_attribution_and_inventory_reach_their_targets_with_room_to_spare() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "--only", "attribution"],
+        env=python_environment(),
+        capture_output=True,
+        text=True,
+        timeout=220,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.endswith("reached |")]
+    assert len(lines) == 4
+    assert not [line for line in lines if "NOT" in line], result.stdout
