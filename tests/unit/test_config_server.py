@@ -158,3 +158,8 @@ def test_what_only_a_file_can_say_can_also_be_set(tmp_path: Path) -> None:
     assert config.networks[0].cidrs == (ipaddress.ip_network("10.80.0.0/16"),)
     with pytest.raises(ConfigurationError, match=r"networks\.office: unknown key 'cidr'"):
         server.load(None, [*SMALL, "networks={office: {cidr: [10.80.0.0/16]}}"])
+
+
+def test_a_peer_cannot_have_the_name_of_this_cluster() -> None:
+    with pytest.raises(ConfigurationError, match=r"peer_clusters\.c has the name of this cluster"):
+        server.load(None, [*SMALL, "peer_clusters={c: /etc/kubeconfig}"])
