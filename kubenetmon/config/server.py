@@ -228,6 +228,10 @@ def _check_together(config: ServerConfig) -> None:
     for prefix in ("tls", "clickhouse"):
         if (getattr(config, f"{prefix}_cert") is None) != (getattr(config, f"{prefix}_key") is None):
             raise ConfigurationError(f"{prefix}_cert and {prefix}_key go together: set both or neither")
+    if any(peer.name == config.cluster for peer in config.peer_clusters):
+        raise ConfigurationError(
+            f"peer_clusters.{config.cluster} has the name of this cluster: a row could not say which is meant"
+        )
     if config.tls_client_ca is not None and config.tls_cert is None:
         raise ConfigurationError("tls_client_ca needs tls_cert and tls_key: set them or remove it")
     ports = [name for name in ("metrics_port", "grpc_port", "page_port") if getattr(config, name)]
