@@ -46,3 +46,18 @@ def test_it_measures_ranges_and_a_large_cluster_that_is_right_throughout() -> No
     assert sum("matched a CPU second" in line for line in lines) == 2
     [server] = [line for line in lines if "a whole server" in line]
     assert "| reached" in server
+
+
+def test_attribution_and_inventory_reach_their_targets_with_room_to_spare() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "--only", "attribution"],
+        env=python_environment(),
+        capture_output=True,
+        text=True,
+        timeout=220,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.endswith("reached |")]
+    assert len(lines) == 4
+    assert not [line for line in lines if "NOT" in line], result.stdout

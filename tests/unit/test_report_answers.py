@@ -11,7 +11,7 @@ import pytest
 
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.report.answers import Answer, Column, render
-from kubenetmon.report.limits import BUILT_IN, read_limits
+from kubenetmon.report.limits import BUILT_IN, read_limits, read_nodes
 
 COLUMNS = (
     Column("who", title="from app"),
@@ -58,7 +58,7 @@ def judged(tmp_path: Path, peak: float, high: float, kind: str) -> tuple[str, fl
     labels = {"node.kubernetes.io/instance-type": kind} if kind else {}
     nodes.write_text(json.dumps({"items": [{"metadata": {"name": "n", "labels": labels}}]}))
     rows = [("n", 0, peak, 1.0, high, 1.0), ("other", 0, 1.0, 1.0, 1.0, 1.0)]
-    columns, found, notes = read_limits(nodes, "", None).judge(COLUMNS, rows, "node")
+    columns, found, notes = read_limits(read_nodes(nodes), "", None).judge(COLUMNS, rows, "node")
     assert len(columns) == len(COLUMNS) + 4
     assert any("no limit is known" in note for note in notes)
     assert found[1][-3:] == (None, None, "")
@@ -83,9 +83,9 @@ def test_a_warning_comes_near_the_limit(
 
 def test_where_only_sending_is_limited_receiving_warns_of_nothing() -> None:
     rows = [("n", 0, 1.0, 31e9, 1.0, 31e9)]
-    _, found, _ = read_limits(None, "n2-standard-16", None).judge(COLUMNS, rows, "node")
+    _, found, _ = read_limits({}, "n2-standard-16", None).judge(COLUMNS, rows, "node")
     assert found[0][9] == ""
-    _, found, _ = read_limits(None, "m5.large", None).judge(COLUMNS, rows, "node")
+    _, found, _ = read_limits({}, "m5.large", None).judge(COLUMNS, rows, "node")
     assert found[0][9] == "near the limit"
 
 
@@ -99,15 +99,15 @@ def test_limits_of_ones_own_add_and_override(tmp_path: Path) -> None:
     document["clouds"] = [{"cloud": "own", "limits": "each way", "types": types}]
     own = tmp_path / "own.json"
     own.write_text(json.dumps(document))
-    limits = read_limits(None, "ours", own)
+    limits = read_limits({}, "ours", own)
     assert limits.of_node("any") == ("ours", limits.bandwidths["ours"])
     assert limits.bandwidths["m5.large"].burst == 2e9
     own.write_text(own.read_text().replace('"0.5"', "3"))
     with pytest.raises(ConfigurationError, match="baseline_gbps <= burst_gbps"):
-        read_limits(None, "", own)
+        read_limits({}, "", own)
     own.write_text('{"format": 1}')
     with pytest.raises(ConfigurationError, match="is no file of limits"):
-        read_limits(None, "", own)
+        read_limits({}, "", own)
     own.write_text("[]")
     with pytest.raises(ConfigurationError, match="is not what `kubectl get nodes -o json` prints"):
-        read_limits(own, "", None)
+        read_nodes(own)
