@@ -149,6 +149,16 @@ AGENT_UNACKNOWLEDGED = MetricSpec(
     "Sealed batches that the server has not acknowledged yet.",
 )
 AGENT_FLOWS = MetricSpec("kubenetmon_agent_flows", Kind.GAUGE, "Flows in the ledger.")
+AGENT_TABLE_ENTRIES = MetricSpec(
+    "kubenetmon_agent_conntrack_entries",
+    Kind.GAUGE,
+    "Entries in the kernel's table (nf_conntrack_count).",
+)
+AGENT_TABLE_LIMIT = MetricSpec(
+    "kubenetmon_agent_conntrack_limit",
+    Kind.GAUGE,
+    "Entries that the kernel's table takes (nf_conntrack_max); beyond it new connections are dropped.",
+)
 AGENT_WAITING = MetricSpec(
     "kubenetmon_agent_waiting_flows",
     Kind.GAUGE,
@@ -378,6 +388,8 @@ AGENT_METRICS = (
     AGENT_BATCH_BYTES,
     AGENT_UNACKNOWLEDGED,
     AGENT_FLOWS,
+    AGENT_TABLE_ENTRIES,
+    AGENT_TABLE_LIMIT,
     AGENT_WAITING,
     AGENT_MERGED,
     AGENT_EVENTS,

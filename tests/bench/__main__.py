@@ -66,6 +66,9 @@ def _measure(directory: Path, options: argparse.Namespace, parts: Sequence[str])
     lines: list[Line] = []
     if {"agent", "bursts", "server"} & set(parts):
         lines += _measure_flows(directory, options.flows, options.ranges, parts)
+    if "encoder" in parts:
+        _say("The encoder")
+        lines += encoder.measure()
     if "attribution" in parts:
         _say("Attribution and inventory alone")
         lines += attribution.measure(options.ranges)
@@ -98,9 +101,6 @@ def _measure_flows(directory: Path, flows: int, ranges: Path, parts: Sequence[st
         _say("An agent through bursts over 20,000 flows")
         with InjectionBed("bench") as bed:
             lines += agent.measure_bursts(bed, directory)
-    if "encoder" in parts:
-        _say("The encoder")
-        lines += encoder.measure()
     if "server" in parts:
         _say("A server with 5,000 pods")
         lines += server.measure(floor, directory, ranges)

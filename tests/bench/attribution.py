@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from kubenetmon.server.attributed import Peer
@@ -106,7 +107,9 @@ def _changes() -> tuple[float, float]:
             if number % 2:
                 inventory.remove_pod(pod.uid, now)
             else:
-                successor = pod._replace(uid=f"{pod.uid}-{every}", name=f"{pod.name}-{every}", created=now)
+                successor = msgspec.structs.replace(
+                    pod, uid=f"{pod.uid}-{every}", name=f"{pod.name}-{every}", created=now
+                )
                 inventory.put_pod(successor, now)
             if every and number % every == 0:
                 inventory.snapshot()
