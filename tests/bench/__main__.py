@@ -12,11 +12,11 @@ from pathlib import Path
 from kubenetmon.demo import network, plan
 from kubenetmon.errors import KubenetmonError
 from tests.beds.injector import InjectionBed
-from tests.bench import agent, kernel, ranges, server, watching
+from tests.bench import agent, fleet, kernel, ranges, server, watching
 from tests.bench.line import Line, render
 from tests.conftest import SHARED_DATA
 
-_PARTS = ("agent", "bursts", "server", "ranges", "watching")
+_PARTS = ("agent", "bursts", "server", "fleet", "ranges", "watching")
 
 
 def main() -> int:
@@ -54,6 +54,9 @@ def _measure(directory: Path, options: argparse.Namespace, parts: Sequence[str])
     lines: list[Line] = []
     if {"agent", "bursts", "server"} & set(parts):
         lines += _measure_flows(directory, options.flows, options.ranges, parts)
+    if "fleet" in parts:
+        _say("A server before 50 and before 1,000 agents")
+        lines += fleet.measure(directory)
     if "ranges" in parts:
         _say("All cloud ranges")
         lines += ranges.measure(options.ranges, directory)
