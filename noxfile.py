@@ -50,6 +50,12 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def dashboards(session: nox.Session) -> None:
+    """Make the dashboards of deploy/grafana anew."""
+    session.run("python", "deploy/grafana/generate.py")
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Pin every dependency with hashes, for all platforms."""
     shared = (

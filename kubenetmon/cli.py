@@ -17,9 +17,6 @@ from kubenetmon.errors import ConfigurationError
 if TYPE_CHECKING:
     from kubenetmon.config.server import ServerConfig
 
-SINGLE_MACHINE_DATABASE = Path("/var/lib/kubenetmon/clickhouse")
-"""Where `--role all` keeps its rows unless told."""
-
 _DESCRIPTION = """\
 Exact data-transfer metering for Kubernetes: an agent on every node reads the kernel's conntrack counters, a
 server attributes them to workloads, zones, cloud regions and services, and ClickHouse keeps the rows.
@@ -75,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
     _add_ask(commands)
+    _add_top(commands)
+    _add_page(commands)
     _add_schema(commands)
     _add_ranges(commands)
     _add_explain(commands)
@@ -119,6 +118,14 @@ def _add_demo(commands: Any) -> None:
     command.set_defaults(command="demo", handler=handler)
 
 
+def _add_top(commands: Any) -> None:
+    from kubenetmon.report.top import arguments
+
+    text = "who moves how much right now: rates by workload and path, live in the terminal"
+    command = arguments.add_top(commands.add_parser("top", help=text), _add_config_options)
+    command.set_defaults(command="top", action="top", handler=_top)
+
+
 def _add_ask(commands: Any) -> None:
     from kubenetmon.report import arguments
 
@@ -132,6 +139,18 @@ def _add_ask(commands: Any) -> None:
         commands.add_parser("cost", help=text, formatter_class=argparse.RawDescriptionHelpFormatter),
         _add_config_options,
     ).set_defaults(command="cost", handler=_cost)
+
+
+def _add_page(commands: Any) -> None:
+    text = "serve the answers as a page, on this machine only"
+    command = commands.add_parser(
+        "page",
+        help=text,
+        description="Serve the answers of the table that --config and --set name as a page on "
+        "http://127.0.0.1:8885/ (page_port, page_host). A server does it itself where page_port is set.",
+    )
+    _add_config_options(command)
+    command.set_defaults(command="page", action="page", handler=_page)
 
 
 def _add_schema(commands: Any) -> None:
@@ -256,8 +275,8 @@ def _clickhouse_config(options: argparse.Namespace) -> ServerConfig:
     placeholders = {"environment": "development", "cloud": "none", "region": "none", "cluster": "none"}
     if getattr(options, "action", "") == "print":
         placeholders["clickhouse_endpoint"] = "localhost:9000"
-    elif options.command in ("ask", "cost") and SINGLE_MACHINE_DATABASE.is_dir():
-        placeholders["clickhouse_endpoint"] = f"chdb:{SINGLE_MACHINE_DATABASE}"
+    elif options.command in ("ask", "cost") and server.SINGLE_MACHINE_DATABASE.is_dir():
+        placeholders["clickhouse_endpoint"] = f"chdb:{server.SINGLE_MACHINE_DATABASE}"
     return server.load(path, options.overrides, placeholders)
 
 
@@ -284,6 +303,20 @@ def _schema(options: argparse.Namespace) -> int:
         fsync=options.fsync,
     )
     return asyncio.run(run_schema(options.action, config, wanted, with_views=options.views))
+
+
+def _top(options: argparse.Namespace) -> int:
+    from kubenetmon.app.top import run_top
+
+    _run(run_top(options, _clickhouse_config(options) if options.table else None))
+    return 0
+
+
+def _page(options: argparse.Namespace) -> int:
+    from kubenetmon.app.page import run_page
+
+    _run(run_page(_clickhouse_config(options)))
+    return 0
 
 
 def _ask(options: argparse.Namespace) -> int:

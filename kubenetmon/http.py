@@ -14,6 +14,7 @@ import inspect
 import ipaddress
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
@@ -32,6 +33,7 @@ _MAX_REQUEST_BYTES = 16 * 1024
 _IDLE_SECONDS = 30.0
 _ANSWER_SECONDS = 60.0
 _LOOK_AGAIN = 0.1
+_PIECE_BYTES = 64 * 1024
 _LAST_LOOKS = 10
 """How often a port is looked at once a predecessor has gone."""
 
@@ -46,6 +48,7 @@ class Response:
     body: bytes
     content_type: str = TEXT
     status: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 Page = Callable[[Mapping[str, str]], Response | Awaitable[Response]]
@@ -53,28 +56,30 @@ Page = Callable[[Mapping[str, str]], Response | Awaitable[Response]]
 
 
 class HttpServer:
-    """Component that serves pages on one port; `run` raises `ConfigurationError` when the port is taken."""
+    """Component that serves pages on one port; `run` raises `ConfigurationError` when the port is taken.
 
-    name = "HTTP server"
+    /metrics and /ready are there where `metrics` and `readiness` are given; `what` is what logs call it.
+    """
 
     def __init__(
         self,
         port: int,
         *,
-        metrics: Metrics,
-        readiness: Readiness,
+        metrics: Metrics | None = None,
+        readiness: Readiness | None = None,
         host: str | None = None,
+        what: str = "metrics",
         predecessor: Callable[[], bool] | None = None,
     ) -> None:
         """While `predecessor` says that another process of ours may have the port, `run` waits for it."""
         self._host, self._port, self._predecessor = host, port, predecessor
-        self._metrics, self._readiness = metrics, readiness
+        self._what, self.name = what, f"HTTP server ({what})"
         self._connections: set[asyncio.Task[None]] = set()
-        self._pages: dict[str, Page] = {
-            "/metrics": self._show_metrics,
-            "/live": lambda _: Response(b"ok\n"),
-            "/ready": self._show_ready,
-        }
+        self._pages: dict[str, Page] = {"/live": lambda _: Response(b"ok\n")}
+        if metrics is not None:
+            self._pages["/metrics"] = lambda _: _metrics_response(metrics)
+        if readiness is not None:
+            self._pages["/ready"] = lambda _: _ready_response(readiness)
         self._local_only: set[str] = set()
         self.listening = asyncio.Event()
 
@@ -83,7 +88,8 @@ class HttpServer:
         self._pages[path] = page
 
     def add_local_page(self, path: str, page: Page) -> None:
-        """The same, for peers on this machine's loopback only: `kubectl port-forward` and `exec` come so."""
+        """The same, for peers on this machine's loopback only, who call it localhost or by an address:
+        `kubectl port-forward` and `exec` come so."""
         self.add_page(path, page)
         self._local_only.add(path)
 
@@ -92,7 +98,10 @@ class HttpServer:
         server = await self._listen()
         self._port = server.sockets[0].getsockname()[1]
         self.listening.set()
-        logger.info("Beginning to serve metrics on port :%d/metrics", self._port)
+        if "/metrics" in self._pages:
+            logger.info("Beginning to serve metrics on port :%d/metrics", self._port)
+        else:
+            logger.info("Beginning to serve the %s on %s:%d", self._what, self._host or "*", self._port)
         try:
             await asyncio.Event().wait()
         finally:
@@ -114,7 +123,7 @@ class HttpServer:
                     looks -= 1  # one that was killed does not let go of everything at one instant
                 if looks <= 0:
                     raise ConfigurationError(
-                        f"metrics port {self._port} cannot be served ({error.strerror}): "
+                        f"{self._what} port {self._port} cannot be served ({error.strerror}): "
                         "free it or choose another"
                     ) from error
             await asyncio.sleep(_LOOK_AGAIN)
@@ -126,13 +135,6 @@ class HttpServer:
     def port(self) -> int:
         """The port served, once listening."""
         return self._port
-
-    def _show_metrics(self, _: Mapping[str, str]) -> Response:
-        return Response(self._metrics.render(), "text/plain; version=0.0.4; charset=utf-8")
-
-    def _show_ready(self, _: Mapping[str, str]) -> Response:
-        body = json.dumps(self._readiness.report(), indent=1).encode() + b"\n"
-        return Response(body, JSON, 200 if self._readiness.ready else 503)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -184,6 +186,8 @@ class HttpServer:
             return Response(f"no such page; there are {known}\n".encode(), status=404)
         if target.path in self._local_only and not local:
             return Response(b"only served on loopback: use kubectl port-forward or exec\n", status=403)
+        if target.path in self._local_only and not _names_this_machine(request):
+            return Response(b"only served under the name localhost or an address\n", status=403)
         try:
             answer = page(dict(parse_qsl(target.query)))
             return await answer if inspect.isawaitable(answer) else answer
@@ -192,9 +196,32 @@ class HttpServer:
             return Response(b"this page failed; the log says why\n", status=500)
 
 
+def _metrics_response(metrics: Metrics) -> Response:
+    return Response(metrics.render(), "text/plain; version=0.0.4; charset=utf-8")
+
+
+def _ready_response(readiness: Readiness) -> Response:
+    body = json.dumps(readiness.report(), indent=1).encode() + b"\n"
+    return Response(body, JSON, 200 if readiness.ready else 503)
+
+
 def is_loopback(host: str) -> bool:
     """Whether a peer's address, as the socket names it, is on this machine's loopback."""
     return ipaddress.ip_address(host.removeprefix("::ffff:").partition("%")[0]).is_loopback
+
+
+def _names_this_machine(request: h11.Request) -> bool:
+    """Whether the request is for localhost or an address: any other name that leads here may be a foreign web
+    page's, whose scripts a browser would let read the answer (DNS rebinding)."""
+    name = dict(request.headers).get(b"host", b"localhost").decode("latin-1").lower()
+    name = re.sub(r":[0-9]*$", "", name).removeprefix("[").removesuffix("]")
+    if name == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 async def _next_request(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:
@@ -227,10 +254,15 @@ async def _send(
             ("content-length", str(len(response.body))),
             ("server", f"kubenetmon/{__version__}"),
             ("x-content-type-options", "nosniff"),
+            *response.headers,
         ],
     )
     writer.write(connection.send(head) or b"")
     if not head_only:
-        writer.write(connection.send(h11.Data(data=response.body)) or b"")
+        # In pieces: of a large body that many callers share, each holds one piece more than the kernel took.
+        for begin in range(0, len(response.body), _PIECE_BYTES):
+            piece = response.body[begin : begin + _PIECE_BYTES]
+            writer.write(connection.send(h11.Data(data=piece)) or b"")
+            await writer.drain()
     writer.write(connection.send(h11.EndOfMessage()) or b"")
     await writer.drain()

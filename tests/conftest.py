@@ -41,6 +41,14 @@ def _missing_chdb() -> str | None:
     return None if importlib.util.find_spec("chdb") else "needs chdb: pip install 'kubenetmon[embedded]'"
 
 
+def _missing_promtool() -> str | None:
+    return None if shutil.which("promtool") else "needs promtool: apt-get install prometheus"
+
+
+def _missing_chromium() -> str | None:
+    return None if shutil.which("chromium") else "needs the program chromium: apt-get install chromium"
+
+
 def _missing_shared() -> str | None:
     return None if SHARED_DATA.is_dir() else "needs the development data beside the checkout"
 
@@ -49,6 +57,8 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "root": _missing_root,
     "apiserver": _missing_apiserver,
     "chdb": _missing_chdb,
+    "promtool": _missing_promtool,
+    "chromium": _missing_chromium,
     "shared": _missing_shared,
 }
 

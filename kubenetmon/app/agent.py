@@ -16,6 +16,7 @@ from kubenetmon.agent.outbox import Outbox
 from kubenetmon.agent.sender import Sender, SenderConfig
 from kubenetmon.agent.startup import StartupConfig, check_accounting
 from kubenetmon.agent.state import StateDirectory
+from kubenetmon.agent.table_limit import TableLimit
 from kubenetmon.agent.takeover import Takeover
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.config.agent import AgentConfig, from_environment
@@ -62,6 +63,7 @@ def build_agent(config: AgentConfig, metrics: Metrics, readiness: Readiness) -> 
     conntrack = Conntrack(
         ConntrackConfig(count_existing=config.count_existing), state=state, node_name=config.node_name
     )
+    TableLimit(metrics=metrics)
     guard = NodeGuard(state, readiness=readiness, clock=SYSTEM_CLOCK)
     outbox = Outbox(config.node_name, metrics=metrics, clock=SYSTEM_CLOCK, store=state)
     collector = Collector(

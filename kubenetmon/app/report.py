@@ -8,24 +8,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
+import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
 from kubenetmon.clickhouse.local_queries import LocalQuerySink, answers
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.config.server import ServerConfig
-from kubenetmon.errors import ConfigurationError
+from kubenetmon.errors import ConfigurationError, MachineError
 from kubenetmon.report.answers import Answer, render
 from kubenetmon.report.arguments import scope_of
 from kubenetmon.report.cost import cost
 from kubenetmon.report.cost import statement as cost_statement
 from kubenetmon.report.flows import Flows, Span, read_source
-from kubenetmon.report.limits import read_limits
+from kubenetmon.report.limits import instance_types_of, read_limits, read_nodes
 from kubenetmon.report.prices import read_prices
 from kubenetmon.report.questions import QUESTIONS, ask, statement
 from kubenetmon.report.reconcile import read_bill, reconcile
+
+_CONNECT_TIMEOUT = 10.0
+_READ_TIMEOUT = 60.0
+_PAGE = 500
 
 
 @contextlib.asynccontextmanager
@@ -57,7 +63,7 @@ async def run_ask(options: argparse.Namespace, config: ServerConfig) -> int:
             + (f": choose {', '.join(question.keys)}" if question.keys else "")
         )
     scope = scope_of(options, by=options.by, client=options.client, service=options.service)
-    limits = read_limits(options.nodes, options.instance_type, options.limits)
+    limits = read_limits(await instance_types(options.nodes, config), options.instance_type, options.limits)
     async with reading_sink(config) as sink:
         source = await read_source(sink, config.clickhouse_database, config.clickhouse_table, raw=options.raw)
         if options.sql:
@@ -65,6 +71,34 @@ async def run_ask(options: argparse.Namespace, config: ServerConfig) -> int:
             return 0
         _show(await ask(sink, question, scope, source, limits), options.format)
     return 0
+
+
+async def instance_types(nodes: str, config: ServerConfig) -> Mapping[str, str]:
+    """By node, from a file or, for the word `kubernetes`, from where the configuration reads the cluster."""
+    if nodes != "kubernetes":
+        return read_nodes(Path(nodes)) if nodes else {}
+    from kubenetmon.server.kubernetes import KubernetesClient
+    from kubenetmon.server.kubernetes_source import DumpFile, choose_source
+
+    named = config.kubernetes_source
+    source = choose_source("" if named == "auto" else named, os.environ)
+    if isinstance(source, DumpFile):
+        return read_nodes(source.path)
+    client = KubernetesClient(source, connect_timeout=_CONNECT_TIMEOUT, read_timeout=_READ_TIMEOUT)
+    found: dict[str, str] = {}
+    try:
+        await client.open()
+        token = ""
+        while True:
+            page = await client.list_page("nodes", _PAGE, token)
+            found.update(instance_types_of(page))
+            token = str(json.loads(page).get("metadata", {}).get("continue") or "")
+            if not token:
+                return found
+    except ValueError as error:
+        raise MachineError(f"{source}: the list of nodes cannot be read: {error}") from None
+    finally:
+        await client.close()
 
 
 async def run_cost(options: argparse.Namespace, config: ServerConfig) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from kubenetmon.app.memory import share_arenas
+from kubenetmon.app.page import page_server
 from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
 from kubenetmon.clickhouse import schema
 from kubenetmon.clickhouse.inserter import Inserter, InserterConfig
@@ -26,6 +27,7 @@ from kubenetmon.lag import LoopLag
 from kubenetmon.lifecycle import Component, Lifecycle
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
+from kubenetmon.report.page.health import Health
 from kubenetmon.server.attributed import NamedNetwork
 from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.explain import PATH as EXPLAIN_PATH
@@ -37,6 +39,7 @@ from kubenetmon.server.pacing import PacingConfig, ReportPacing
 from kubenetmon.server.peers import PeerCluster, PeerConfig
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig
+from kubenetmon.server.rates import Rates, RatesPage
 from kubenetmon.server.receiver import Receiver, ReceiverConfig
 from kubenetmon.server.rows import RowsConfig
 from kubenetmon.server.snapshot import ClusterView
@@ -109,6 +112,7 @@ async def build_server(
         readiness=readiness,
         clock=SYSTEM_CLOCK,
     )
+    rates = Rates(clock=SYSTEM_CLOCK)
     peers = _peers(config, metrics, readiness)
     unattributed = Unattributed(metrics=metrics)
     sink, inserter = await _clickhouse(config, metrics, readiness, ipv6_table=ipv6_table)
@@ -142,6 +146,7 @@ async def build_server(
         pacing=pacing,
         metrics=metrics,
         clock=SYSTEM_CLOCK,
+        rates=rates,
         unattributed=unattributed,
         peers=peers,
         latecomers=_latecomers(config, cluster, metrics),
@@ -154,7 +159,8 @@ async def build_server(
         attributor=attributor,
         clock=SYSTEM_CLOCK,
     )
-    pages = {UNATTRIBUTED_PATH: unattributed.page, EXPLAIN_PATH: explainer.page}
+    live = {RatesPage.PATH: RatesPage(rates).page}
+    pages = {UNATTRIBUTED_PATH: unattributed.page, EXPLAIN_PATH: explainer.page, **live}
     receiver = Receiver(
         ReceiverConfig(
             host=listen_host, port=config.grpc_port, max_connection_age=config.max_grpc_connection_age
@@ -171,6 +177,9 @@ async def build_server(
     if sink is not None and config.clickhouse_endpoint.startswith(EMBEDDED_PREFIX):
         directory = Path(config.clickhouse_endpoint.removeprefix(EMBEDDED_PREFIX))
         components.append(LocalQueries(directory, sink=sink))
+    if config.page_port:
+        health = Health(metrics, readiness, lambda: rates.view("app"))
+        components.append(page_server(config, sink=sink, health=health, more=live))
     return ServerParts(tuple(components), pages, receiver, pipeline, sink)
 
 

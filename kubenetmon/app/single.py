@@ -33,7 +33,6 @@ from kubenetmon.report import text
 
 logger = logging.getLogger(__name__)
 
-DATA_DIRECTORY = Path("/var/lib/kubenetmon")
 LOOPBACK = "127.0.0.1"
 _REPORT_INTERVAL = "10s"
 _SUMMARY_INTERVAL = 60.0
@@ -81,7 +80,7 @@ def _defaults(node_name: str) -> dict[str, object]:
         "cloud": "none",
         "region": "local",
         "cluster": socket.gethostname() or node_name,
-        "clickhouse_endpoint": f"chdb:{DATA_DIRECTORY / 'clickhouse'}",
+        "clickhouse_endpoint": f"chdb:{server_config.SINGLE_MACHINE_DATABASE}",
         "kubernetes_source": "machine",
         "meter_host_network": True,
         "ignore_udp": False,

@@ -40,13 +40,13 @@ async def read_deduplication(
         engine, engine_full = rows[0][:2] if rows else ("", "")
     own = await _window(sink, *storage, engine, engine_full)
     weakest = own
-    for target in dict.fromkeys(
-        [*await _view_targets(sink, *storage), *await _view_targets(sink, database, table)]
-    ):
+    for target in await _all_targets(sink, [storage, (database, table)]):
         rows = await sink.query(_table_query(*target))
         engine, engine_full = rows[0][:2] if rows else ("", "")
+        if engine == "Null":  # Keeps nothing, so that nothing can be there twice; views hang on such tables.
+            continue
         window = await _window(sink, *target, engine, engine_full)
-        if window.blocks < weakest.blocks:
+        if window.weaker_than(weakest):
             weakest = window
     return own, weakest, shards
 
@@ -95,6 +95,21 @@ async def read_partitions(sink: Sink, database: str, table: str) -> tuple[Partit
     except ClickHouseError:
         return ()
     return tuple(Partition(*row) for row in rows)
+
+
+async def _all_targets(sink: Sink, tables: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Where views on these tables write to, and views on those, and so on."""
+    targets: dict[tuple[str, str], None] = {}
+    looked_at: set[tuple[str, str]] = set()
+    while tables and len(looked_at) < _MAX_VIEWS:
+        table = tables.pop(0)
+        if table in looked_at:
+            continue
+        looked_at.add(table)
+        found = await _view_targets(sink, *table)
+        targets |= dict.fromkeys(found)
+        tables += found
+    return list(targets)
 
 
 async def _view_targets(sink: Sink, database: str, table: str) -> list[tuple[str, str]]:

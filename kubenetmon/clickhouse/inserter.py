@@ -217,11 +217,7 @@ class Inserter:
             self._metrics.add(catalogue.INSERT_RETRIES)
         batch.attempts += 1
         try:
-            found = Finding.ABSENT
-            if batch.tracer is not None:
-                now = self._clock.monotonic()
-                age = max(0.0, self._clock.time() - batch.tracer.interval_end, now - batch.begun)
-                found = await self._target.find(batch.tracer, age, attempted=batch.outcome_unknown)
+            found = await self._find(batch)
             if found is Finding.PRESENT:
                 logger.info("The table holds batch %s already", batch.token)
                 return CommitOutcome.COMMITTED
@@ -247,6 +243,24 @@ class Inserter:
             self._metrics.add(catalogue.CLICKHOUSE_ERRORS, code=str(code(error)))
             raise
         return CommitOutcome.COMMITTED
+
+    async def _find(self, batch: _Attempts) -> Finding:
+        """Whether the block is in the table; ABSENT without a look where the token alone decides."""
+        now = self._clock.monotonic()
+        if batch.tracer is None:
+            return Finding.ABSENT
+        if batch.absent_at is not None:  # Whoever has inserted it since has left a token since.
+            age = now - batch.absent_at
+        else:
+            age = max(self._clock.time() - batch.tracer.interval_end, now - batch.begun)
+        if self._target.remembers(max(0.0, age)):
+            return Finding.ABSENT
+        found = await self._target.look(batch.tracer)
+        if found is Finding.UNDECIDED and not (self._target.promises or batch.outcome_unknown):
+            return Finding.ABSENT  # The first attempt goes ahead.
+        if found is Finding.ABSENT:
+            batch.absent_at = now
+        return found
 
     async def _take_slot(self) -> bool:
         """False when the inserter stops before a slot is free."""
@@ -329,6 +343,8 @@ class _Attempts:
     outcome_unknown: bool = False
     failing: bool = False
     held_since: float | None = None
+    absent_at: float | None = None
+    """When a look at the table began that showed it not to be there."""
 
     def __str__(self) -> str:
         return f"batch {self.token}, {self.block.rows} rows"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import os
@@ -113,7 +114,7 @@ class LocalQuerySink:
                     ClientSession(
                         connector=UnixConnector(path), timeout=ClientTimeout(total=None, connect=10)
                     ) as session,
-                    session.post("http://localhost/", data=sql.encode()) as response,
+                    session.post("http://localhost/", data=io.BytesIO(sql.encode())) as response,
                 ):
                     body = await response.text()
         except (ClientError, OSError, TimeoutError) as error:

@@ -1,8 +1,8 @@
 """The table: its DDL, how it is made or extended, and what it is now.
 
 Contract: `ddl` is pure. `apply` may be run at any time on any table, also one that is being inserted into: it
-creates what is missing, lengthens the deduplication window and the time that rows are kept, and never drops,
-renames, retypes or shortens anything.
+creates what is missing, lengthens the deduplication window (that of its views' targets too) and the time that
+rows are kept, and never drops, renames, retypes or shortens anything.
 `read_table` says what the server will insert into, or raises `SchemaError` with one line that names the
 command that mends it.
 """
@@ -32,6 +32,7 @@ from kubenetmon.errors import ConfigurationError, SchemaError
 logger = logging.getLogger(__name__)
 
 LOCAL_SUFFIX = "_local"
+_MOST_TARGETS = 20
 DEFAULT_TTL_DAYS = 90
 _OUR_TTL = re.compile(r" TTL intervalStartTime \+ toIntervalDay\((\d+)\)(?: SETTINGS|$)")
 _FSYNC = "fsync_after_insert = 1, fsync_part_directory = 1"
@@ -121,6 +122,14 @@ async def apply(sink: Sink, options: SchemaOptions) -> list[str]:
             added = [column for column in options.columns if column.name not in front.columns]
             if added:
                 await run(f"{_alter(options, options.table)} {_add_columns(added, codecs=False)}")
+    for _ in range(_MOST_TARGETS):
+        storage = await _describe(sink, options.database, options.storage_table)
+        if storage is None or storage.deduplication == storage.own_window:
+            break
+        weakest, wanted = storage.deduplication, _window(storage, options)
+        if weakest.obstacle or weakest.holds(wanted):
+            break
+        await run(weakest.remedy(wanted, _on_cluster(options)))
     return done
 
 

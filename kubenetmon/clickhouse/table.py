@@ -6,6 +6,7 @@ use.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -63,11 +64,19 @@ class Deduplication:
         """The table settings that make it remember so many blocks; nothing gets shorter by them."""
         return window_settings(self.engine, max(blocks, self.blocks), max(WEEK, self.seconds))
 
-    def remedy(self, blocks: int = LEAST_WINDOW) -> str:
+    def weaker_than(self, other: Deduplication) -> bool:
+        """True when it forgets sooner; one that forgets within a week comes first, however many it holds."""
+
+        def strength(one: Deduplication) -> tuple[bool, int, float]:
+            return one.holds(LEAST_WINDOW), one.blocks, one.seconds or math.inf
+
+        return strength(self) < strength(other)
+
+    def remedy(self, blocks: int = LEAST_WINDOW, on_cluster: str = "") -> str:
         """The statement that makes it remember so many blocks, or in words why none can."""
         if self.obstacle:
             return self.obstacle
-        return f"ALTER TABLE {self.table} MODIFY SETTING {self.settings(blocks)}"
+        return f"ALTER TABLE {self.table}{on_cluster} MODIFY SETTING {self.settings(blocks)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,21 +85,23 @@ class Target:
             notes.append(doubt)
         return "; ".join(notes)
 
-    async def find(self, tracer: Tracer, age: float, *, attempted: bool) -> Finding:
-        """Whether a block that may have come `age` seconds ago is in the table.
-
-        ABSENT without a look where the token alone decides. `attempted`: an attempt at it has ended in doubt.
-        """
+    def remembers(self, age: float) -> bool:
+        """True when a token that came `age` seconds ago still decides."""
         schema = self.schema
-        if schema is None or self._watch.reaches(schema.deduplication, age, self._clock.monotonic()):
-            return Finding.ABSENT
+        return schema is None or self._watch.reaches(schema.deduplication, age, self._clock.monotonic())
+
+    @property
+    def promises(self) -> bool:
+        """False for a table that remembers no tokens at all."""
+        return self.schema is None or self.schema.deduplication.blocks > 0
+
+    async def look(self, tracer: Tracer) -> Finding:
+        """Ask the table whether the block is there."""
+        assert self.schema is not None
         trace = tracer.trace()
-        answer = await self._sink.query(evidence.question(schema, trace), {"skip_unavailable_shards": 0})
+        answer = await self._sink.query(evidence.question(self.schema, trace), {"skip_unavailable_shards": 0})
         found = evidence.judge(trace, answer)
         self._metrics.add(catalogue.OLD_BATCHES, found=found.value)
-        if found is Finding.UNDECIDED and not (schema.deduplication.blocks or attempted):
-            # A table without any memory of tokens promises nothing: the first attempt goes ahead.
-            return Finding.ABSENT
         return found
 
     async def _choose_way(self, schema: TableSchema) -> None:

@@ -42,12 +42,12 @@ class WindowWatch:
     def observe(self, schema: TableSchema, monotonic: float) -> None:
         """Take note of the table as it was just read."""
         last = last_blocks(schema)
-        new = 0
-        if self._seen:
-            new = sum(max(0, number - self._seen.get(name, -1)) for name, number in last.items())
-        elif last:
-            self._rate_before = past_rate(schema)
-        self._total += max(new, self._own)
+        if self._seen:  # The numbers have our own blocks in.
+            self._total += sum(max(0, number - self._seen.get(name, -1)) for name, number in last.items())
+        else:
+            self._total += self._own
+            if last:
+                self._rate_before = past_rate(schema)
         self._own = 0
         self._seen.update(last)
         self._samples.append((monotonic, self._total))

@@ -8,6 +8,28 @@ from kubenetmon.config import agent, server
 from kubenetmon.config.duration import format_duration
 from kubenetmon.config.values import duration
 
+EXAMPLE = """\
+private_cidrs: [100.64.0.0/10, 203.0.113.0/24]
+networks:                          # asked before private_cidrs and the providers' ranges
+  shared-services:                 # a peered network: goes into remoteCloudService
+    cidrs: [10.70.0.0/16, 2001:db8:70::/48]
+    region: us-east-1              # same cloud, other region: INTER_REGION
+    zone: use1-az1
+  headquarters:
+    cidrs: [10.80.0.0/16]
+    cloud: onprem
+    class: DIRECT_CONNECT          # a class of your own
+peer_clusters:                     # watched as well: pods and nodes there get their names
+  green: /etc/kubenetmon-server/green.kubeconfig
+  blue:
+    kubeconfig: /etc/kubenetmon-server/blue.kubeconfig
+    region: eu-west-1
+connection_flags:                  # set where the remote address lies in the networks
+  NAT_GATEWAY: [198.51.100.10, 198.51.100.11]
+  LOAD_BALANCER: [10.0.8.0/24]
+"""
+"""The keys that take maps, as a file has them."""
+
 
 def configuration() -> str:
     """Variables and keys as Markdown tables."""
@@ -31,6 +53,8 @@ def configuration() -> str:
             "## Server: keys of the YAML file\n\nThe file is given by `--config FILE` (default "
             f"`{server.DEFAULT_PATH}`); every key can be overridden with `--set key=value`.\n\n"
             + _table(("key", "default", "meaning"), server_rows),
+            "## Networks, peers and flags\n\nWhat follows the money: who is near, who is billed as what.\n\n"
+            f"```yaml\n{EXAMPLE}```",
             "## Keys of the original that are accepted and have no meaning here\n\n"
             + _table(("key", "instead"), unused_rows),
         ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from kubenetmon.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 DEFAULT_PATH = Path("/etc/kubenetmon-server/config.yaml")
+SINGLE_MACHINE_DATABASE = Path("/var/lib/kubenetmon/clickhouse")
+"""Where `--role all` keeps its rows unless told, and where questions look unless told."""
 _MAX_FILE_BYTES = 1 << 20
 
 
@@ -156,6 +159,23 @@ class ServerConfig:
     tls_cert: Path | None = _key(None, values.path, "Certificate (PEM) for agents to see; with tls_key")
     tls_key: Path | None = _key(None, values.path, "Key of tls_cert (PEM)")
     tls_client_ca: Path | None = _key(None, values.path, "CA (PEM) that agents' certificates must come from")
+    page_port: int = _key(0, values.port, "Port of the page with answers to look at; 0: no page")
+    page_host: str = _key(
+        "127.0.0.1",
+        values.text,
+        "Address that the page is served on. It has no login: beyond loopback put one before it",
+    )
+    page_nodes: str = _key(
+        "kubernetes",
+        values.optional_text,
+        "Where the page has the nodes' instance types from: `kubernetes` (its API), or a file with what "
+        "`kubectl get nodes -o json` prints; empty: nowhere",
+    )
+    page_instance_type: str = _key("", values.optional_text, "The instance type of nodes not in page_nodes")
+    page_limits: Path | None = _key(None, values.path, "Limits of further instance types")
+    page_prices: tuple[Path, ...] = _key(
+        (), values.paths, "Price files of your own on top of the list prices, as for `kubenetmon cost`"
+    )
     clickhouse_skip_ping: bool = _key(
         False, values.boolean, "A ClickHouse that does not answer at start is said in /ready", unused=True
     )
@@ -208,10 +228,16 @@ def _check_together(config: ServerConfig) -> None:
     for prefix in ("tls", "clickhouse"):
         if (getattr(config, f"{prefix}_cert") is None) != (getattr(config, f"{prefix}_key") is None):
             raise ConfigurationError(f"{prefix}_cert and {prefix}_key go together: set both or neither")
+    if any(peer.name == config.cluster for peer in config.peer_clusters):
+        raise ConfigurationError(
+            f"peer_clusters.{config.cluster} has the name of this cluster: a row could not say which is meant"
+        )
     if config.tls_client_ca is not None and config.tls_cert is None:
         raise ConfigurationError("tls_client_ca needs tls_cert and tls_key: set them or remove it")
-    if config.metrics_port == config.grpc_port and config.metrics_port != 0:
-        raise ConfigurationError("metrics_port and grpc_port are the same: choose another for one of them")
+    ports = [name for name in ("metrics_port", "grpc_port", "page_port") if getattr(config, name)]
+    for first, second in itertools.combinations(ports, 2):
+        if getattr(config, first) == getattr(config, second):
+            raise ConfigurationError(f"{first} and {second} are the same: choose another for one of them")
     if config.environment not in ("development", "staging", "production"):
         logger.warning(
             "environment %r is none of development, staging, production; it is used as it is",

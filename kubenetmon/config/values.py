@@ -109,6 +109,11 @@ def path(name: str, value: Any) -> Path:
     return Path(text(name, value))
 
 
+def paths(name: str, value: Any) -> tuple[Path, ...]:
+    """A list of paths, or one path."""
+    return tuple(Path(one) for one in texts(name, value))
+
+
 def identifier(name: str, value: Any) -> str:
     """A name that ClickHouse takes unquoted, so that nothing can be smuggled into SQL."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,126}", value):

@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="keep the database, configuration and logs in this directory, which must be empty or new",
     )
+    parser.add_argument(
+        "--page", action="store_true", help="at the end show the answers as a page, until Ctrl-C"
+    )
 
 
 def _seconds(text: str) -> int:

@@ -68,4 +68,8 @@ def print_answers(found: Answers) -> None:
 def follow_ups(database: Path) -> list[str]:
     """What can be done with a database that was kept, a line each: commands to type."""
     endpoint = f"--set clickhouse_endpoint=chdb:{database}"
-    return [f"kubenetmon ask top --since 1d {endpoint}", f"kubenetmon cost --by path --explain {endpoint}"]
+    return [
+        f"kubenetmon ask top --since 1d {endpoint}",
+        f"kubenetmon cost --by path --explain {endpoint}",
+        f"kubenetmon page {endpoint}",
+    ]

@@ -9,6 +9,7 @@ that the nodes' packet counters saw.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import importlib.util
 import os
@@ -48,7 +49,9 @@ def main(options: argparse.Namespace) -> int:
         )
     try:
         with _signals(), _nothing_left(), _directory(options.keep) as directory:
-            return _run(directory, float(options.seconds), options.keep is not None)
+            status = _run(directory, float(options.seconds), options.keep is not None)
+            _offer_page(directory, show=options.page)
+            return status
     except _InterruptedError as interruption:
         say("\nInterrupted; everything that the demo had made is removed")
         return 128 + interruption.number
@@ -85,6 +88,19 @@ def _run(directory: Path, seconds: float, kept: bool) -> int:
         for line in report.follow_ups(database):
             say(f"  {line}")
     return _compare(seen, answers.total_bytes, retransmitted)
+
+
+def _offer_page(directory: Path, *, show: bool) -> None:
+    """Serve the page until told to stop, or say how to have it."""
+    if not show:
+        say("To look at these answers as a page: kubenetmon demo --page")
+        return
+    from kubenetmon.app.page import run_page
+    from kubenetmon.config import server
+
+    config = server.load(directory / "config.yaml")
+    say("The answers as a page are at http://127.0.0.1:8885/ until you press Ctrl-C")
+    asyncio.run(run_page(config))
 
 
 def _make_traffic(world: World, seconds: float, roles: list[processes.Role]) -> None:

@@ -149,6 +149,16 @@ AGENT_UNACKNOWLEDGED = MetricSpec(
     "Sealed batches that the server has not acknowledged yet.",
 )
 AGENT_FLOWS = MetricSpec("kubenetmon_agent_flows", Kind.GAUGE, "Flows in the ledger.")
+AGENT_TABLE_ENTRIES = MetricSpec(
+    "kubenetmon_agent_conntrack_entries",
+    Kind.GAUGE,
+    "Entries in the kernel's table (nf_conntrack_count).",
+)
+AGENT_TABLE_LIMIT = MetricSpec(
+    "kubenetmon_agent_conntrack_limit",
+    Kind.GAUGE,
+    "Entries that the kernel's table takes (nf_conntrack_max); beyond it new connections are dropped.",
+)
 AGENT_WAITING = MetricSpec(
     "kubenetmon_agent_waiting_flows",
     Kind.GAUGE,
@@ -270,7 +280,7 @@ SERVER_WISHED_INTERVAL = MetricSpec(
 INVENTORY_OBJECTS = MetricSpec(
     "kubenetmon_server_inventory_objects",
     Kind.GAUGE,
-    "Kubernetes objects known.",
+    "Kubernetes objects known; pods that have ended are not asked for.",
     {"kind": ("pods", "nodes", "services")},
 )
 WATCH_EVENTS = MetricSpec(
@@ -282,7 +292,7 @@ WATCH_EVENTS = MetricSpec(
 WATCH_RELISTS = MetricSpec(
     "kubenetmon_server_watch_relists_total",
     Kind.COUNTER,
-    "Full lists read from the Kubernetes API, by what made them necessary.",
+    "Full lists read from the Kubernetes API, as pages or a stream, by what made them necessary.",
     {"kind": ("pods", "nodes", "services"), "reason": ("start", "expired", "error")},
 )
 WATCH_SKIPPED = MetricSpec(
@@ -378,6 +388,8 @@ AGENT_METRICS = (
     AGENT_BATCH_BYTES,
     AGENT_UNACKNOWLEDGED,
     AGENT_FLOWS,
+    AGENT_TABLE_ENTRIES,
+    AGENT_TABLE_LIMIT,
     AGENT_WAITING,
     AGENT_MERGED,
     AGENT_EVENTS,

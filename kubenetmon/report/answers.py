@@ -17,7 +17,7 @@ from typing import Any, Literal
 from kubenetmon.report import text
 from kubenetmon.report.scope import moment
 
-Kind = Literal["text", "bytes", "count", "share", "rate", "time", "ratio", "money", "price"]
+Kind = Literal["text", "bytes", "count", "share", "rate", "time", "ratio", "money", "price", "seconds"]
 """text; bytes (int); count (int); share (float, 1 = all); rate (bit/s); time (Unix seconds, 0 = none); ratio
 (float); money and price (US dollars as decimal text, so that no cent is rounded away)."""
 
@@ -165,6 +165,7 @@ _SHOWN: Mapping[str, Any] = {
     "rate": _rate,
     "time": lambda value: moment(value) if value else "",
     "ratio": lambda value: f"{value:.2f}",
+    "seconds": lambda value: f"{value:,} s",
     "money": _money,
     "price": lambda value: f"${value}" if value else "",
 }

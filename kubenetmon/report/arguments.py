@@ -82,7 +82,7 @@ def add_ask(
         "examples:\n"
         "  kubenetmon ask cross-zone --since 7d --by namespace\n"
         "  kubenetmon ask balance --app catalog --client frontend\n"
-        "  kubenetmon ask throughput --nodes nodes.json     (kubectl get nodes -o json > nodes.json)\n"
+        "  kubenetmon ask throughput --nodes kubernetes\n"
         "  kubenetmon ask top --set clickhouse_endpoint=clickhouse.example.org:9440 --format csv"
     )
     parser.add_argument(
@@ -95,9 +95,9 @@ def add_ask(
     )
     parser.add_argument(
         "--nodes",
-        type=Path,
+        default="",
         metavar="FILE",
-        help="throughput: `kubectl get nodes -o json`, for instance types",
+        help="throughput: `kubectl get nodes -o json`, for instance types; `kubernetes`: ask its API",
     )
     parser.add_argument(
         "--instance-type", default="", metavar="TYPE", help="throughput: the type of nodes not in --nodes"

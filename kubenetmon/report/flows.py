@@ -150,10 +150,11 @@ class Flows:
     raw rows, within 1 % from rollups.
     """
 
-    def __init__(self, source: Source, span: Span) -> None:
+    def __init__(self, source: Source, span: Span, coarsest: int = DAY) -> None:
+        """`coarsest`: no rollup of a grain of more seconds is used."""
         self.source = source
         self._span = span
-        self._segments = _segments(source, span)
+        self._segments = [(_grain(grain, coarsest), part) for grain, part in _segments(source, span)]
         self.from_rollups = any(grain for grain, _ in self._segments)
 
     def define(self) -> str:
@@ -288,6 +289,10 @@ def _segments(source: Source, span: Span) -> list[tuple[int, Span]]:
         at = end
     parts.append((0, at, span.end))
     return [(grain, Span.of(begin, end)) for grain, begin, end in parts if begin < end] or [(0, span)]
+
+
+def _grain(grain: int, coarsest: int) -> int:
+    return next((one for one in (DAY, HOUR) if one <= min(grain, coarsest)), 0)
 
 
 def _rolled(begin: int, end: int) -> list[tuple[int, int, int]]:

@@ -78,7 +78,8 @@ class Limits:
         if unknown:
             notes.append(
                 f"For {unknown} of {len(rows)} nodes no limit is known: name their types with --nodes FILE "
-                "(kubectl get nodes -o json) or --instance-type TYPE, and new types with --limits FILE."
+                "(kubectl get nodes -o json), --nodes kubernetes or --instance-type TYPE, and new types with "
+                "--limits FILE."
             )
         if unknown < len(rows):
             notes.append(
@@ -91,9 +92,9 @@ class Limits:
 NO_LIMITS = Limits()
 
 
-def read_limits(nodes: Path | None, instance_type: str, own: Path | None) -> Limits:
-    """The built-in list and `own`; the types of the nodes from `nodes` (`kubectl get nodes -o json`), else
-    `instance_type` for all. Raises `ConfigurationError`."""
+def read_limits(nodes: Mapping[str, str], instance_type: str, own: Path | None) -> Limits:
+    """The built-in list and `own`; the types of the nodes by name, `instance_type` for those not in it.
+    Raises `ConfigurationError`."""
     bandwidths = dict(_read_bandwidths(BUILT_IN))
     if own is not None:
         bandwidths.update(_read_bandwidths(own))
@@ -102,9 +103,7 @@ def read_limits(nodes: Path | None, instance_type: str, own: Path | None) -> Lim
         raise ConfigurationError(
             f"--instance-type {instance_type!r} is not in the list of limits: add it with --limits FILE"
         )
-    if nodes is not None:
-        instance_types.update(_read_nodes(nodes))
-    return Limits(instance_types, bandwidths)
+    return Limits({**instance_types, **nodes}, bandwidths)
 
 
 def _read_bandwidths(path: Path) -> Mapping[str, Bandwidth]:
@@ -123,19 +122,27 @@ def _read_bandwidths(path: Path) -> Mapping[str, Bandwidth]:
     return found
 
 
-def _read_nodes(path: Path) -> Mapping[str, str]:
+def read_nodes(path: Path) -> Mapping[str, str]:
+    """Instance types by node from `kubectl get nodes -o json`. Raises `ConfigurationError`."""
     try:
-        items = json.loads(path.read_bytes()).get("items", ())
-        found = {}
-        for node in items:
+        return instance_types_of(path.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"--nodes {path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ConfigurationError(f"--nodes {path} is not what `kubectl get nodes -o json` prints") from None
+
+
+def instance_types_of(listed: bytes | bytearray) -> dict[str, str]:
+    """Instance types by node from the JSON of a list of nodes. Raises `ValueError` for anything else."""
+    found = {}
+    try:
+        for node in json.loads(listed).get("items", ()):
             if node.get("kind", "Node") != "Node":
                 continue
             labels = node["metadata"].get("labels", {})
             kind = next((labels[label] for label in _INSTANCE_TYPE_LABELS if label in labels), "")
             if kind:
                 found[str(node["metadata"]["name"])] = str(kind)
-    except OSError as error:
-        raise ConfigurationError(f"--nodes {path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ConfigurationError(f"--nodes {path} is not what `kubectl get nodes -o json` prints") from None
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(repr(error)) from None
     return found

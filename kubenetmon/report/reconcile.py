@@ -68,7 +68,8 @@ def read_bill(path: Path) -> Iterator[BillLine]:
             packed = file.read(2) == b"\x1f\x8b"
         with path.open("rb") as file:
             plain = gzip.GzipFile(fileobj=file) if packed else file
-            yield from _parsed(io.TextIOWrapper(plain, "utf-8", newline=""), path)
+            with io.TextIOWrapper(plain, "utf-8", newline="") as text:
+                yield from _parsed(text, path)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from None
 

@@ -11,8 +11,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Collection
     dash. Control characters are shown as they are written in Python, so that no name can move the cursor."""
     if right is None:
         right = {len(heads) - 1}
-    cells = [tuple(heads), *[tuple(_printable(value) or "-" for value in row) for row in rows]]
-    widths = [max(_width(row[column]) for row in cells) for column in range(len(heads))]
+    cells = [tuple(heads), *[tuple(printable(value) or "-" for value in row) for row in rows]]
+    widths = [max(text_width(row[column]) for row in cells) for column in range(len(heads))]
     lines = ["  ".join(_padded(row, widths, right)).rstrip() for row in cells]
     return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
 
@@ -29,12 +29,13 @@ def size(amount: float) -> str:
 def _padded(row: Sequence[str], widths: Sequence[int], right: Collection[int]) -> list[str]:
     padded = []
     for column, (value, width) in enumerate(zip(row, widths, strict=True)):
-        blank = " " * (width - _width(value))
+        blank = " " * (width - text_width(value))
         padded.append(blank + value if column in right else value + blank)
     return padded
 
 
-def _printable(value: str) -> str:
+def printable(value: str) -> str:
+    """The text with control characters as they are written in Python."""
     return (
         value
         if value.isprintable()
@@ -42,7 +43,8 @@ def _printable(value: str) -> str:
     )
 
 
-def _width(value: str) -> int:
+def text_width(value: str) -> int:
+    """How many columns of a terminal the text takes."""
     if value.isascii():
         return len(value)
     return sum(

@@ -15,7 +15,7 @@ from kubenetmon.clickhouse.rollups import Coverage, qualified
 from kubenetmon.clickhouse.schema import SchemaOptions
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clickhouse.table import quoted
-from kubenetmon.report import cost
+from kubenetmon.report import cost, series
 from kubenetmon.report.flows import Flows, Source, Span, read_source
 from kubenetmon.report.questions import QUESTIONS
 from kubenetmon.report.scope import Scope
@@ -50,6 +50,10 @@ def view_ddl(options: SchemaOptions, coverage: Coverage | None) -> list[str]:
         statements.append((question.name, f"SELECT {columns}\nFROM (\n{question.statement(flows, scope)}\n)"))
     statements.append(
         ("cost", f"SELECT {_COST_COLUMNS}\nFROM (\n{cost.statement(flows, scope, 'workload')}\n)")
+    )
+    paths = series.view_statement(flows, scope)
+    statements.append(
+        ("paths", f"SELECT toDateTime(slot, 'UTC') AS time, path, total AS bytes\nFROM (\n{paths}\n)")
     )
     return [
         f"CREATE OR REPLACE VIEW {qualified(options.database, view_name(options.table, name))}{on_cluster} "

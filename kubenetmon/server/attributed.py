@@ -2,7 +2,7 @@
 
 Contract: plain data and its lookups, immutable once made. Ids of endpoints are those of the cluster's own
 `EndpointTable` from 0 on, then those of the peer clusters' tables one behind the other; below 0 lie what no
-table describes: `GONE_POD`, `GONE_ELSEWHERE`, and the named networks of the configuration.
+table describes: `GONE_POD`, and the named networks of the configuration.
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ OWN_LABEL = -1
 GONE_POD = -1
 """The endpoint id of an address inside the reporting node's podCIDRs that no known pod owns."""
 
-GONE_ELSEWHERE = -2
-"""The same inside another node's podCIDRs."""
-
-FIRST_NETWORK = -3
+FIRST_NETWORK = -2
 """The endpoint id of the first named network; the others follow downwards."""
 
 UNKNOWN_CLUSTER = "UNKNOWN"
@@ -218,8 +215,6 @@ class World:
         if endpoint == GONE_POD:
             zone = self._cluster.node_zone(self._node_name)
             return Description(node=self._node_name, zone=zone), self._cluster_name
-        if endpoint == GONE_ELSEWHERE:
-            return Description(), self._cluster_name
         network = self._networks[FIRST_NETWORK - endpoint]
         return Description(zone=network.zone), network.cluster or UNKNOWN_CLUSTER
 

@@ -24,7 +24,6 @@ from kubenetmon.server.attributed import (
     BY_RANGE,
     CLASSES,
     FIRST_NETWORK,
-    GONE_ELSEWHERE,
     INTER_REGION,
     INTRA_REGION,
     INTRA_VPC,
@@ -132,10 +131,11 @@ class Classifier:
             endpoint[left[hit]] = ids[hit]
             label[left[hit]] = labels[hit]
 
-        inside = cluster.in_any_pod_cidr(part.family, address)
-        if inside.any():
-            endpoint[left[inside]] = GONE_ELSEWHERE
-            decided(BY_POD_NETWORK, inside)
+        ids = cluster.of_pod_cidrs(part.family, address)
+        hit = ids != 0
+        if hit.any():
+            endpoint[left[hit]] = ids[hit]
+            decided(BY_POD_NETWORK, hit)
         for number, peer in enumerate(peers):
             ids = _endpoints_of(peer.snapshot, part, address, at(moments, left))
             hit = ids != 0

@@ -133,9 +133,8 @@ class ClusterSnapshot:
     def in_pod_cidrs(self, family: Family, addresses: Addresses, node_name: str) -> NDArray[np.bool_]:
         return self.node_lookup.in_pod_networks(family, addresses, node_name)
 
-    def in_any_pod_cidr(self, family: Family, addresses: Addresses) -> NDArray[np.bool_]:
-        inside: NDArray[np.bool_] = self.node_lookup.all_pod_networks.lookup(family, addresses) != 0
-        return inside
+    def of_pod_cidrs(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
+        return self.node_lookup.all_pod_networks.lookup(family, addresses)
 
 
 class _PodRecord(msgspec.Struct, eq=False, gc=False):

@@ -1,9 +1,9 @@
 """The Kubernetes API as this program uses it: which cluster, with which credentials, list a page, watch.
 
-Contract: `choose_source` says where objects come from, or why nowhere. `KubernetesClient` owns the HTTP
-session and the credentials, opened at the first request and again when the API no longer accepts them;
-`close` ends both. Loading of configurations, credentials and the transport are kubernetes-asyncio's; its
-models are left aside, see `_library`. Every wait has a limit, every answer a greatest size.
+Contract: `KubernetesClient` owns the HTTP session and the credentials, opened at the first request and again
+when the API no longer accepts them; `close` ends both. Loading of configurations, credentials and the
+transport are kubernetes-asyncio's; its models are left aside, see `_library`. Every wait has a limit, every
+answer a greatest size. `SELECTIONS` has what is asked for of each kind.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import types
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -29,6 +28,7 @@ import yaml
 
 from kubenetmon.errors import ConfigurationError, KubenetmonError
 from kubenetmon.server.inventory import Kind
+from kubenetmon.server.kubernetes_source import InCluster, Kubeconfig
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,6 @@ _PAGE_PATIENCE = 10
 
 _LONGEST_WISH = 60.0
 """Seconds; the API may ask us to stay away so long and no longer."""
-
-_THREE_WAYS = (
-    "no cluster to watch: run inside Kubernetes, or have a kubeconfig (KUBECONFIG or ~/.kube/config), "
-    "or set kubernetes_source: file:PATH"
-)
 
 
 class ApiError(KubenetmonError):
@@ -77,7 +72,7 @@ class Selection:
 
     `field_selector` leaves objects out, `metadata_only` all but their metadata. `from_cache` reads a list
     from the API server's memory, whole and perhaps a little old, and spares etcd; for kinds whose lists are
-    small. `streamed` asks for lists as streams of events (Kubernetes 1.32 and newer), likewise from memory,
+    small. `streamed` asks for lists as streams of events (beta since Kubernetes 1.32), likewise from memory,
     but up to date and an object at a time.
     """
 
@@ -94,70 +89,6 @@ SELECTIONS: Mapping[Kind, Selection] = {
     # Services are only counted.
     "services": Selection(metadata_only=True, from_cache=True),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class InCluster:
-    """The cluster that this process runs in, with the service account whose files are in `directory`."""
-
-    directory: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-
-    def __str__(self) -> str:
-        return "in-cluster"
-
-
-@dataclass(frozen=True, slots=True)
-class Kubeconfig:
-    """The current context of a kubeconfig; `path` may be several, separated by colons."""
-
-    path: str
-
-    def __str__(self) -> str:
-        return f"kubeconfig {self.path}"
-
-
-@dataclass(frozen=True, slots=True)
-class DumpFile:
-    """A file with the JSON of `kubectl get pods,nodes,services -A -o json`."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return f"file {self.path}"
-
-
-Source = InCluster | Kubeconfig | DumpFile
-
-
-def choose_source(setting: str, environment: Mapping[str, str]) -> Source:
-    """Where to read the cluster from: "" (find out), "in-cluster", "kubeconfig[:PATH]" or "file:PATH".
-
-    Raises `ConfigurationError` when the setting is none of these or names nothing that exists.
-    """
-    word, _, path = setting.partition(":")
-    if word == "file" and path:
-        return DumpFile(Path(path))
-    if word == "kubeconfig":
-        path = path or environment.get("KUBECONFIG", "") or _home_kubeconfig(environment)
-        if not any(Path(part).expanduser().is_file() for part in path.split(os.pathsep) if part):
-            raise ConfigurationError(f"kubernetes_source: there is no kubeconfig at {path}")
-        return Kubeconfig(path)
-    if setting == "in-cluster":
-        return InCluster()
-    if setting:
-        raise ConfigurationError(
-            f"kubernetes_source: {setting!r} is none of in-cluster, kubeconfig, kubeconfig:PATH, file:PATH"
-        )
-    if environment.get("KUBERNETES_SERVICE_HOST"):
-        return InCluster()
-    path = environment.get("KUBECONFIG", "") or _home_kubeconfig(environment)
-    if any(Path(part).expanduser().is_file() for part in path.split(os.pathsep) if part):
-        return Kubeconfig(path)
-    raise ConfigurationError(_THREE_WAYS)
-
-
-def _home_kubeconfig(environment: Mapping[str, str]) -> str:
-    return str(Path(environment.get("HOME") or Path.home()) / ".kube" / "config")
 
 
 @cache

@@ -22,7 +22,7 @@ from kubenetmon.server.watcher import Watcher, WatcherConfig
 class PeerConfig:
     """Which cluster, where it is (lower case), and what class its remotes are.
 
-    `kubernetes_source` as in `kubenetmon.server.kubernetes.choose_source`.
+    `kubernetes_source` as in `kubenetmon.server.kubernetes_source.choose_source`.
     """
 
     name: str

@@ -36,8 +36,10 @@ from kubenetmon.server.attributed import NOTHING_IGNORED, Attributed, Ignored, N
 from kubenetmon.server.attribution import Attributor
 from kubenetmon.server.flood import MemoryBudget
 from kubenetmon.server.latecomers import Latecomers
+from kubenetmon.server.moved import Digest, digest
 from kubenetmon.server.pacing import ReportPacing
 from kubenetmon.server.ranges.table import RangeTable
+from kubenetmon.server.rates import Rates
 from kubenetmon.server.snapshot import Addresses, ClusterView, Family, Snapshot
 from kubenetmon.server.unattributed import Unattributed
 from kubenetmon.server.verdict import Verdict
@@ -136,10 +138,11 @@ class Pipeline:
         unattributed: Unattributed,
         peers: Sequence[PeerView] = (),
         latecomers: Latecomers | None = None,
+        rates: Rates | None = None,
     ) -> None:
         """Without an inserter batches are attributed, counted and acknowledged, and nothing is stored.
 
-        Without `latecomers` no batch waits for pods.
+        Without `latecomers` no batch waits for pods. `rates` is told of every batch that is settled.
         """
         self._config = config
         self._cluster = cluster
@@ -149,6 +152,7 @@ class Pipeline:
         self._pacing = pacing
         self._metrics = metrics
         self._clock = clock
+        self._rates = rates
         self._unattributed = unattributed
         self._peers = peers
         self._latecomers = latecomers
@@ -257,7 +261,7 @@ class Pipeline:
             not_kept = Ignored(len(ipv6), ipv6.total_bytes(), ipv6.total_packets())
             batch = replace(batch, ipv6=empty_records(6))
         peers = [view.peer() for view in self._peers]
-        attributed, encoded = await asyncio.get_running_loop().run_in_executor(
+        attributed, encoded, moved = await asyncio.get_running_loop().run_in_executor(
             self._worker, self._encode, batch, self._cluster.snapshot(), peers, self._ranges.table, schema
         )
         if patient and self._latecomers is not None and attributed.strangers:
@@ -280,6 +284,7 @@ class Pipeline:
         if inserter is None or encoded is None:
             if inserter is None and records:
                 leftover.add("disabled", labeled)
+            self._show(moved)
             return Verdict(Outcome.COMMITTED)
         del attributed  # what an insert may wait for through an outage is the block
         block, tracer = encoded
@@ -301,7 +306,12 @@ class Pipeline:
             return verdict
         age = max(0.0, self._clock.time() - received_at)
         self._metrics.observe(catalogue.INSERT_BATCH_AGE, age * 1000)
+        self._show(moved)
         return Verdict(Outcome.COMMITTED)
+
+    def _show(self, moved: Digest | None) -> None:
+        if self._rates is not None and moved is not None:
+            self._rates.add(moved)
 
     def _encode(
         self,
@@ -310,14 +320,19 @@ class Pipeline:
         peers: Sequence[Peer],
         ranges: RangeTable,
         schema: TableSchema | None,
-    ) -> tuple[Attributed, tuple[Block, Tracer] | None]:
+    ) -> tuple[Attributed, tuple[Block, Tracer] | None, Digest | None]:
         """In the worker thread: no block when there is nothing to insert."""
         attributed = self._attributor.attribute(batch, cluster, ranges, peers)
+        moved = None
+        if self._rates is not None:
+            moved = digest(
+                attributed, cluster, batch.identity.node_name, batch.interval_start, batch.interval_end
+            )
         if schema is None or not len(attributed):
-            return attributed, None
+            return attributed, None, moved
         count, columns = rows.columns(attributed, batch, self._config.rows)
         if not count:
-            return attributed, None
+            return attributed, None, moved
         tracer = Tracer(
             columns,
             count,
@@ -325,7 +340,7 @@ class Pipeline:
             interval_start=batch.interval_start,
             interval_end=batch.interval_end,
         )
-        return attributed, (encode(columns, schema, count), tracer)
+        return attributed, (encode(columns, schema, count), tracer), moved
 
     def _remember(self, token: str) -> None:
         self._committed[token] = None

@@ -89,8 +89,11 @@ class Snapshot(Protocol):
         """Whether each address lies inside that node's spec.podCIDRs."""
         ...
 
-    def in_any_pod_cidr(self, family: Family, addresses: Addresses) -> NDArray[np.bool_]:
-        """Whether each address lies inside some node's spec.podCIDRs."""
+    def of_pod_cidrs(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
+        """Endpoint id of an unknown pod (pod "", app "") of the node whose spec.podCIDRs hold each address.
+
+        0 = no node's do.
+        """
         ...
 
 

@@ -29,11 +29,9 @@ from kubenetmon.server.inventory import KINDS, Inventory, InventoryConfig, Kind,
 from kubenetmon.server.kubernetes import (
     SELECTIONS,
     ApiError,
-    DumpFile,
     ExpiredError,
     KubernetesClient,
     RefusedError,
-    choose_source,
 )
 from kubenetmon.server.kubernetes_objects import (
     Event,
@@ -42,6 +40,7 @@ from kubenetmon.server.kubernetes_objects import (
     Page,
     UnreadableError,
 )
+from kubenetmon.server.kubernetes_source import DumpFile, choose_source
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +60,9 @@ _SKIPPED_LOG_INTERVAL = 60.0
 class WatcherConfig:
     """Where to read from and how patiently; all times in seconds.
 
-    `kubernetes_source` is as in `kubenetmon.server.kubernetes.choose_source`. A watch is asked to end after
-    `watch_timeout` to twice that, so that replicas do not all come back at once; for the same end they wait
-    up to `relist_spread` per 100,000 objects before they list again what expired.
+    `kubernetes_source` is as in `kubenetmon.server.kubernetes_source.choose_source`. A watch is asked to end
+    after `watch_timeout` to twice that, so that replicas do not all come back at once; for the same end they
+    wait up to `relist_spread` per 100,000 objects before they list again what expired.
     """
 
     kubernetes_source: str = ""

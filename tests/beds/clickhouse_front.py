@@ -20,11 +20,11 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import re
 import ssl
 import struct
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -101,7 +101,7 @@ class Engine:
         """As a file in memory: chdb's streaming insert keeps the engine's late errors to itself."""
 
         def work() -> None:
-            with tempfile.TemporaryFile(dir="/dev/shm") as file:
+            with open(os.memfd_create("block"), "wb") as file:
                 file.write(_varint(len(block.columns)) + _varint(block.rows) + block.body)
                 file.flush()
                 self._connection.query(
@@ -246,14 +246,17 @@ class Session:
         if await self._fixed(1) != b"\0":
             for _ in range(3):
                 await self._string()
-            await self._fixed(8 + 1)
-            for _ in range(3):
-                await self._string()
-            for _ in range(3):
-                await self._varint()
+            await self._fixed(8)
+            over_tcp = await self._fixed(1) == b"\1"  # else another engine passes an INSERT on
+            if over_tcp:
+                for _ in range(3):
+                    await self._string()
+                for _ in range(3):
+                    await self._varint()
             await self._string()  # quota key
             await self._varint()  # distributed depth
-            await self._varint()  # patch
+            if over_tcp:
+                await self._varint()  # patch
             if await self._fixed(1) != b"\0":
                 await self._fixed(24)
                 await self._string()

@@ -7,7 +7,9 @@ moment, so both hold in every scrape, whatever runs meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+from kubenetmon.demo.processes import Role
 
 _AGENT_PARTS = (
     "kubenetmon_agent_reported_total",
@@ -30,6 +32,14 @@ def agent_imbalances(metrics: Mapping[str, float]) -> list[str]:
 def server_imbalances(metrics: Mapping[str, float]) -> list[str]:
     """The same for a server."""
     return _imbalances(metrics, "kubenetmon_server_received_total", _SERVER_PARTS)
+
+
+def assert_balanced(agents: Iterable[Role], server: Role | None) -> None:
+    """What every process shows of itself adds up."""
+    for agent in agents:
+        assert agent_imbalances(agent.metrics()) == [], agent.name
+    if server is not None:
+        assert server_imbalances(server.metrics()) == []
 
 
 def _imbalances(metrics: Mapping[str, float], whole: str, parts: tuple[str, ...]) -> list[str]:

@@ -22,6 +22,7 @@ from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 from kubenetmon.demo.network import create_namespace, veth_pair
 from kubenetmon.demo.plan import RANGES_DIRECTORY
 from kubenetmon.demo.processes import GRPC_PORT, METRICS_PORT, Intervals, Role, start_server
+from tests.beds.identity import assert_balanced
 from tests.beds.injector import InjectionBed
 
 FULL_LENGTH = bool(os.environ.get("KUBENETMON_TEST_FULL_LENGTH"))
@@ -153,10 +154,12 @@ class InjectedNode:
         return agent
 
     def finish(self) -> None:
-        """The agent reports what is left, the server commits it."""
-        for role in (self.agent, self.server):
-            assert role is not None
-            role.stop()
+        """The agent reports what is left, the server commits it; before that the metrics of both add up."""
+        assert self.agent is not None
+        assert self.server is not None
+        assert_balanced([self.agent], self.server)
+        self.agent.stop()
+        self.server.stop()
         self.agent = self.server = None
 
     def truth(self) -> tuple[Counter[Movement], Counter[Movement]]:

@@ -188,6 +188,16 @@ class World:
         """The statement that stores all rows."""
         return f"INSERT INTO {table} ({self.columns}) VALUES {', '.join(self.rows())}"
 
+    def insert_select(self, table: str) -> str:
+        """The same as a statement without data of its own, as the native protocol wants it."""
+        types = {"date": "Date", "intervalStartTime": "DateTime", "connectionFlags": "Map(String, Bool)"}
+        types |= dict.fromkeys(("intervalSeconds", "bytes", "packets"), "UInt64")
+        types |= {f"{side}Port": "UInt16" for side in ("local", "remote")}
+        types |= {f"{side}IPv{n}": f"IPv{n}" for side in ("local", "remote") for n in (4, 6)}
+        structure = ", ".join(f"{name} {types.get(name, 'String')}" for name in self.columns.split(", "))
+        rows = ", ".join(self.rows())
+        return f"INSERT INTO {table} ({self.columns}) SELECT * FROM values({quote(structure)}, {rows})"
+
     def transfers(self) -> Iterator[Transfer]:
         """Every byte once."""
         for flow in self.flows:

@@ -386,6 +386,32 @@ class LargeCluster:
         known = self.pod(number, generation, state, FIRST_VERSION + changes + 1)
         return b'{"type":"%s","object":{"kind":"Pod","apiVersion":"v1",%s}\n' % (kind.encode(), known[1:])
 
+    def stored(self, kind: str) -> dict[str, bytes | None]:
+        """All nodes or pods before any change, as etcd keeps them: JSON by key below /registry."""
+        if kind == "nodes":
+            numbers = range(self.nodes)
+            return {f"minions/{self.node_name(each)}": _stored("Node", self.node(each)) for each in numbers}
+        return {
+            self._pod_key(each, 0): _stored("Pod", self.pod(each, 0, "running", 0))
+            for each in range(self.pods)
+        }
+
+    def stored_change(self, changes: int) -> tuple[str, bytes | None]:
+        """What the change that follows after so many writes to etcd; None deletes."""
+        visits, step = divmod(changes, len(STEPS))
+        generation, number = divmod(visits, self.pods)
+        state = STEPS[step][1]
+        generation += step >= _NEXT_GENERATION
+        content = None if state == "gone" else _stored("Pod", self.pod(number, generation, state, 0))
+        return self._pod_key(number, generation), content
+
+    def _pod_key(self, number: int, generation: int) -> str:
+        return f"pods/team-{number % _NAMESPACES}/{self.pod_name(number, generation)}"
+
+
+def _stored(kind: str, content: bytes) -> bytes:
+    return b'{"kind":"%s","apiVersion":"v1",%s' % (kind.encode(), content[1:])
+
 
 class _Server:
     def __init__(self, cluster: LargeCluster, rate: int) -> None:

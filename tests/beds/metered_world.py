@@ -22,6 +22,7 @@ from kubenetmon.demo.processes import Intervals, Role
 from kubenetmon.demo.run import wait_until_quiet
 from kubenetmon.demo.world import FlowCount, World
 from tests.beds.dual_stack import DualStack, pod_address
+from tests.beds.identity import assert_balanced
 
 Movement = tuple[str, str, str, str, str]
 """Node, local address, remote address, protocol, direction: what rows are summed by."""
@@ -142,7 +143,11 @@ class MeteredWorld:
         wait_until_quiet(self.world)
 
     def finish(self) -> list[FlowCount]:
-        """Agents report what is left, the server commits it; what the counters saw."""
+        """Agents report what is left, the server commits it; what the counters saw.
+
+        Whatever befell them before, the metrics of all add up.
+        """
+        assert_balanced(self.agents.values(), self.server)
         for agent in self.agents.values():
             agent.stop()
         self.agents.clear()

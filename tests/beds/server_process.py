@@ -19,7 +19,8 @@ RANGES = Path(__file__).resolve().parents[2] / "kubenetmon" / "demo" / "ranges"
 PATIENCE = 30.0
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody has just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -29,8 +30,8 @@ class Server:
     """A server process with a configuration of its own in `directory`."""
 
     def __init__(self, directory: Path, **changes: object) -> None:
-        self.metrics_port = _free_port()
-        self.grpc_port = _free_port()
+        self.metrics_port = free_port()
+        self.grpc_port = free_port()
         cluster = directory / "cluster.json"
         if not cluster.exists():
             cluster.write_text('{"kind": "List", "items": []}')
@@ -43,7 +44,7 @@ class Server:
             "grpc_port": self.grpc_port,
             "kubernetes_source": f"file:{cluster}",
             "cloud_ranges_dir": str(RANGES),
-            "clickhouse_endpoint": f"127.0.0.1:{_free_port()}",
+            "clickhouse_endpoint": f"127.0.0.1:{free_port()}",
             "clickhouse_disable_tls": True,
             "clickhouse_credentials_dir": str(directory),
             **changes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,11 +13,12 @@ from pathlib import Path
 from kubenetmon.demo import network, plan
 from kubenetmon.errors import KubenetmonError
 from tests.beds.injector import InjectionBed
-from tests.bench import agent, fleet, kernel, ranges, server, watching
+from tests.bench import agent, attribution, encoder, fleet, kernel, ranges, rollups, server, watching
 from tests.bench.line import Line, render
 from tests.conftest import SHARED_DATA
 
-_PARTS = ("agent", "bursts", "server", "fleet", "ranges", "watching")
+_PARTS = ("agent", "bursts", "encoder", "server", "fleet", "attribution", "ranges", "watching", "rollups")
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kubenetmon-bench"
 
 
 def main() -> int:
@@ -34,6 +36,16 @@ def main() -> int:
     parser.add_argument("--pods", type=int, default=100_000, help="pods of the large cluster (100000)")
     parser.add_argument("--nodes", type=int, default=5_000, help="nodes of the large cluster (5000)")
     parser.add_argument("--only", choices=_PARTS, action="append", help="leave the other parts out")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=100_000_000,
+        metavar="N",
+        help="rows behind the rollups (100000000: half an hour of two cores, once)",
+    )
+    parser.add_argument(
+        "--keep", type=Path, default=_CACHE, metavar="DIR", help=f"where those rows are kept ({_CACHE})"
+    )
     options = parser.parse_args()
     parts = options.only or _PARTS
     network.require_machine()
@@ -57,12 +69,21 @@ def _measure(directory: Path, options: argparse.Namespace, parts: Sequence[str])
     if "fleet" in parts:
         _say("A server before 50 and before 1,000 agents")
         lines += fleet.measure(directory)
+    if "encoder" in parts:
+        _say("The encoder")
+        lines += encoder.measure()
+    if "attribution" in parts:
+        _say("Attribution and inventory alone")
+        lines += attribution.measure(options.ranges)
     if "ranges" in parts:
         _say("All cloud ranges")
         lines += ranges.measure(options.ranges, directory)
     if "watching" in parts:
         _say(f"A cluster of {options.pods:,} pods and {options.nodes:,} nodes")
         lines += watching.measure(options.pods, options.nodes, directory, options.ranges)
+    if "rollups" in parts:
+        _say(f"Answers over {options.rows:,} rows, and from their rollups")
+        lines += rollups.lines(options.rows, options.keep)
     return lines
 
 

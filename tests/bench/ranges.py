@@ -12,7 +12,8 @@ import numpy as np
 
 from kubenetmon.demo.actors import python_environment
 from kubenetmon.server.ranges import PROVIDERS, RangeTable
-from kubenetmon.server.ranges.parse import NO_LABEL, ProviderRanges, parse, resolve
+from kubenetmon.server.ranges.parse import NO_LABEL, ProviderRanges, parse
+from kubenetmon.server.ranges.resolve import resolve
 from kubenetmon.server.snapshot import Family
 from tests.beds.large_ranges import large_files
 from tests.bench.accounting import best
@@ -75,7 +76,7 @@ def _load(files: dict[str, bytes]) -> tuple[list[ProviderRanges], RangeTable, fl
 def _matches(ranges: list[ProviderRanges], table: RangeTable, family: Family) -> float:
     """Addresses a CPU second, most of them within some prefix."""
     generator = np.random.default_rng(7)
-    known = list(resolve(ranges, family, {NO_LABEL: 0}))
+    known = resolve(ranges, family, {NO_LABEL: 0})[0].tolist()
     picked = generator.integers(0, len(known), _ADDRESSES).tolist()
     moves = generator.integers(0, 5000, _ADDRESSES).tolist()
     numbers = [int.from_bytes(known[index][:-1]) + move for index, move in zip(picked, moves, strict=True)]

@@ -7,9 +7,13 @@ counts of connections come from a sketch and may differ by 2 %.
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from kubenetmon.clickhouse.rollup_tables import apply_rollups
 from kubenetmon.clickhouse.schema import SchemaOptions, apply
@@ -17,10 +21,13 @@ from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 from kubenetmon.report.flows import read_source
 from kubenetmon.report.questions import QUESTIONS, statement
 from kubenetmon.report.scope import Scope
+from tests.bench.line import Line
 
+Returned = TypeVar("Returned")
+WANTED = 20
 DAYS = 31
 DAY = 86_400
-OPTIONS = SchemaOptions(ipv6=True)
+OPTIONS = SchemaOptions(ipv6=True, ttl_days=0)
 PODS, APPS, NODES, ZONES = 400, 40, 20, 3
 
 _COUNTS = {"openers": (2, 3, 4), "balance": (3, 4)}
@@ -101,9 +108,10 @@ async def make_table(sink: EmbeddedSink, rows: int, now: float) -> None:
     await apply_rollups(sink, OPTIONS, now)
 
 
-async def measure(sink: EmbeddedSink, now: float) -> list[Measured]:
+async def measure(sink: EmbeddedSink) -> list[Measured]:
     """Every question over 30 days that begin and end within an hour."""
-    begin = int(now) // DAY * DAY - DAYS * DAY + 6 * 3600 + 17 * 60
+    first = await sink.query("SELECT toUnixTimestamp(min(intervalStartTime)) FROM default.network_flows_0")
+    begin = int(first[0][0]) + 6 * 3600 + 17 * 60
     scope = Scope(since=begin, until=begin + 30 * DAY, limit=0)
     raw = await read_source(sink, "default", "network_flows_0", raw=True)
     rolled = await read_source(sink, "default", "network_flows_0")
@@ -119,6 +127,35 @@ async def measure(sink: EmbeddedSink, now: float) -> list[Measured]:
         equal = _agree(answers[0], answers[1], _COUNTS.get(name, ()))
         found.append(Measured(name, times[0], times[1], equal))
     return found
+
+
+def lines(rows: int, directory: Path) -> list[Line]:
+    """The bench's lines. The table is made once and kept in `directory`."""
+    whole = directory / f"rows-{rows}"
+    if not whole.is_dir():
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        asyncio.run(_with(directory / "making", lambda sink: make_table(sink, rows, time.time())))
+        (directory / "making").rename(whole)
+    measured = asyncio.run(_with(whole, measure))
+    return [
+        Line(
+            f"`ask {one.question}` over 30 days, {rows / 1e6:g} million rows: rollups against rows",
+            f"1/{one.raw / one.rolled:.1f} of the time, {'equal' if one.equal else 'NOT EQUAL'}",
+            f"1/{WANTED}, equal",
+            "-",
+            one.equal and one.rolled * WANTED <= one.raw,
+        )
+        for one in measured
+    ]
+
+
+async def _with(directory: Path, work: Callable[[EmbeddedSink], Awaitable[Returned]]) -> Returned:
+    sink = EmbeddedSink(directory)
+    try:
+        return await work(sink)
+    finally:
+        await sink.close()
 
 
 def _agree(first: list[tuple[Any, ...]], second: list[tuple[Any, ...]], counts: tuple[int, ...]) -> bool:

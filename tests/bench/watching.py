@@ -20,7 +20,7 @@ from tests.bench.line import Line, megabytes
 
 RATE = 1000
 _SECONDS = 600.0
-_CHURN = 60.0
+_FOLLOWED, _CHURN = 30.0, 60.0
 
 
 @contextlib.contextmanager
@@ -56,12 +56,13 @@ def follow(port: int, pods: int, nodes: int, seconds: float) -> Measured:
 
 
 def measure(pods: int, nodes: int, directory: Path, ranges: Path) -> list[Line]:
-    """The watcher alone, then a whole server."""
+    """The watcher alone, then a whole server; a small cluster is watched for less long."""
+    part = min(1.0, max(0.1, pods / 100_000))
     with published(pods, nodes, RATE) as port:
-        measured = follow(port, pods, nodes, 30.0)
+        measured = follow(port, pods, nodes, part * _FOLLOWED)
     share = measured.followed_cpu / measured.followed
     right = "all" if not measured.wrong else f"all but {measured.wrong}"
-    most, shares = _whole_server(pods, nodes, directory, ranges)
+    most, shares = _whole_server(pods, nodes, part * _CHURN, directory, ranges)
     return [
         Line(
             f"{pods:,} pods and {nodes:,} nodes known, against reading and decoding their JSON",
@@ -79,7 +80,7 @@ def measure(pods: int, nodes: int, directory: Path, ranges: Path) -> list[Line]:
             share <= 0.2 and not measured.wrong and measured.changes >= 0.95 * RATE * measured.followed,
         ),
         Line(
-            f"a whole server with them and {ranges.name}, {_CHURN:.0f} s of changes, resident",
+            f"a whole server with them and {ranges.name}, {part * _CHURN:.0f} s of changes, resident",
             f"{megabytes(most)} (at {shares:.1%} of a core)",
             "200 MB",
             "-",
@@ -88,7 +89,7 @@ def measure(pods: int, nodes: int, directory: Path, ranges: Path) -> list[Line]:
     ]
 
 
-def _whole_server(pods: int, nodes: int, directory: Path, ranges: Path) -> tuple[int, float]:
+def _whole_server(pods: int, nodes: int, seconds: float, directory: Path, ranges: Path) -> tuple[int, float]:
     with contextlib.ExitStack() as stack:
         namespace = create_namespace("bench-watch")
         stack.callback(namespace.delete)
@@ -104,7 +105,7 @@ def _whole_server(pods: int, nodes: int, directory: Path, ranges: Path) -> tuple
         ask = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}/begin')"
         subprocess.run(namespace.command([sys.executable, "-c", ask]), check=True)
         before, began = cpu_seconds(server.process_id), time.monotonic()
-        time.sleep(_CHURN)
+        time.sleep(seconds)
         share = (cpu_seconds(server.process_id) - before) / (time.monotonic() - began)
         return memory_bytes(server.process_id, "VmHWM"), share
 

@@ -15,6 +15,7 @@ from kubenetmon.clickhouse.block import Block, Coded, Column, Constant, Values, 
 from kubenetmon.clickhouse.evidence import Tracer
 from kubenetmon.clickhouse.inserter import CommitOutcome, Inserter, InserterConfig
 from kubenetmon.clickhouse.schema import SchemaOptions, apply
+from kubenetmon.clickhouse.sinks import ClickHouseUnreachableError
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.metrics import Metrics, catalogue
@@ -105,12 +106,12 @@ async def rig(
             await one.task
 
 
-async def push_tokens_out(rig: Rig) -> None:
+async def push_tokens_out(rig: Rig, blocks: int = 4) -> None:
     """Blocks of other nodes, until the table has forgotten all tokens before."""
     table = await rig.inserter.wait_schema()
     columns = {"date": Constant(25_000), "intervalStartTime": Constant(25_000 * 86_400), "bytes": Constant(0),
                "packets": Constant(1)}  # fmt: skip
-    for number in range(4):
+    for number in range(blocks):
         await rig.inserter.commit(encode(columns, table, 1), f"other-{number}")
 
 
@@ -152,6 +153,31 @@ async def test_what_the_table_cannot_tell_is_held_and_shown(rig: Any) -> None:
     assert "clickhouse_undecided" in one.old_batches()
     assert one.found("undecided") == 1
     assert one.readiness.ready
+
+
+async def test_an_answer_lost_after_a_look_is_the_tokens_to_decide(rig: Any) -> None:
+    """The table could not tell any more; but what came since the look has left its token."""
+    one = await rig(window=10)
+    await push_tokens_out(one, 12)
+    async with asyncio.timeout(20):
+        while not one.inserter._target.remembers(0.0):  # noqa: ASYNC110 - until those have been counted
+            await asyncio.sleep(0.01)
+    insert, lost = one.engine.insert, []
+
+    async def losing(*arguments: Any) -> None:
+        await insert(*arguments)
+        if not lost:
+            lost.append(arguments)
+            raise ClickHouseUnreachableError("the answer is lost")
+
+    one.engine.insert = losing
+    try:
+        assert await one.commit("short", seconds=5) is CommitOutcome.COMMITTED
+    finally:
+        del one.engine.insert
+    assert lost
+    assert await one.total() == SUM
+    assert one.found("absent") == 1
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,25 @@ async def test_a_view_on_the_table_counts_too(engine: EmbeddedSink, database: st
     assert table.own_window.blocks == 100_000
     assert table.deduplication.blocks == 0
     assert table.deduplication.remedy().startswith(f"ALTER TABLE `{database}`.`daily` MODIFY SETTING")
+    assert any("`daily`" in finding for finding in await check(engine, SchemaOptions(database)))
+    assert await apply(engine, SchemaOptions(database)) == [table.deduplication.remedy()]
+    assert (await read_table(engine, database, "network_flows_0")).deduplication.blocks == 100_000
+    assert await check(engine, SchemaOptions(database)) == []
+
+
+async def test_views_on_what_views_fill_count_too(engine: EmbeddedSink, database: str) -> None:
+    """Behind a Null table, which keeps nothing, there are tables that do."""
+    await apply(engine, SchemaOptions(database))
+    for table, kind in (("passing", "Null"), ("last", "MergeTree ORDER BY b")):
+        await engine.query(f"CREATE TABLE {database}.{table} (b UInt64) ENGINE = {kind}")
+    for source, target in (("network_flows_0", "passing"), ("passing", "last")):
+        column = "bytes AS b" if target == "passing" else "b"
+        await engine.query(
+            f"CREATE MATERIALIZED VIEW {database}.to_{target} TO {database}.{target} AS "
+            f"SELECT {column} FROM {database}.{source}"
+        )
+    table = await read_table(engine, database, "network_flows_0")
+    assert "`last`" in table.deduplication.remedy()
     await engine.query(table.deduplication.remedy())
     assert (await read_table(engine, database, "network_flows_0")).deduplication.blocks == 100_000
 

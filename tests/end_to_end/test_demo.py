@@ -96,7 +96,7 @@ def test_the_demo_answers_and_ends_with_equal_sums(tmp_path: Path) -> None:
     assert int(sums[1]) > 10_000_000
     words = [" ".join(line.split()) for line in lines]
     for beginning in (
-        "backup-0 - INTER_REGION - ",
+        "backup-0 - INTER_REGION ec2 ",
         "backup-0 s3 aws us-west-2 INTRA_REGION ",
         "checkout us-west-2b frontend us-west-2a ",
         "catalog only receives 0 ",
@@ -105,7 +105,7 @@ def test_the_demo_answers_and_ends_with_equal_sums(tmp_path: Path) -> None:
         "cross-zone aws/cross-zone-out ",
     ):
         assert any(line.startswith(beginning) for line in words), (beginning, output)
-    follow_up = next(line for line in lines if "kubenetmon ask top" in line)
+    follow_up = next(line for line in lines if "kubenetmon ask top --since" in line)
     assert f"chdb:{kept}/clickhouse" in follow_up
     assert namespaces_of(process.pid) == []
     assert list(scratch.iterdir()) == []

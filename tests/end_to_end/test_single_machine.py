@@ -48,6 +48,9 @@ async def _meter(machine: Namespace, tmp_path: Path) -> None:
             machine.nft(COUNTERS)
             machine.run([sys.executable, "-c", TALK])
             await asyncio.sleep(1)
+            # While it runs its directory is asked through it: a Unix socket, so from any namespace.
+            answer = await asyncio.to_thread(_ask, tmp_path / "engine")
+            assert answer["question"] == "classes"
         finally:
             process.send_signal(signal.SIGINT)
             status = process.wait(40)
@@ -68,6 +71,20 @@ async def _meter(machine: Namespace, tmp_path: Path) -> None:
         await sink.close()
     assert rows == [(seen.bytes, seen.packets)] == everything
     assert seen.bytes > 20 * 5 * 15_000
+
+
+def _ask(engine: Path) -> dict[str, object]:
+    """`kubenetmon ask` on a directory that another process holds."""
+    shown = subprocess.run(
+        [
+            *(sys.executable, "-m", "kubenetmon", "ask", "classes", "--format", "json"),
+            *("--set", f"clickhouse_endpoint=chdb:{engine}"),
+        ],
+        capture_output=True,
+        timeout=60,
+    )
+    assert shown.returncode == 0, shown.stderr
+    return dict(json.loads(shown.stdout))
 
 
 def _wait_until_reading(machine: Namespace, process: subprocess.Popen[bytes]) -> None:

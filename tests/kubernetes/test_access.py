@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 import yaml
 
-from kubenetmon.server.kubernetes import InCluster, KubernetesClient, UnauthorizedError
+from kubenetmon.app.report import instance_types
+from kubenetmon.config.server import load
+from kubenetmon.server.kubernetes import KubernetesClient, UnauthorizedError
+from kubenetmon.server.kubernetes_source import InCluster
 from tests.beds.kubernetes import SERVER_ACCOUNT, Cluster, free_port
 from tests.kubernetes.conftest import IMPATIENT, eventually, following
 
 pytestmark = pytest.mark.apiserver
 
+ENOUGH = {
+    "environment": "development", "cloud": "aws", "region": "r", "cluster": "c", "clickhouse_endpoint": "x:1"
+}  # fmt: skip
 MANIFESTS = Path(__file__).parents[2] / "deploy" / "base"
 
 
@@ -124,3 +130,11 @@ async def test_unreachable_api_is_said_and_waited_for(cluster: Cluster) -> None:
         await eventually(lambda: not follower.check()["ok"] and "cannot reach" in follower.check()["detail"])
         assert f"https://127.0.0.1:{nowhere}" in follower.check()["detail"]
         assert not follower.readiness.ready
+
+
+async def test_instance_types_are_read_from_the_api(cluster: Cluster) -> None:
+    cluster.create_node("typed", address="192.0.2.11")
+    cluster.label_node("typed", **{"node.kubernetes.io/instance-type": "m5.large"})
+    cluster.create_node("untyped", address="192.0.2.12")
+    config = load(None, [f"kubernetes_source=kubeconfig:{cluster.kubeconfig()}"], ENOUGH)
+    assert await instance_types("kubernetes", config) == {"typed": "m5.large"}

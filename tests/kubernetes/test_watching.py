@@ -12,8 +12,9 @@ import pytest
 
 from kubenetmon.metrics.catalogue import INVENTORY_OBJECTS, WATCH_RELISTS
 from kubenetmon.server.inventory import InventoryConfig
-from kubenetmon.server.kubernetes import ExpiredError, Kubeconfig, KubernetesClient, RefusedError
+from kubenetmon.server.kubernetes import ExpiredError, KubernetesClient, RefusedError
 from kubenetmon.server.kubernetes_objects import Event, ObjectDecoder
+from kubenetmon.server.kubernetes_source import Kubeconfig
 from tests.beds.kubernetes import Cluster, running_cluster
 from tests.kubernetes.conftest import IMPATIENT, Follower, Gate, eventually, following
 

@@ -36,6 +36,11 @@ def main() -> int:
         metavar="RATE",
         help="so many more short connections a second (0)",
     )
+    parser.add_argument(
+        "--without-state",
+        action="store_true",
+        help="agents forget all when they are killed: a control, whose sums must differ",
+    )
     options = parser.parse_args()
     seconds = options.minutes * 60
     kills = round(options.minutes * KILLS_PER_MINUTE) if options.kills is None else options.kills
@@ -63,7 +68,9 @@ def main() -> int:
 
 def _soak(directory: Path, seconds: float, faults: list[Fault], options: argparse.Namespace) -> int:
     shortest, longest = _SAMPLE_SECONDS
-    with MeteredWorld(directory, Intervals(collection=1, report=5), state=True, ipv6=True) as metered:
+    with MeteredWorld(
+        directory, Intervals(collection=1, report=5), state=not options.without_state, ipv6=True
+    ) as metered:
         metered.keep_ended_flows(ENDED_FLOWS_STAY)
         metered.start()
         soak = Soak(

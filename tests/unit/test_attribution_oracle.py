@@ -125,8 +125,11 @@ def by_the_rules(one: Flow, node: str, config: AttributionConfig, peers: bool) -
         for network in named.networks
         if is_in(remote, [str(network)])
     ]
-    if there is not None or any(is_in(remote, networks) for _, _, networks in NODES.values()):
+    homes = [name for name, (_, _, networks) in NODES.items() if is_in(remote, networks)]
+    if there is not None or homes:
         connection_class, remote_cluster = "INTRA_VPC", config.cluster
+        if there is None:  # a pod that is gone, of another node
+            there = {"Pod": "", "Node": homes[0], "AvailabilityZone": NODES[homes[0]][0], "App": ""}
     elif peers and of_peer(remote):
         there = of_peer(remote)
         cloud, region, connection_class, remote_cluster = PEER.cloud, PEER.region, "INTER_REGION", "green"

@@ -193,8 +193,8 @@ def test_a_named_network_says_where_its_remotes_are_before_private_and_provider_
 def test_a_pod_already_gone_elsewhere_is_in_the_cluster_whatever_its_address() -> None:
     # The original looks the address up in the ranges: 203.0.113.17 would be the internet.
     row = one_row(flow("10.1.1.5", "203.0.113.17"))
-    assert place(row) == ("INTRA_VPC", "aws", "us-west-2", "", "", "blue")
-    assert row["remotePod"] == ""
+    assert place(row) == ("INTRA_VPC", "aws", "us-west-2", "zone-1", "", "blue")
+    assert (row["remotePod"], row["remoteNode"], row["remoteApp"]) == ("", "node-c", "")
 
 
 def test_pods_and_nodes_of_a_peer_cluster_have_their_names_and_place() -> None:

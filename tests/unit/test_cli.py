@@ -37,11 +37,25 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def test_help_names_every_role_and_command() -> None:
     shown = run("--help").stdout
-    for word in ("agent", "server", "all", "demo", "schema", "ranges", "config", "metrics", "--set"):
+    for word in (
+        "agent",
+        "server",
+        "all",
+        "demo",
+        "ask",
+        "cost",
+        "schema",
+        "ranges",
+        "config",
+        "metrics",
+        "--set",
+    ):
         assert word in shown
 
 
-@pytest.mark.parametrize("command", ["demo", "schema", "schema apply", "ranges", "ranges download"])
+@pytest.mark.parametrize(
+    "command", ["demo", "ask", "cost", "schema", "schema apply", "ranges", "ranges download"]
+)
 def test_every_command_has_help(command: str) -> None:
     result = run(*command.split(), "--help")
     assert result.returncode == 0

@@ -136,3 +136,30 @@ def test_bad_overrides_are_named(override: str) -> None:
 def test_every_key_has_a_line_in_the_page() -> None:
     page = markdown.configuration()
     assert all(f"| `{name}` |" in page for name in server.KEYS)
+
+
+def test_the_example_of_networks_peers_and_flags_can_be_copied(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(ORIGINAL + markdown.EXAMPLE)
+    config = server.load(path)
+    assert [(one.name, one.service, one.place.connection_class) for one in config.networks] == [
+        ("shared-services", "shared-services", ""),
+        ("headquarters", "headquarters", "DIRECT_CONNECT"),
+    ]
+    assert [(peer.name, str(peer.kubeconfig), peer.place.region) for peer in config.peer_clusters] == [
+        ("green", "/etc/kubenetmon-server/green.kubeconfig", ""),
+        ("blue", "/etc/kubenetmon-server/blue.kubeconfig", "eu-west-1"),
+    ]
+    assert dict(config.connection_flags)["LOAD_BALANCER"] == (ipaddress.ip_network("10.0.8.0/24"),)
+
+
+def test_what_only_a_file_can_say_can_also_be_set(tmp_path: Path) -> None:
+    config = server.load(None, [*SMALL, "networks={office: {cidrs: [10.80.0.0/16]}}"])
+    assert config.networks[0].cidrs == (ipaddress.ip_network("10.80.0.0/16"),)
+    with pytest.raises(ConfigurationError, match=r"networks\.office: unknown key 'cidr'"):
+        server.load(None, [*SMALL, "networks={office: {cidr: [10.80.0.0/16]}}"])
+
+
+def test_a_peer_cannot_have_the_name_of_this_cluster() -> None:
+    with pytest.raises(ConfigurationError, match=r"peer_clusters\.c has the name of this cluster"):
+        server.load(None, [*SMALL, "peer_clusters={c: /etc/kubeconfig}"])

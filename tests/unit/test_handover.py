@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from kubenetmon.server.attributed import NOTHING_IGNORED, Attributed
 from kubenetmon.server.attribution import AttributionConfig, Attributor
@@ -28,7 +29,7 @@ GONE_AT, TAKEN_AT = 20, 23
 def pod(name: str, node: str, created: int, family: int, address: str | None) -> Pod:
     number = (int(ipaddress.ip_address(address)),) if address else ()
     found = Pod(name, "default", name, node, name, "", "", created, created, True, (), ())
-    return found._replace(ipv4=number) if family == 4 else found._replace(ipv6=number)
+    return structs.replace(found, **{f"ipv{family}": number})
 
 
 def cluster(family: int) -> Inventory:

@@ -17,8 +17,13 @@ from kubenetmon.readiness import Readiness
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[HttpServer]:
-    made = HttpServer(0, metrics=Metrics([LOOP_LAG]), readiness=Readiness(), host="127.0.0.1")
+def readiness() -> Readiness:
+    return Readiness()
+
+
+@pytest.fixture
+async def server(readiness: Readiness) -> AsyncIterator[HttpServer]:
+    made = HttpServer(0, metrics=Metrics([LOOP_LAG]), readiness=readiness, host="127.0.0.1")
     task = asyncio.create_task(made.run())
     await asyncio.wait_for(made.listening.wait(), 5)
     yield made
@@ -35,8 +40,8 @@ async def ask(server: HttpServer, request: bytes) -> bytes:
     return answer
 
 
-def get(path: str, method: str = "GET") -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+def get(path: str, method: str = "GET", host: str = "x") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
 
 
 async def test_metrics_are_served_as_prometheus_text(server: HttpServer) -> None:
@@ -46,8 +51,9 @@ async def test_metrics_are_served_as_prometheus_text(server: HttpServer) -> None
     assert b"\nkubenetmon_event_loop_lag_max_seconds 0" in answer
 
 
-async def test_ready_turns_200_once_every_check_has_passed_and_stays(server: HttpServer) -> None:
-    readiness = server._readiness
+async def test_ready_turns_200_once_every_check_has_passed_and_stays(
+    server: HttpServer, readiness: Readiness
+) -> None:
     readiness.expect("ClickHouse", "not asked yet")
     assert b"503" in (await ask(server, get("/ready"))).split(b"\r\n")[0]
     readiness.passed("ClickHouse")
@@ -151,11 +157,40 @@ async def test_a_port_that_a_predecessor_lets_go_is_served() -> None:
     await asyncio.gather(old, new, return_exceptions=True)
 
 
+async def test_a_large_answer_comes_whole_and_a_reader_that_stalls_holds_little(server: HttpServer) -> None:
+    body = bytes(range(256)) * 40_000
+    server.add_page("/large", lambda _: Response(body, headers=(("cache-control", "no-store"),)))
+    answer = await ask(server, get("/large"))
+    head, _, received = answer.partition(b"\r\n\r\n")
+    assert received == body
+    assert b"cache-control: no-store" in head
+    stalled = [await asyncio.open_connection("127.0.0.1", server.port, limit=1024) for _ in range(20)]
+    for _, writer in stalled:
+        writer.write(get("/large"))
+    await asyncio.sleep(0.5)
+    assert (await ask(server, get("/live"))).endswith(b"ok\n")
+    for _, writer in stalled:
+        writer.close()
+
+
+async def test_a_server_without_metrics_has_pages_only() -> None:
+    made = HttpServer(0, host="127.0.0.1", what="page")
+    task = asyncio.create_task(made.run())
+    await asyncio.wait_for(made.listening.wait(), 5)
+    assert b"404" in (await ask(made, get("/metrics"))).split(b"\r\n")[0]
+    assert b"404" in (await ask(made, get("/ready"))).split(b"\r\n")[0]
+    second = HttpServer(made.port, host="127.0.0.1", what="page")
+    with pytest.raises(ConfigurationError, match=f"page port {made.port} cannot be served"):
+        await second.run()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_a_local_page_is_for_loopback_only(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server.add_local_page("/debug/secret", lambda _: Response(b"ours"))
-    assert (await ask(server, get("/debug/secret"))).endswith(b"ours")
+    assert (await ask(server, get("/debug/secret", host="localhost"))).endswith(b"ours")
     monkeypatch.setattr(http, "is_loopback", lambda _: False)
-    answer = await ask(server, get("/debug/secret"))
+    answer = await ask(server, get("/debug/secret", host="localhost"))
     assert b"403" in answer.split(b"\r\n")[0]
     assert b"ours" not in answer
     assert b"200" in (await ask(server, get("/live"))).split(b"\r\n")[0]
@@ -168,3 +203,18 @@ async def test_a_local_page_is_for_loopback_only(server: HttpServer, monkeypatch
 )  # fmt: skip
 def test_what_counts_as_loopback(host: str, local: bool) -> None:
     assert http.is_loopback(host) is local
+
+
+@pytest.mark.parametrize(
+    ("host", "served"),
+    [("localhost", True), ("LocalHost:8885", True), ("127.0.0.1:8885", True), ("[::1]:8885", True),
+     ("evil.example", False), ("evil.example:8885", False), ("localhost.evil.example", False), ("", False)],
+)  # fmt: skip
+async def test_a_foreign_name_that_leads_here_gets_no_local_page(
+    server: HttpServer, host: str, served: bool
+) -> None:
+    server.add_local_page("/debug/secret", lambda _: Response(b"ours"))
+    answer = await ask(server, get("/debug/secret", host=host))
+    assert answer.endswith(b"ours") is served
+    assert (b"403" in answer.split(b"\r\n")[0]) is not served
+    assert (await ask(server, get("/live", host=host))).endswith(b"ok\n")

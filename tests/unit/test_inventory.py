@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import tracemalloc
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
@@ -15,8 +18,10 @@ from numpy.typing import NDArray
 
 from kubenetmon.server import inventory as inventory_module
 from kubenetmon.server.inventory import ClusterSnapshot, Inventory, InventoryConfig, Pod, Service
+from kubenetmon.server.kubernetes_objects import ObjectDecoder
 from kubenetmon.server.nodes import Network, Node
 from kubenetmon.server.ownership import FOREVER
+from tests.beds.large_cluster import LargeCluster
 
 GRACE = 30
 HISTORY = 100
@@ -511,3 +516,41 @@ def test_address_that_changes_hands_without_end_keeps_a_bounded_history() -> Non
     assert owner(known, 9, 990) == "pod-990"
     assert owner(known, 9, 1000) == "last"
     assert len(known.ownership[4].keys) < 100
+
+
+def test_a_pod_takes_less_than_a_kilobyte() -> None:
+    made, decoder = LargeCluster(5000, 250), ObjectDecoder(InventoryConfig())
+    pages = [
+        b'{"items":[%s]}' % b",".join(made.items("pods", first, first + 500, 0))
+        for first in range(0, 5000, 500)
+    ]
+    sizes = []
+    for _ in range(3):  # what others allocate meanwhile, tables of interned strings among it, only adds
+        inventory = Inventory(InventoryConfig())
+        gc.collect()
+        tracemalloc.start()
+        try:
+            for page in pages:
+                for one in decoder.page("pods", page).objects:
+                    assert isinstance(one, Pod)
+                    inventory.put_pod(one, 10)
+            inventory.snapshot()
+            sizes.append(tracemalloc.get_traced_memory()[0] / 5000)
+        finally:
+            tracemalloc.stop()
+        assert inventory.counts()["pods"] == 5000
+    assert min(sizes) < 1000, "725 measured"
+
+
+def test_what_ended_is_kept_within_bounds_whatever_the_churn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory_module, "_MOST_ENDED_CLAIMS", 100)
+    inventory = Inventory(CONFIG)
+    for number in range(1000):
+        inventory.put_pod(pod(f"pod-{number}", 1 + number % 50, created=number), number)
+        if number >= 50:
+            inventory.remove_pod(f"pod-{number - 50}", number)
+        inventory.expire(number)
+    known = inventory.snapshot()
+    owners = [known.table.pod[endpoint(known, 1 + number % 50, 1000)] for number in range(950, 1000)]
+    assert owners == [f"pod-{number}" for number in range(950, 1000)]
+    assert sum(len(inventory.tenures(4, 1 + address)) for address in range(50)) <= 150

@@ -29,6 +29,7 @@ from kubenetmon.server.nodes import Network, Node
 from kubenetmon.server.pacing import PacingConfig, ReportPacing
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges import RangeTable
+from kubenetmon.server.rates import Rates
 from kubenetmon.server.rows import RowsConfig
 from kubenetmon.server.unattributed import KEPT, Unattributed
 from kubenetmon.server.verdict import Verdict
@@ -106,6 +107,7 @@ class Rig:
     inserter: RecordingInserter
     ranges: Ranges
     metrics: Metrics
+    rates: Rates
 
     async def until_inserting(self, batches: int = 1) -> None:
         async with asyncio.timeout(5):
@@ -144,7 +146,7 @@ async def build() -> AsyncIterator[Build]:
     ) -> Rig:
         inserter, metrics = RecordingInserter(), Metrics(catalogue.SERVER_METRICS)
         ranges, unattributed = Ranges(RangeTable([])), Unattributed(metrics=metrics)
-        cluster = inventory()
+        cluster, rates = inventory(), Rates(clock=SYSTEM_CLOCK)
         if ready:
             inserter.gate.set()
         latecomers = Latecomers(
@@ -164,13 +166,30 @@ async def build() -> AsyncIterator[Build]:
             clock=SYSTEM_CLOCK,
             unattributed=unattributed,
             latecomers=latecomers if patience else None,
+            rates=rates,
         )
         made.append(pipeline)
-        return Rig(unattributed, cluster, pipeline, inserter, ranges, metrics)
+        return Rig(unattributed, cluster, pipeline, inserter, ranges, metrics, rates)
 
     yield make
     for pipeline in made:
         pipeline.close()
+
+
+@pytest.mark.parametrize("stores", [True, False])
+async def test_the_live_view_shows_a_batch_once_it_is_settled(build: Build, stores: bool) -> None:
+    rig = build(stores=stores)
+    await rig.pipeline.process(batch(), time.time())
+    await rig.pipeline.process(batch(), time.time())  # sent again
+    rows = {row["name"]: (row["sent"], row["received"]) for row in rig.rates.view("pod")["rows"]}
+    assert rows == {"client": (5, 83), "": (5, 83)}  # the IPv6 end is a pod that nobody knows any more
+
+
+async def test_the_live_view_does_not_show_what_was_handed_back(build: Build) -> None:
+    rig = build()
+    rig.inserter.outcome = CommitOutcome.HANDED_BACK
+    await rig.pipeline.process(batch(), time.time())
+    assert rig.rates.view("pod")["rows"] == []
 
 
 async def test_a_batch_becomes_one_block_under_its_token(build: Build) -> None:

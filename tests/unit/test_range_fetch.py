@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
+import gzip
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.errors import ConfigurationError, KubenetmonError
@@ -105,6 +108,70 @@ async def test_a_slow_server_is_given_up(publisher: Publisher, session: aiohttp.
     fetcher = Fetcher(config(publisher, timeout=0.2, attempts=2), session, SYSTEM_CLOCK)
     with pytest.raises(FetchError, match=r"did not answer within 0.2s \(2 attempts\)"):
         await asyncio.wait_for(fetcher.fetch("aws"), 5)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"garbage\r\n\r\n",
+        b"HTTP/9.9 hello\r\n\r\n",
+        OK + b"no colon\r\n\r\n",
+        OK + b"X: " + b"x" * 100_000 + b"\r\n\r\n",
+        OK + b"Content-Length: many\r\n\r\n",
+        OK + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n",
+        OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhel",
+        OK + b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
+        OK + b"Content-Encoding: br\r\nContent-Length: 5\r\n\r\nhello",
+        OK + b"Content-Encoding: zstd\r\nContent-Length: 5\r\n\r\nhello",
+        OK + b"Content-Type: text/html; charset=\xff\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 304 Not Modified\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: http://[::bad\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
+    ],
+)
+async def test_whatever_a_server_answers_it_is_a_failed_fetch_in_one_line(
+    session: aiohttp.ClientSession, answer: bytes
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/aws.json"
+    bounds = FetchConfig(urls={"aws": url}, first_wait=0.001, timeout=2.0, attempts=2)
+    try:
+        with pytest.raises(FetchError) as caught:
+            await Fetcher(bounds, session, SYSTEM_CLOCK).fetch("aws")
+    finally:
+        server.close()
+        await server.wait_closed()
+    assert url in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+async def test_a_file_that_grows_when_unpacked_is_given_up_in_time(
+    publisher: Publisher, session: aiohttp.ClientSession
+) -> None:
+    packed = gzip.compress(b" " * (100 << 20), 1)
+
+    async def bomb(request: web.Request) -> web.Response:
+        return web.Response(body=packed, headers={"Content-Encoding": "gzip"})
+
+    publisher.publish("/aws.json", bomb)
+    fetcher = Fetcher(config(publisher, most_bytes=1 << 20), session, SYSTEM_CLOCK)
+    with pytest.raises(FetchError, match="larger than 1048576 bytes"):
+        await fetcher.fetch("aws")
+    assert publisher.requests["/aws.json"] == 1
 
 
 async def test_no_server_is_one_line(publisher: Publisher, session: aiohttp.ClientSession) -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.server.ranges import PROVIDERS, Label, RangeTable
 from kubenetmon.server.ranges import parse as parse_module
-from kubenetmon.server.ranges.parse import NO_LABEL, ProviderRanges, normalised, parse, resolve
+from kubenetmon.server.ranges.parse import NO_LABEL, ProviderRanges, normalised, parse
+from kubenetmon.server.ranges.resolve import resolve
 from kubenetmon.server.ranges.table import packed_network
 
 FILES = Path(__file__).parents[1] / "data" / "ranges"
@@ -31,7 +32,10 @@ def labels_of(documents: dict[str, Any]) -> dict[str, Label]:
 
 def winners(ranges: list[ProviderRanges]) -> dict[bytes, Label]:
     numbers = {NO_LABEL: 0}
-    found = resolve(ranges, 4, numbers) | resolve(ranges, 6, numbers)
+    found = {}
+    for family in (4, 6):
+        prefixes, of = resolve(ranges, 4 if family == 4 else 6, numbers)
+        found.update(zip(prefixes.tolist(), of.tolist(), strict=True))
     labels = list(numbers)
     return {prefix: labels[number] for prefix, number in found.items()}
 

@@ -76,9 +76,13 @@ class Bed:
         await self.until(lambda: self.readiness.ready)
 
     def detail(self) -> str:
+        """What is wrong."""
+        return "" if self.check()["ok"] else str(self.check()["detail"])
+
+    def check(self) -> dict[str, object]:
         checks = self.readiness.report()["checks"]
         assert isinstance(checks, dict)
-        return "" if checks["cloud ranges"]["ok"] else checks["cloud ranges"]["detail"]
+        return dict(checks["cloud ranges"])
 
     def prefixes(self) -> dict[str, float]:
         return {name: self.metrics.value(RANGE_PREFIXES, provider=name) for name in PROVIDERS}
@@ -114,6 +118,7 @@ async def test_a_directory_is_read_and_nothing_is_downloaded(publisher: Publishe
         await bed.until_ready()
         assert bed.detail() == ""
         assert bed.prefixes() == {"aws": 9, "gcp": 0, "google": 3, "azure": 0}
+        assert bed.check()["detail"] == "12 prefixes, none of gcp, azure"
         found = bed.keeper.table.lookup(4, np.array([0xC6336401], np.uint32))
         assert bed.keeper.table.labels[found[0]] == ("aws", "us-west-2", "s3")
     assert publisher.requests.total() == 0
@@ -330,6 +335,5 @@ async def test_a_cache_that_cannot_be_written_costs_only_a_warning(
     config = RangesConfig("aws", "us-west-2", None, tmp_path / "file", fetch=published(publisher))
     bed = Bed(config)
     async with bed.running():
-        await bed.until(lambda: min(bed.prefixes().values()) > 0)
-        assert bed.detail() == ""
+        await bed.until(lambda: min(bed.prefixes().values()) > 0 and bed.detail() == "")
     assert "could not be kept" in caplog.text

@@ -55,7 +55,7 @@ def test_all_ranges_fit_in_ten_megabytes(files: dict[str, bytes]) -> None:
         tracemalloc.stop()
     assert len(table) > 58_000
     assert kept < 5_000_000
-    assert max(most_parsing, most_building) < 12_000_000
+    assert max(most_parsing, most_building) < 10_000_000
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubenetmon.errors import ConfigurationError
@@ -92,6 +92,7 @@ def test_tiers_are_exact_to_the_cent(prices: PriceList) -> None:
     assert internet.cost(GB, before=10_240 * GB) == Fraction("0.085")
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 300_000 * GB), min_size=1, max_size=6))
 def test_a_month_costs_the_same_in_any_parts(parts: list[int]) -> None:
     [internet] = PRICES.of(Transfer("gcp", "us-central1", "", "internet", ""), "out")

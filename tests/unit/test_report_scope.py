@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubenetmon.errors import ConfigurationError
@@ -39,6 +39,7 @@ def test_other_words_are_refused_by_name(text: str) -> None:
         parse_time(text, NOW, "--until")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_any_text_is_a_time_or_one_line(text: str) -> None:
     said = ""
@@ -68,6 +69,7 @@ def test_impossible_scopes_are_refused(given_values: dict[str, object], says: st
     assert says in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 4_000_000_000))
 def test_a_moment_lies_in_its_month(at: int) -> None:
     assert month_start(at) <= at < next_month(at)

@@ -22,14 +22,8 @@ from kubenetmon.errors import ConfigurationError
 from kubenetmon.metrics.catalogue import WATCH_RELISTS, WATCH_SKIPPED
 from kubenetmon.server import kubernetes
 from kubenetmon.server.inventory import KINDS
-from kubenetmon.server.kubernetes import (
-    DumpFile,
-    InCluster,
-    Kubeconfig,
-    KubernetesClient,
-    LineSplitter,
-    choose_source,
-)
+from kubenetmon.server.kubernetes import KubernetesClient, LineSplitter
+from kubenetmon.server.kubernetes_source import DumpFile, InCluster, Kubeconfig, choose_source
 from tests.kubernetes.conftest import IMPATIENT, Follower, eventually, following
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

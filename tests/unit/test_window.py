@@ -72,6 +72,14 @@ def test_a_week_is_sized_from_the_rate_within_reason() -> None:
     assert blocks_of_a_week(1e9) == 20_000_000
 
 
+def test_what_forgets_within_a_week_is_the_weakest() -> None:
+    week, hour = window(100_000, 604_800), window(1_000_000, 3600)
+    assert hour.weaker_than(week)
+    assert window(50_000).weaker_than(week)
+    assert not window(100_000).weaker_than(week)
+    assert week.weaker_than(window(100_000))
+
+
 def test_the_remedy_names_the_window_for_the_engine() -> None:
     assert window(0).remedy(7) == "ALTER TABLE t MODIFY SETTING non_replicated_deduplication_window = 7"
     assert Deduplication(0, 0, "t", REPLICATED).remedy(7) == (

@@ -130,7 +130,8 @@ class Fetcher:
         except TimeoutError:
             raise _PassingError(f"{url} did not answer within {self._config.timeout:g}s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise _PassingError(f"{url} cannot be read: {error or type(error).__name__}") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise _PassingError(f"{url} cannot be read: {reason:.200}") from error
         except ValueError as error:
             raise _AbsentError(f"{url} is no address that can be fetched: {error}") from error
         try:

@@ -247,7 +247,9 @@ class RangeKeeper:
         if problem:
             self._readiness.failed(CHECK, problem)
         else:
-            self._readiness.passed(CHECK, f"{len(self._table)} prefixes")
+            missing = [provider for provider in PROVIDERS if provider not in self._ranges]
+            lacking = f", none of {', '.join(missing)}" if missing else ""
+            self._readiness.passed(CHECK, f"{len(self._table)} prefixes{lacking}")
 
     def _export_ages(self) -> None:
         now = self._clock.time()

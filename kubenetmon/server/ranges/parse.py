@@ -1,8 +1,8 @@
 """The providers' files, read into claims: "this prefix is ours, in this region, for this service".
 
 Contract: pure. `parse` checks a file as a whole and raises `ConfigurationError` with one line that names the
-file and the item at fault; what it returns is small (a few MB for all providers) and immutable. Which of
-several claims to one prefix wins is decided in `resolve`, in the order the claims were published.
+file and the item at fault; what it returns is small (2 MB for all providers) and immutable. Which of
+several claims to one prefix wins is for `kubenetmon.server.ranges.resolve` to decide.
 
 Formats:
 AWS https://docs.aws.amazon.com/vpc/latest/userguide/aws-ip-ranges.html,
@@ -13,7 +13,7 @@ Azure's "Service Tags" https://learn.microsoft.com/azure/virtual-network/service
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import NamedTuple, TypeVar
@@ -36,6 +36,9 @@ _SHORTEST4, _SHORTEST6 = 8, 16
 
 _MOST_CLAIMS = 500_000
 """Five times Azure's, which are the most: a larger file costs time and memory and is none of theirs."""
+
+_MOST_CLAIMS_OF_ONE = 1000
+"""Claims to one prefix; Azure makes five."""
 
 _LARGEST_SHARE: Mapping[Family, float] = {4: 1 / 8, 6: 1 / 1024}
 """Of all addresses. AWS, the largest, holds 2.2 % of IPv4 and less than a hundred millionth of IPv6."""
@@ -77,23 +80,19 @@ class Claims:
 
     width: int
     prefixes: bytes
-    tag_of: Sequence[int]
+    tag_of: array[int]
 
-    def __iter__(self) -> Iterator[tuple[bytes, int]]:
-        """Prefix and tag, in the order of the file."""
-        for end, tag in enumerate(self.tag_of, 1):
-            yield self.prefixes[(end - 1) * self.width : end * self.width], tag
-
-    def distinct(self) -> tuple[int, float]:
-        """How many different prefixes, and the share of all addresses that is in them."""
-        # The last byte, the length, is never zero: "S" may drop zeros at the end and drops none.
-        different = np.unique(np.frombuffer(self.prefixes, f"S{self.width}"))
+    def extent(self) -> tuple[int, int, float]:
+        """How many different prefixes, how often one is named at most, and their share of all addresses."""
+        packed = np.frombuffer(self.prefixes, f"S{self.width}")
+        different, counts = np.unique(packed, return_counts=True)
         octets = different.view(np.uint8).reshape(-1, self.width)
         # By the first 48 bits: no shorter network is missed, and a longer one is as nothing.
         starts = octets[:, : min(self.width - 1, 6)] @ (256.0 ** -np.arange(1, 1 + min(self.width - 1, 6)))
         ends = starts + 0.5 ** octets[:, -1]
         reached = np.maximum.accumulate(np.concatenate(([0.0], ends)))
-        return len(different), float(np.maximum(ends - np.maximum(starts, reached[:-1]), 0).sum())
+        share = np.maximum(ends - np.maximum(starts, reached[:-1]), 0).sum()
+        return len(different), int(counts.max(initial=0)), float(share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +247,10 @@ def parse(provider: str, content: bytes, source: str) -> ProviderRanges:
     }
     distinct = 0
     for family, claims in families.items():
-        count, share = claims.distinct()
+        count, most, share = claims.extent()
         distinct += count
+        if most > _MOST_CLAIMS_OF_ONE:
+            raise ConfigurationError(f"{source} is absurd: it names a prefix {most} times")
         if share > _LARGEST_SHARE[family]:
             raise ConfigurationError(
                 f"{source} is absurd: it claims {share:.2%} of all IPv{family} addresses for {provider}"
@@ -281,65 +282,6 @@ def _packed(text: str) -> bytes:
     return address + _LENGTH_BYTES[length]
 
 
-_AWS_RANK = {"s3": -1, "amazon": 1, "ec2": 2}  # any other service: 0; the lower wins
-
-
 def normalised(text: str) -> str:
     """Clouds, regions and services as the table spells them: lower case, no spaces."""
     return text.lower().replace(" ", "")
-
-
-def resolve(
-    providers: Iterable[ProviderRanges], family: Family, numbers: dict[Label, int]
-) -> dict[bytes, int]:
-    """For each prefix of one family the number of its label; `numbers` has them and takes new labels.
-
-    DESIGN section 7 has the rules. The providers count in the order of `PROVIDERS` whatever the order given.
-    """
-    winners: dict[bytes, int] = {}
-    for ranges in sorted(providers, key=lambda ranges: PROVIDERS.index(ranges.provider)):
-        cloud = GCP if ranges.provider == GOOGLE else ranges.provider
-        labels = [Label(cloud, normalised(tag.region), normalised(tag.service)) for tag in ranges.tags]
-        label_of = [numbers.setdefault(label, len(numbers)) for label in labels]
-        claims = ranges.families[family]
-        if ranges.provider == AWS:
-            _resolve_aws(winners, claims, labels, label_of)
-        elif ranges.provider == AZURE:
-            _resolve_azure(winners, claims, ranges.tags, label_of, list(numbers))
-        else:
-            winners.update((prefix, label_of[tag]) for prefix, tag in claims)
-    return winners
-
-
-def _resolve_aws(
-    winners: dict[bytes, int], claims: Claims, labels: Sequence[Label], label_of: Sequence[int]
-) -> None:
-    ranks = [_AWS_RANK.get(label.service, 0) for label in labels]
-    best: dict[bytes, int] = {}
-    for prefix, tag in claims:
-        if ranks[tag] <= best.get(prefix, 3):
-            best[prefix] = ranks[tag]
-            winners[prefix] = label_of[tag]
-
-
-def _resolve_azure(
-    winners: dict[bytes, int],
-    claims: Claims,
-    tags: Sequence[Tag],
-    label_of: Sequence[int],
-    labels: Sequence[Label],
-) -> None:
-    for prefix, index in claims:
-        number = winners.get(prefix)
-        if number is None:
-            winners[prefix] = label_of[index]
-            continue
-        holder, tag = labels[number], tags[index]
-        # The original compares what it stored (normalised) with what was published (not): so the second
-        # and third rule can only fire where a published name is in lower case. The cases show its answers.
-        if (
-            (holder.service in ("azurecloud", "azureservice", "") and tag.published_service)
-            or tag.published_service == "azurestorage"
-            or (holder.region == "global" and tag.region != "global" and holder.service == tag.service)
-        ):
-            winners[prefix] = label_of[index]

@@ -6,7 +6,6 @@ Contract: immutable, some 10 bytes a prefix (IPv6: 21), one binary search a pref
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,26 +25,21 @@ class Holder:
 
 
 class PrefixList:
-    """Prefixes with their values, as given to `PrefixMap`."""
+    """Prefixes of one family with their values, as `resolve` gives them."""
 
-    def __init__(self, values: Mapping[bytes, int]) -> None:
-        self._keys: dict[Family, NDArray[np.bytes_]] = {}
-        self._values: dict[Family, NDArray[np.int32]] = {}
-        for family, octets in _OCTETS.items():
-            keys = [key for key in values if len(key) == octets + 1]
-            packed = np.frombuffer(b"".join(keys), f"S{octets + 1}")
-            order = packed.argsort()
-            self._keys[family] = packed[order]
-            self._values[family] = np.fromiter((values[key] for key in keys), np.int32, len(keys))[order]
+    def __init__(self, family: Family, keys: NDArray[np.bytes_], values: NDArray[np.int32]) -> None:
+        self._family: Family = family
+        self._keys = keys
+        self._values = values
 
     @property
     def nbytes(self) -> int:
         """Memory of the arrays."""
-        return sum(self._keys[family].nbytes + self._values[family].nbytes for family in _OCTETS)
+        return self._keys.nbytes + self._values.nbytes
 
-    def holders(self, family: Family, address: int) -> list[Holder]:
+    def holders(self, address: int) -> list[Holder]:
         """The prefixes that hold the address, the longest first."""
-        keys, octets = self._keys[family], _OCTETS[family]
+        family, keys, octets = self._family, self._keys, _OCTETS[self._family]
         bits = 8 * octets
         found = []
         for length in range(bits, -1, -1):
@@ -57,5 +51,5 @@ class PrefixList:
                 prefix: ipaddress.IPv4Network | ipaddress.IPv6Network = (
                     ipaddress.IPv4Network(packed) if family == 4 else ipaddress.IPv6Network(packed)
                 )
-                found.append(Holder(prefix, int(self._values[family][place])))
+                found.append(Holder(prefix, int(self._values[place])))
         return found

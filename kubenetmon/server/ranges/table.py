@@ -8,15 +8,16 @@ Addresses are as in `kubenetmon.model`: uint32 of shape (n,), or uint64 of shape
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kubenetmon.errors import ConfigurationError
-from kubenetmon.server.ranges.parse import NO_LABEL, Label, ProviderRanges, resolve
+from kubenetmon.server.ranges.parse import NO_LABEL, Label, ProviderRanges
 from kubenetmon.server.ranges.prefixes import PrefixList
+from kubenetmon.server.ranges.resolve import resolve
 from kubenetmon.server.snapshot import Addresses, Family
 
 _LOW_HALF = (1 << 64) - 1
@@ -34,9 +35,21 @@ class PrefixMap:
 
     def __init__(self, values: Mapping[bytes, int]) -> None:
         """`values`: prefix (address in network order, 4 or 16 bytes, and length, 1 byte) → int32 above 0."""
-        _, low, self._values4 = _flatten(sorted(key for key in values if len(key) == 5), values, 32)
+        ipv4, ipv6 = (sorted(key for key in values if len(key) == width) for width in (5, 17))
+        self._build(((key, values[key]) for key in ipv4), ((key, values[key]) for key in ipv6))
+
+    @classmethod
+    def of_sorted(cls, prefixes: NDArray[np.bytes_], values: NDArray[np.int32]) -> PrefixMap:
+        """The same for prefixes of one family, as `resolve` gives them."""
+        found = cls.__new__(cls)
+        pairs = _in_lots(prefixes, values)
+        found._build(*((pairs, ()) if prefixes.itemsize == 5 else ((), pairs)))
+        return found
+
+    def _build(self, ipv4: Iterable[tuple[bytes, int]], ipv6: Iterable[tuple[bytes, int]]) -> None:
+        _, low, self._values4 = _flatten(ipv4, 32)
         self._starts4 = low.astype(np.uint32)
-        high, low, self._values6 = _flatten(sorted(key for key in values if len(key) == 17), values, 128)
+        high, low, self._values6 = _flatten(ipv6, 128)
         # A 128-bit boundary becomes one 64-bit number that keeps the order: the rank of its high half among
         # all high halves, then the rank of its low half among all low halves.
         self._high6, high_rank = np.unique(high, return_inverse=True)
@@ -77,12 +90,19 @@ class PrefixMap:
         return sum(one.nbytes for one in arrays)
 
 
+def _in_lots(prefixes: NDArray[np.bytes_], values: NDArray[np.int32]) -> Iterator[tuple[bytes, int]]:
+    """Pairs of plain objects, never many at once."""
+    for start in range(0, len(prefixes), 4096):
+        lot = slice(start, start + 4096)
+        yield from zip(prefixes[lot].tolist(), values[lot].tolist(), strict=True)
+
+
 def _flatten(
-    keys: list[bytes], values: Mapping[bytes, int], bits: int
+    pairs: Iterable[tuple[bytes, int]], bits: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int32]]:
     """Disjoint intervals: high and low halves of their starts (the first is 0, ascending), and their values.
 
-    `keys` are sorted: by address, and of equal addresses the wider prefix first.
+    `pairs` of prefix and value are sorted: by address, and of equal addresses the wider prefix first.
     """
     last = 0
     high, low, found = array("Q", [0]), array("Q", [0]), array("i", [0])
@@ -99,12 +119,11 @@ def _flatten(
             low.append(start & _LOW_HALF)
             found.append(value)
 
-    for key in keys:
+    for key, value in pairs:
         start = int.from_bytes(key[:-1])
         while open_ends and open_ends[-1] <= start:
             open_values.pop()
             boundary(open_ends.pop(), open_values[-1])
-        value = values[key]
         boundary(start, value)
         open_ends.append(start + (1 << (bits - key[-1])))
         open_values.append(value)
@@ -128,11 +147,11 @@ class RangeTable:
         used: set[int] = set()
         # One family after the other: what it takes to build a table is larger than the table.
         for family in (4, 6):
-            winners = resolve(providers, family, numbers)
-            self._maps[family] = PrefixMap(winners)
-            self._lists[family] = PrefixList(winners)
-            self.prefixes += len(winners)
-            used.update(winners.values())
+            prefixes, winners = resolve(providers, family, numbers)
+            self._maps[family] = PrefixMap.of_sorted(prefixes, winners)
+            self._lists[family] = PrefixList(family, prefixes, winners)
+            self.prefixes += len(prefixes)
+            used.update(np.unique(winners).tolist())
         self.labels: Sequence[Label] = tuple(numbers)
         self._regions: dict[str, set[str]] = {}
         for label in (self.labels[number] for number in used):
@@ -155,7 +174,7 @@ class RangeTable:
 
     def holders(self, family: Family, address: int) -> list[tuple[Network, Label]]:
         """Every prefix that holds the address, the longest (which `lookup` answers with) first."""
-        return [(one.network, self.labels[one.value]) for one in self._lists[family].holders(family, address)]
+        return [(one.network, self.labels[one.value]) for one in self._lists[family].holders(address)]
 
     def covers(self, cloud: str) -> bool:
         """True when the ranges of that cloud's own regions are here, so that a miss means "not theirs"."""

@@ -1,0 +1,164 @@
+"""The live view on a terminal: curses draws, asyncio waits for keys, reports and resizes.
+
+Contract: `show` returns when the person quits; the terminal is as before, however it ends. curses sends only
+what has changed since the last picture, and nothing moves between two answers of the source, so that a slow
+line suffices: what a key changes is drawn at once from the answer at hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import curses
+import locale
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+from kubenetmon.clock import Clock
+from kubenetmon.errors import KubenetmonError
+from kubenetmon.report.top.screen import State, Style, lines
+from kubenetmon.report.top.sources import TopSource
+from kubenetmon.report.top.view import TopView
+
+_ESCAPE_MILLISECONDS = 100
+"""How long a terminal's escape sequence may take to arrive; the escape key is known after that."""
+_KEYS = {
+    curses.KEY_UP: "up",
+    curses.KEY_DOWN: "down",
+    curses.KEY_PPAGE: "page up",
+    curses.KEY_NPAGE: "page down",
+    curses.KEY_HOME: "home",
+    curses.KEY_BACKSPACE: "backspace",
+    curses.KEY_ENTER: "enter",
+}
+_CHARACTERS = {"\n": "enter", "\r": "enter", "\x1b": "escape", "\x7f": "backspace", "\b": "backspace"}
+
+
+async def show(source: TopSource, state: State, *, interval: float, clock: Clock) -> None:
+    """Show the source's answers, one every `interval` seconds, until `q` or Ctrl-C."""
+    async with _terminal() as screen:
+        await _View(screen, source, state, interval, clock).run()
+
+
+class _View:
+    def __init__(
+        self, screen: curses.window, source: TopSource, state: State, interval: float, clock: Clock
+    ) -> None:
+        self._screen, self._source, self._state = screen, source, state
+        self._interval, self._clock = interval, clock
+        self._view = TopView("connecting")
+        self._error = ""
+        self._unicode = "UTF" in (locale.nl_langinfo(locale.CODESET) or "").upper()
+        self._styles = _styles()
+        self._quit = asyncio.Event()
+        self._refresh = asyncio.Event()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(sys.stdin.fileno(), self._read_keys)
+        loop.add_signal_handler(signal.SIGWINCH, self._resized)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._quit.set)
+        fetching = asyncio.create_task(self._fetch())
+        try:
+            self._draw()
+            await self._quit.wait()
+        finally:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
+            loop.remove_reader(sys.stdin.fileno())
+            for number in (signal.SIGWINCH, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                loop.remove_signal_handler(number)
+
+    async def _fetch(self) -> None:
+        while True:
+            if not self._state.paused:
+                try:
+                    view = await self._source.fetch(self._state.by)
+                    if not self._state.paused:
+                        self._view, self._error = view, ""
+                except KubenetmonError as error:
+                    self._error = str(error)
+                self._draw()
+            self._refresh.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._interval):
+                    await self._refresh.wait()
+
+    def _read_keys(self) -> None:
+        before = self._state
+        while True:
+            try:
+                got = self._screen.get_wch()
+            except curses.error:
+                break
+            key = _KEYS.get(got, "") if isinstance(got, int) else _CHARACTERS.get(got, got)
+            if key == "q" and not self._state.typing:
+                self._quit.set()
+                return
+            self._state = self._state.pressed(key)
+        if self._state.by != before.by or (before.paused and not self._state.paused):
+            self._refresh.set()
+        if self._state != before:
+            self._draw()
+
+    def _resized(self) -> None:
+        size = os.get_terminal_size(sys.stdin.fileno())
+        curses.resize_term(size.lines, size.columns)  # resizeterm would also press KEY_RESIZE, for ever
+        self._screen.clearok(True)  # the terminal has moved the old picture about
+        self._draw()
+
+    def _draw(self) -> None:
+        height, width = self._screen.getmaxyx()
+        made = lines(
+            self._view,
+            self._state,
+            width - 1,  # writing to the last column of the last line is an error in curses
+            height,
+            self._clock.time(),
+            unicode=self._unicode,
+            error=self._error,
+        )
+        self._screen.erase()
+        for row, line in enumerate(made):
+            with contextlib.suppress(curses.error):  # the terminal has become smaller meanwhile
+                self._screen.addstr(row, 0, line.text, self._styles[line.style])
+        self._screen.refresh()
+
+
+def _styles() -> dict[Style, int]:
+    styles = {
+        Style.PLAIN: curses.A_NORMAL,
+        Style.DIM: curses.A_DIM,
+        Style.HEAD: curses.A_REVERSE,
+        Style.TITLE: curses.A_BOLD,
+        Style.WARNING: curses.A_BOLD,
+    }
+    if curses.has_colors() and not os.environ.get("NO_COLOR"):
+        curses.start_color()
+        curses.use_default_colors()
+        curses.init_pair(1, curses.COLOR_YELLOW, -1)
+        styles[Style.WARNING] |= curses.color_pair(1)
+    return styles
+
+
+@contextlib.asynccontextmanager
+async def _terminal() -> AsyncIterator[curses.window]:
+    locale.setlocale(locale.LC_ALL, "")
+    os.environ.setdefault("ESCDELAY", str(_ESCAPE_MILLISECONDS))
+    screen = curses.initscr()
+    try:
+        curses.noecho()
+        curses.cbreak()
+        screen.keypad(True)
+        screen.nodelay(True)
+        with contextlib.suppress(curses.error):
+            curses.curs_set(0)
+        yield screen
+    finally:
+        screen.keypad(False)
+        curses.echo()
+        curses.nocbreak()
+        curses.endwin()

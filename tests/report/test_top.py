@@ -1,0 +1,242 @@
+"""`kubenetmon top` against a real server's page, a real table and a real terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from fcntl import ioctl
+from pathlib import Path
+
+import pytest
+
+from kubenetmon.clickhouse.schema import SchemaOptions, apply
+from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
+from kubenetmon.clock import SYSTEM_CLOCK
+from kubenetmon.errors import KubenetmonError
+from kubenetmon.http import HttpServer
+from kubenetmon.metrics import Metrics
+from kubenetmon.readiness import Readiness
+from kubenetmon.report.top.sources import StreamSource, TableSource
+from kubenetmon.server.moved import Digest, Workload
+from kubenetmon.server.rates import Rates, RatesPage
+from tests.beds.virtual_clock import VirtualClock
+
+COMMAND = (sys.executable, "-m", "kubenetmon", "top")
+
+
+def _workload(app: str, path: str = "cross-zone") -> Workload:
+    return Workload("shop", app, f"{app}-0", "node-a", "zone-1", path)
+
+
+@asynccontextmanager
+async def _server(local: bool = True) -> AsyncIterator[tuple[str, Rates]]:
+    rates = Rates(clock=SYSTEM_CLOCK)
+    http = HttpServer(0, metrics=Metrics([]), readiness=Readiness(), host="127.0.0.1")
+    (http.add_local_page if local else http.add_page)(RatesPage.PATH, RatesPage(rates).page)
+    task = asyncio.create_task(http.run())
+    await asyncio.wait_for(http.listening.wait(), 5)
+    end = int(time.time()) // 10 * 10
+    rates.add(
+        Digest("node-a", end - 10, end, {_workload("frontend"): (1e6, 2e6), _workload("catalog"): (2e6, 1e6)})
+    )
+    try:
+        yield f"127.0.0.1:{http.port}", rates
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _plain(*arguments: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, errors = await asyncio.wait_for(process.communicate(), 30)
+    return process.returncode or 0, out.decode(), errors.decode()
+
+
+async def test_the_stream_needs_no_clickhouse_and_no_terminal() -> None:
+    async with _server() as (address, _):
+        status, out, _ = await _plain("--server", address, "--sort", "sent")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()[4:]] == ["catalog", "frontend"]
+    assert "195.31 KiB/s" in out
+
+
+async def test_two_servers_add_up() -> None:
+    async with _server() as (one, _), _server() as (two, _):
+        source = StreamSource([one, two])
+        view = await source.fetch("namespace")
+        await source.close()
+    assert [(row.name, row.sent, row.received) for row in view.rows] == [("shop", 600_000, 600_000)]
+
+
+async def test_no_server_is_one_clear_line() -> None:
+    status, _, errors = await _plain("--server", "127.0.0.1:9")
+    assert status != 0
+    assert len(errors.splitlines()) == 1
+    assert "connection refused" in errors
+    assert "kubectl port-forward" in errors
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"rows": 5}', b"[]"])
+async def test_what_is_no_server_of_ours_is_one_clear_line(body: bytes) -> None:
+    from kubenetmon.http import Response
+
+    http = HttpServer(0, metrics=Metrics([]), readiness=Readiness(), host="127.0.0.1")
+    http.add_page("/rates", lambda _: Response(body))
+    task = asyncio.create_task(http.run())
+    await asyncio.wait_for(http.listening.wait(), 5)
+    source = StreamSource([f"127.0.0.1:{http.port}"])
+    with pytest.raises(KubenetmonError, match="no server of kubenetmon"):
+        await source.fetch("app")
+    await source.close()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+class _Terminal:
+    """A real terminal of the kernel's with `kubenetmon top` on it; what it writes is kept."""
+
+    def __init__(self, *arguments: str, columns: int = 100, lines: int = 20) -> None:
+        self.process = os.getpid()
+        pid, self.file = pty.fork()
+        if pid == 0:
+            os.environ.update(TERM="xterm-256color", LC_ALL="C.UTF-8")
+            os.execv(COMMAND[0], [*COMMAND, *arguments])
+        self.process, self.written = pid, b""
+        self.resize(columns, lines)
+
+    def resize(self, columns: int, lines: int) -> None:
+        ioctl(self.file, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    async def until(self, text: str, seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while text.encode() not in self.written:
+            assert time.monotonic() < deadline, f"{text!r} is not in {self.written[-2000:]!r}"
+            await self.read(0.1)
+
+    async def read(self, seconds: float) -> int:
+        deadline, before = time.monotonic() + seconds, len(self.written)
+        while time.monotonic() < deadline:
+            if select.select([self.file], [], [], 0)[0]:
+                try:
+                    self.written += os.read(self.file, 65536)
+                except OSError:
+                    break
+            await asyncio.sleep(0.02)
+        return len(self.written) - before
+
+    def press(self, keys: str) -> None:
+        self.written = b""
+        os.write(self.file, keys.encode())
+
+    async def ended(self) -> int:
+        for _ in range(200):
+            pid, status = os.waitpid(self.process, os.WNOHANG)  # noqa: ASYNC222
+            if pid:
+                os.close(self.file)
+                return os.waitstatus_to_exitcode(status)
+            await self.read(0.05)
+        os.kill(self.process, signal.SIGKILL)
+        raise AssertionError("it does not end")
+
+
+async def test_on_a_terminal_it_filters_sorts_resizes_and_gives_the_terminal_back() -> None:
+    async with _server() as (address, _):
+        terminal = _Terminal("--server", address, "--interval", "500ms")
+        await terminal.until("frontend")
+        await terminal.until("▁" if "▁" in terminal.written.decode(errors="replace") else "█")
+        terminal.press("/cat")
+        await terminal.until("filter")
+        terminal.press("\r")
+        await terminal.until("units")
+        terminal.press("b")
+        await terminal.until("POD")
+        terminal.written = b""
+        terminal.resize(50, 10)
+        await terminal.until("catalog")
+        terminal.press("q")
+        assert await terminal.ended() == 0
+        assert b"\x1b[?1049l" in terminal.written, "the alternate screen is left"
+
+
+async def test_a_server_that_goes_away_is_said_and_waited_for() -> None:
+    async with _server() as (address, _):
+        terminal = _Terminal("--server", address, "--interval", "200ms")
+        await terminal.until("frontend")
+        terminal.written = b""
+    await terminal.until("no server answers")
+    terminal.press("\x03")
+    assert await terminal.ended() == 0
+
+
+async def test_a_slow_line_suffices() -> None:
+    async with _server() as (address, rates):
+        terminal = _Terminal("--server", address, "--interval", "200ms")
+        await terminal.until("frontend")
+        await terminal.read(1.0)
+        # Nothing new: only the age of the data is written, once a second.
+        assert await terminal.read(3.0) < 3 * 100
+        end = int(time.time()) // 10 * 10
+        many = {_workload(f"app-{number}"): (1e6 * number, 2e6) for number in range(200)}
+        rates.add(Digest("node-a", end - 10, end, many))
+        # A report that changes everything is one picture, however often the source is asked.
+        assert await terminal.read(3.0) < 100 * 20 * 3
+        terminal.press("q")
+        assert await terminal.ended() == 0
+
+
+@pytest.mark.chdb
+async def test_the_table_shows_what_the_stream_would(tmp_path: Path) -> None:
+    sink = EmbeddedSink(tmp_path / "engine")
+    await apply(sink, SchemaOptions(ipv6=True))
+    minute = 1_800_000_000
+    columns = (
+        "date, intervalStartTime, intervalSeconds, proto, direction, connectionClass, connectionFlags, "
+        "localNode, localApp, localPod, localNamespace, localAvailabilityZone, remoteNode, remoteApp, "
+        "remotePod, remoteNamespace, remoteAvailabilityZone, bytes, packets"
+    )
+
+    def row(
+        at: int, direction: str, path: str, local: tuple[str, ...], remote: tuple[str, ...], count: int
+    ) -> str:
+        ends = ", ".join(f"'{value}'" for value in (*local, *remote))
+        flags = "map('LOCAL_INITIATED', true)"
+        return f"(toDate({at}), {at}, 60, 'tcp', '{direction}', '{path}', {flags}, {ends}, {count}, 1)"
+
+    client = ("node-a", "client", "client-0", "shop", "zone-1")
+    server = ("node-b", "server", "server-0", "shop", "zone-2")
+    nobody = ("", "", "", "", "")
+    rows = [
+        row(minute, "out", "INTRA_VPC", client, server, 600),
+        row(minute, "in", "INTRA_VPC", client, server, 6000),
+        row(minute, "out", "INTRA_VPC", server, client, 6000),
+        row(minute, "in", "INTRA_VPC", server, client, 600),
+        row(minute, "out", "PUBLIC_INTERNET", client, nobody, 60),
+        row(minute - 60, "out", "PUBLIC_INTERNET", client, nobody, 120),
+    ]
+    await sink.query(f"INSERT INTO default.network_flows_0 ({columns}) VALUES {', '.join(rows)}")
+    clock = VirtualClock(float(minute + 90))
+    source = TableSource(sink, "default", "network_flows_0", clock=clock)
+    view = await source.fetch("app")
+    assert {(one.name, one.path): (one.sent, one.received) for one in view.rows} == {
+        ("client", "cross-zone"): (10.0, 100.0),
+        ("server", "cross-zone"): (100.0, 10.0),
+        ("client", "internet"): (1.0, 0.0),
+    }
+    internet = next(one for one in view.rows if one.path == "internet")
+    assert internet.history == (0.0,) * 18 + (2.0, 1.0)
+    assert (view.horizon, view.nodes) == (minute + 60, 2)
+    later = TableSource(sink, "default", "network_flows_0", clock=VirtualClock(float(minute + 9999)))
+    assert (await later.fetch("zone")).horizon == 0
+    await sink.close()
