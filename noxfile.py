@@ -88,6 +88,13 @@ def simulate(session: nox.Session) -> None:
 
 
 @nox.session
+def outage(session: nox.Session) -> None:
+    """ClickHouse away for half an hour before fifty agents: nothing lost, the server's memory bounded."""
+    usual = ("--agents", "50", "--flows", "10000", "--interval", "10", "--seconds", "60", "--outage", "1800")
+    session.run("python", "-m", "tests.simulate", *usual, "--pods-per-node", "100", *session.posargs)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Mixed traffic, 100 agents killed in an hour unless told (`-- --help`); then sums are compared."""
     session.run("python", "-m", "tests.soak", *session.posargs)
