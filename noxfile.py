@@ -50,6 +50,12 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def manifests(session: nox.Session) -> None:
+    """Make the generated files of deploy/base anew from deploy/helm."""
+    session.run("python", "-m", "tests.beds.manifests", "--write")
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Pin every dependency with hashes, for all platforms."""
     shared = (

@@ -6,7 +6,8 @@ back, the rest follows.
 
 from __future__ import annotations
 
-import ssl
+import os
+import resource
 from dataclasses import dataclass
 
 from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
@@ -15,24 +16,31 @@ from kubenetmon.clickhouse.inserter import Inserter, InserterConfig
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.config.server import ServerConfig
-from kubenetmon.errors import ConfigurationError
 from kubenetmon.http import HttpServer
 from kubenetmon.lag import LoopLag
 from kubenetmon.lifecycle import Component, Lifecycle
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
+from kubenetmon.server.access import AccessConfig, OpenAccess, TokenAccess
 from kubenetmon.server.attribution import AttributionConfig, Attributor
+from kubenetmon.server.doorway import Certificates, Doorway
 from kubenetmon.server.inventory import Inventory, InventoryConfig
+from kubenetmon.server.kubernetes import DumpFile, choose_source
 from kubenetmon.server.machine import MachineCluster, MachineConfig
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig
-from kubenetmon.server.receiver import Receiver, ReceiverConfig
+from kubenetmon.server.receiver import Access, Receiver, ReceiverConfig
+from kubenetmon.server.refusals import Refusals
 from kubenetmon.server.rows import RowsConfig
 from kubenetmon.server.snapshot import ClusterView
+from kubenetmon.server.token_review import TokenReviewer, TokenReviewerConfig
 from kubenetmon.server.watcher import Watcher, WatcherConfig
 
 STOP_DEADLINE = 25.0
 """Seconds; Kubernetes kills after 30."""
+
+_OTHER_FILES = 1024
+"""File descriptors for all but agents: ClickHouse, Kubernetes, metrics, TLS handshakes (512 at once)."""
 
 
 async def run_server(config: ServerConfig) -> None:
@@ -79,7 +87,9 @@ async def build_server(
     if it is not there, since nobody else can reach it; `ipv6_table`: with the IPv6 columns.
     """
     cluster, cluster_part = _cluster(config, metrics, readiness, node_name)
-    tls = _agents_tls(config)
+    refusals = Refusals(metrics)
+    doorway = _doorway(config, refusals)
+    access, reviewer = _access(config, cluster, refusals, readiness)
     ranges = RangeKeeper(
         RangesConfig(
             cloud=config.cloud,
@@ -118,15 +128,21 @@ async def build_server(
     )
     receiver = Receiver(
         ReceiverConfig(
-            host=listen_host, port=config.grpc_port, max_connection_age=config.max_grpc_connection_age
+            host=listen_host,
+            port=config.grpc_port,
+            max_connection_age=config.max_grpc_connection_age,
+            max_connections=_connections_affordable(),
         ),
         pipeline=pipeline,
         metrics=metrics,
         readiness=readiness,
         clock=SYSTEM_CLOCK,
-        tls=tls,
+        refusals=refusals,
+        access=access,
+        doorway=doorway,
     )
-    components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part, receiver]
+    components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part]
+    components += [*([reviewer] if reviewer else []), receiver]
     return ServerParts(tuple(components), receiver, pipeline, sink)
 
 
@@ -183,25 +199,40 @@ def _cluster(
     return inventory, watcher
 
 
-def _agents_tls(config: ServerConfig) -> ssl.SSLContext | None:
-    """What agents see and have to show. Raises `ConfigurationError` that names the key."""
+def _doorway(config: ServerConfig, refusals: Refusals) -> Doorway | None:
+    """TLS towards agents, if it is wanted. Raises `ConfigurationError` that names the key."""
     if config.tls_cert is None or config.tls_key is None:
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(config.tls_cert, config.tls_key, password="")
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"tls_cert {config.tls_cert} and tls_key {config.tls_key} cannot be used ({error}): give a "
-            "certificate and its key in PEM, without a password"
-        ) from error
-    if config.tls_client_ca is not None:
-        try:
-            context.load_verify_locations(config.tls_client_ca)
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"tls_client_ca {config.tls_client_ca} cannot be used ({error}): give a CA in PEM"
-            ) from error
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
+    return Doorway(Certificates(config.tls_cert, config.tls_key, config.tls_client_ca).context, refusals)
+
+
+def _access(
+    config: ServerConfig, cluster: ClusterView, refusals: Refusals, readiness: Readiness
+) -> tuple[Access, TokenReviewer | None]:
+    if not config.require_token:
+        return OpenAccess(refusals), None
+    setting = "" if config.kubernetes_source == "auto" else config.kubernetes_source
+    source = choose_source(setting, os.environ)
+    assert isinstance(cluster, Inventory)  # the configuration was checked for both
+    assert not isinstance(source, DumpFile)
+    reviewer = TokenReviewer(TokenReviewerConfig(), source=source, readiness=readiness, clock=SYSTEM_CLOCK)
+    access = TokenAccess(
+        AccessConfig(audience=config.token_audience, accounts=config.token_accounts),
+        reviewer=reviewer,
+        node_of_pod=cluster.node_of_pod,
+        refusals=refusals,
+        clock=SYSTEM_CLOCK,
+    )
+    return access, reviewer
+
+
+def _connections_affordable() -> int:
+    """As many agents as file descriptors allow, once the soft limit is where the hard one lets it be."""
+    wanted = ReceiverConfig().max_connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = wanted + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < enough:
+        soft = enough if hard == resource.RLIM_INFINITY else min(hard, enough)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(1, min(wanted, soft - _OTHER_FILES))
+    return wanted

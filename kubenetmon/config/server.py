@@ -111,6 +111,15 @@ class ServerConfig:
     tls_cert: Path | None = _key(None, values.path, "Certificate (PEM) for agents to see; with tls_key")
     tls_key: Path | None = _key(None, values.path, "Key of tls_cert (PEM)")
     tls_client_ca: Path | None = _key(None, values.path, "CA (PEM) that agents' certificates must come from")
+    require_token: bool = _key(
+        False, values.boolean, "Agents must show a service account's token and may report for their node only"
+    )
+    token_audience: str = _key("kubenetmon-server", values.text, "Audience that agents' tokens must have")
+    token_accounts: tuple[str, ...] = _key(
+        ("kubenetmon-agent/kubenetmon-agent",),
+        values.accounts,
+        "Service accounts that agents run under, as namespace/name",
+    )
     clickhouse_skip_ping: bool = _key(
         False, values.boolean, "A ClickHouse that does not answer at start is said in /ready", unused=True
     )
@@ -165,6 +174,16 @@ def _check_together(config: ServerConfig) -> None:
             raise ConfigurationError(f"{prefix}_cert and {prefix}_key go together: set both or neither")
     if config.tls_client_ca is not None and config.tls_cert is None:
         raise ConfigurationError("tls_client_ca needs tls_cert and tls_key: set them or remove it")
+    if config.require_token and config.kubernetes_source.partition(":")[0] in ("file", "machine"):
+        raise ConfigurationError(
+            "require_token asks the Kubernetes API, which kubernetes_source: "
+            f"{config.kubernetes_source} does without: remove one of the two"
+        )
+    if config.require_token and config.tls_cert is None:
+        logger.warning(
+            "require_token is set without tls_cert, so that anyone on the way can read agents' tokens: set "
+            "tls_cert and tls_key"
+        )
     if config.metrics_port == config.grpc_port and config.metrics_port != 0:
         raise ConfigurationError("metrics_port and grpc_port are the same: choose another for one of them")
     if config.environment not in ("development", "staging", "production"):

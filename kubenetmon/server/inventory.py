@@ -141,6 +141,11 @@ class Inventory:
             )
         return self._snapshot
 
+    def node_of_pod(self, uid: str) -> str | None:
+        """The node of a pod that exists now; None: no such pod, or on no node yet."""
+        record = self._pods.get(uid)
+        return (record.pod.node or None) if record is not None else None
+
     def begin_relist(self, kind: Kind) -> None:
         """What is put from here on has been seen in this list; a begun list may be abandoned for another."""
         self._generation[kind] += 1

@@ -223,6 +223,28 @@ class KubernetesClient:
                 if lines:
                     yield lines
 
+    async def create(self, path: str, body: dict[str, object]) -> bytes:
+        """POST an object; the body of the answer. Raises `ApiError` and its kinds."""
+        timeout = aiohttp.ClientTimeout(total=self._read_timeout, connect=self._connect_timeout)
+        await self.open()
+        session = self._session
+        assert session is not None
+        for last in (False, True):
+            async with self._answer(session, path, {}, timeout, body) as response:
+                if response.status == 401 and not last:
+                    session = await self._renew(session)
+                    continue
+                kind = path.rpartition("/")[2]
+                if response.status == 403:
+                    raise ApiError(
+                        f"not allowed to create {kind}: bind the ClusterRole kubenetmon-server-token-review "
+                        "to this account"
+                    )
+                if response.status not in (200, 201):
+                    await self._refuse(session, response, path, "create")
+                return await response.content.read(LARGEST_LINE)
+        raise AssertionError("unreachable")
+
     async def close(self) -> None:
         """End the session; requests under way fail."""
         session, self._session = self._session, None
@@ -236,24 +258,29 @@ class KubernetesClient:
         await self.open()
         session = self._session
         assert session is not None
-        async with self._answer(session, kind, query, timeout) as response:
+        async with self._answer(session, f"/api/v1/{kind}", query, timeout) as response:
             if response.status != 401:
                 await self._refuse(session, response, kind, verb)
                 yield response
                 return
         # A token or certificate was replaced: load what there is now and ask once more.
         session = await self._renew(session)
-        async with self._answer(session, kind, query, timeout) as response:
+        async with self._answer(session, f"/api/v1/{kind}", query, timeout) as response:
             await self._refuse(session, response, kind, verb)
             yield response
 
     @contextlib.asynccontextmanager
     async def _answer(
-        self, session: _Session, kind: Kind, query: dict[str, str], timeout: aiohttp.ClientTimeout
+        self,
+        session: _Session,
+        path: str,
+        query: dict[str, str],
+        timeout: aiohttp.ClientTimeout,
+        body: dict[str, object] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         session.users += 1
         try:
-            response = await self._request(session, kind, query, timeout)
+            response = await self._request(session, path, query, timeout, body)
             try:
                 yield response
             finally:
@@ -269,7 +296,12 @@ class KubernetesClient:
                 await session.transport.close()
 
     async def _request(
-        self, session: _Session, kind: Kind, query: dict[str, str], timeout: aiohttp.ClientTimeout
+        self,
+        session: _Session,
+        path: str,
+        query: dict[str, str],
+        timeout: aiohttp.ClientTimeout,
+        body: dict[str, object] | None,
     ) -> aiohttp.ClientResponse:
         # Compressing a list costs the API server more than it saves on a cluster's own network.
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "kubenetmon"}
@@ -279,17 +311,21 @@ class KubernetesClient:
             raise UnauthorizedError(f"cannot use the Kubernetes source {self._source}: {error}") from error
         if authorization:
             headers["Authorization"] = authorization.strip()
-        response: aiohttp.ClientResponse = await session.transport.GET(
-            f"{session.configuration.host}/api/v1/{kind}",
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        response: aiohttp.ClientResponse = await session.transport.request(
+            "GET" if body is None else "POST",
+            f"{session.configuration.host}{path}",
             headers=headers,
             query_params=query,
+            body=body,
             _preload_content=False,
             _request_timeout=timeout,
         )
         return response
 
     async def _refuse(
-        self, session: _Session, response: aiohttp.ClientResponse, kind: Kind, verb: str
+        self, session: _Session, response: aiohttp.ClientResponse, kind: str, verb: str
     ) -> None:
         """Raise the error that an answer other than 200 stands for."""
         host = session.configuration.host

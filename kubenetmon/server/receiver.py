@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import grpclib.server
@@ -37,9 +37,12 @@ from kubenetmon.proto import (
 )
 from kubenetmon.proto import FlowBatch as FlowBatchMessage
 from kubenetmon.readiness import Readiness
+from kubenetmon.server.access import Grant, OpenAccess
+from kubenetmon.server.doorway import Doorway
 from kubenetmon.server.flood import MemoryBudget
 from kubenetmon.server.push import PushRpc, PushStream, StreamLimits
 from kubenetmon.server.receive_buffer import ReceiveBuffer
+from kubenetmon.server.refusals import Refusals
 from kubenetmon.server.submit import SubmitLimits, SubmitStream
 from kubenetmon.server.transport import GrpcServer, TransportLimits
 from kubenetmon.server.verdict import Verdict
@@ -77,6 +80,14 @@ class ReceiverConfig:
     stop_grace: float = 15.0
 
 
+class Access(Protocol):
+    """Whoever decides who may report."""
+
+    async def admit(self, metadata: Mapping[str, Any], peer: str) -> Grant:
+        """What a request with that metadata may do. Raises `GRPCError`."""
+        ...
+
+
 class BatchPipeline(Protocol):
     """Whoever settles batches."""
 
@@ -102,15 +113,19 @@ class Receiver:
         metrics: Metrics,
         readiness: Readiness,
         clock: Clock,
-        tls: ssl.SSLContext | None = None,
+        refusals: Refusals | None = None,
+        access: Access | None = None,
+        doorway: Doorway | None = None,
     ) -> None:
-        """`tls`: a server's context, with the certificates it shows and demands; told to speak HTTP/2."""
+        """`access`: who may report (None: anyone). `doorway`: TLS (None: plain text)."""
         self._config = config
         self._pipeline = pipeline
         self._metrics = metrics
         self._readiness = readiness
         self._clock = clock
-        self._tls = tls
+        self._refusals = refusals or Refusals(metrics)
+        self._access = access or OpenAccess(self._refusals)
+        self._doorway = doorway
         self._memory = MemoryBudget(config.memory_limit)
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: GrpcServer | None = None
@@ -156,12 +171,15 @@ class Receiver:
             config.window_bytes,
         )
         server = GrpcServer(
-            self._mapping(), limits, clock=self._clock, connections_changed=self._count_agents
+            self._mapping(),
+            limits,
+            clock=self._clock,
+            connections_changed=self._count_agents,
+            refusals=self._refusals,
+            doorway=self._doorway,
         )
-        if self._tls is not None:
-            self._tls.set_alpn_protocols(["h2"])
         try:
-            await server.start(config.host or None, config.port, ssl=self._tls, backlog=1024)
+            await server.start(config.host or None, config.port, backlog=1024)
         except OSError as error:
             raise MachineError(
                 f"cannot listen on gRPC port {config.port}: {error.strerror or error}; "
@@ -215,6 +233,7 @@ class Receiver:
 
     async def _push(self, rpc: PushRpc) -> None:
         self._refuse_when_stopping()
+        grant = await self._admit(rpc)
         buffer = self._buffer_of(rpc)
         assert self._server is not None
         self._server.stop_when_draining(buffer)
@@ -226,7 +245,7 @@ class Receiver:
             buffer,
             limits,
             memory=self._memory,
-            join=self._join_pushed,
+            join=partial(self._join_pushed, grant),
             settle=self._settle_pushed,
             spawn=self._spawn,
             now=self._clock.time,
@@ -240,6 +259,7 @@ class Receiver:
 
     async def _submit(self, rpc: SubmitRpc) -> None:
         self._refuse_when_stopping()
+        grant = await self._admit(rpc)
         buffer = self._buffer_of(rpc)
         await self._wait_until_ready()
         limits = SubmitLimits(
@@ -252,19 +272,28 @@ class Receiver:
             buffer,
             limits,
             memory=self._memory,
-            settle=self._settle_submitted,
+            settle=partial(self._settle_submitted, grant),
             spawn=self._spawn,
             metrics=self._metrics,
             now=self._clock.time,
         )
         try:
             count = await stream.run()
-        except GRPCError:
+        except GRPCError as error:
             self._metrics.add(catalogue.SERVER_ERRORS, type="receive_failed")
+            if grant.denied:
+                raise GRPCError(Status.PERMISSION_DENIED, grant.denied) from error
             raise
         await rpc.send_message(ObservationSummary(observation_count=min(count, 0xFFFF_FFFF)))
 
-    def _join_pushed(self, batch: FlowBatch) -> Awaitable[Verdict] | None:
+    async def _admit(self, rpc: grpclib.server.Stream[Any, Any]) -> Grant:
+        """What the request's sender may do. Raises `GRPCError`."""
+        buffer = rpc._stream.buffer
+        assert isinstance(buffer, ReceiveBuffer)
+        return await self._access.admit(rpc.metadata or {}, buffer.connection.peer)
+
+    def _join_pushed(self, grant: Grant, batch: FlowBatch) -> Awaitable[Verdict] | None:
+        grant.check(batch.identity.node_name)
         earlier = self._pipeline.join(batch)
         return None if earlier is None else asyncio.create_task(self._until_stopping(earlier, "push"))
 
@@ -273,7 +302,11 @@ class Receiver:
             return Verdict(Outcome.RETRY_LATER, "the server is starting")
         return await self._until_stopping(self._pipeline.process(batch, self._clock.time()), "push")
 
-    async def _settle_submitted(self, batch: FlowBatch) -> Verdict:
+    async def _settle_submitted(self, grant: Grant, batch: FlowBatch) -> Verdict:
+        try:
+            grant.check(batch.identity.node_name)
+        except GRPCError as error:
+            return Verdict(Outcome.REJECTED, error.message or "")
         return await self._until_stopping(self._pipeline.process(batch, self._clock.time()), "submit")
 
     async def _until_stopping(self, verdict: Awaitable[Verdict], wire: str) -> Verdict:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +17,9 @@ from kubenetmon.model import ARRAY_NAMES, BatchIdentity, FlowBatch, FlowRecords
 from kubenetmon.proto import FlowArrays, L4Endpoint, Observation, ObservedFlow, ObservedTuple, Outcome
 from kubenetmon.proto import FlowBatch as FlowBatchMessage
 from kubenetmon.readiness import Readiness
-from kubenetmon.server.receiver import Receiver, ReceiverConfig
+from kubenetmon.server.doorway import Doorway
+from kubenetmon.server.receiver import Access, Receiver, ReceiverConfig
+from kubenetmon.server.refusals import Refusals
 from kubenetmon.server.verdict import Verdict
 
 NOW = 1_800_000_000
@@ -66,7 +67,8 @@ class Rig:
 async def running_receiver(
     config: ReceiverConfig | None = None,
     *,
-    tls: ssl.SSLContext | None = None,
+    doorway: Callable[[Refusals], Doorway] | None = None,
+    access: Callable[[Refusals], Access] | None = None,
     ready: bool = True,
 ) -> AsyncIterator[Rig]:
     """A receiver on a free port of the loopback interface."""
@@ -74,13 +76,16 @@ async def running_receiver(
     metrics = Metrics((*SERVER_METRICS, *COMMON_METRICS))
     if not ready:
         readiness.expect("inventory", "not synced")
+    refusals = Refusals(metrics)
     receiver = Receiver(
         replace(config or ReceiverConfig(), host="127.0.0.1", port=0),
         pipeline=pipeline,
         metrics=metrics,
         readiness=readiness,
         clock=SYSTEM_CLOCK,
-        tls=tls,
+        refusals=refusals,
+        access=access(refusals) if access else None,
+        doorway=doorway(refusals) if doorway else None,
     )
     task = asyncio.create_task(receiver.run())
     try:
