@@ -1,7 +1,7 @@
 """TLS at the gRPC port: whoever fails the handshake costs little, and certificates change without a restart.
 
 Contract: the receiver owns a `Doorway` and gives it to the server; `enter` makes the protocol of an accepted
-connection, which becomes the one for HTTP/2 once the handshake is done. `close` at the end cuts what is still
+connection, and the one for HTTP/2 follows once the handshake is done. `close` at the end cuts what is still
 at it. `Certificates` re-reads its files when they change (kubelet and cert-manager replace them): a
 connection made afterwards sees the new ones, and what cannot be read leaves the old ones in use.
 
@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.server.refusals import Reason, Refusals
@@ -27,7 +28,6 @@ from kubenetmon.server.refusals import Reason, Refusals
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY = 1.0
-_MOST_EARLY_BYTES = 1 << 20
 _PLAIN_TEXT = frozenset(
     {
         "HTTP_REQUEST",
@@ -124,7 +124,7 @@ class Doorway:
         self._contexts = contexts
         self._refusals = refusals
         self._limits = limits or DoorwayLimits()
-        self._waiting: OrderedDict[_Guest, None] = OrderedDict()
+        self._waiting: OrderedDict[asyncio.Task[None], str] = OrderedDict()
 
     @property
     def waiting(self) -> int:
@@ -137,87 +137,56 @@ class Doorway:
 
     def close(self) -> None:
         """Cut whoever is still at the handshake."""
-        for guest in list(self._waiting):
-            guest.cut()
+        for task in list(self._waiting):
+            task.cancel()
 
-    async def greet(self, guest: _Guest, transport: asyncio.Transport) -> asyncio.Transport | None:
-        """Do the handshake; None: the guest is gone or refused."""
+    def greet(self, connection: socket.socket, peer: str, inside: Callable[[], asyncio.Protocol]) -> None:
+        """Begin the handshake on a connection that is ours."""
         if len(self._waiting) >= self._limits.most_waiting:
-            oldest = next(iter(self._waiting))
-            self._refuse(oldest, "crowded", "too many connections are at the TLS handshake")
-        self._waiting[guest] = None
+            oldest, its_peer = self._waiting.popitem(last=False)
+            oldest.cancel()
+            self._refusals.count("crowded", its_peer, "too many connections are at the TLS handshake")
+        task = asyncio.get_running_loop().create_task(self._shake_hands(connection, peer, inside))
+        self._waiting[task] = peer
+        task.add_done_callback(lambda done: self._waiting.pop(done, None))
+
+    async def _shake_hands(
+        self, connection: socket.socket, peer: str, inside: Callable[[], asyncio.Protocol]
+    ) -> None:
         try:
-            return await asyncio.get_running_loop().start_tls(
-                transport,
-                guest,
-                self._contexts(),
-                server_side=True,
+            await asyncio.get_running_loop().connect_accepted_socket(
+                inside,
+                connection,
+                ssl=self._contexts(),
                 ssl_handshake_timeout=self._limits.handshake_timeout,
             )
         except (OSError, ValueError) as error:  # SSLError is an OSError; ValueError: a hostile handshake
-            if guest in self._waiting:
-                self._refuse(guest, *_judge(error))
-            return None
+            connection.close()
+            reason, text = _judge(error)
+            self._refusals.count(reason, peer, text)
         except asyncio.CancelledError:
-            return None
-        finally:
-            self._waiting.pop(guest, None)
-
-    def _refuse(self, guest: _Guest, reason: Reason, text: str) -> None:
-        self._waiting.pop(guest, None)
-        self._refusals.count(reason, guest.peer, text)
-        guest.cut()
+            connection.close()
 
 
 class _Guest(asyncio.Protocol):
-    """One connection until it is through."""
+    """Takes an accepted connection from the event loop, which would read from it in plain text."""
 
     def __init__(self, doorway: Doorway, inside: Callable[[], asyncio.Protocol]) -> None:
         self._doorway = doorway
         self._inside = inside
-        self._transport: asyncio.Transport | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._early = bytearray()
-        self._lost = False
-        self.peer = "?"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
         address = transport.get_extra_info("peername")
-        self.peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "local socket"
-        self._transport.pause_reading()
-        self._task = asyncio.get_running_loop().create_task(self._pass())
-
-    def data_received(self, data: bytes) -> None:
-        """What came in one piece with the end of the handshake."""
-        self._early += data
-        if len(self._early) > _MOST_EARLY_BYTES:
-            self.cut()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._lost = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def cut(self) -> None:
-        """End the connection at once."""
-        if self._transport is not None:
-            self._transport.abort()
-        if self._task is not None and self._task is not asyncio.current_task():
-            self._task.cancel()
-
-    async def _pass(self) -> None:
-        assert self._transport is not None
-        secure = await self._doorway.greet(self, self._transport)
-        if secure is None or self._lost:
-            self._transport.abort()
+        peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "local socket"
+        try:
+            connection = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        except OSError:
+            transport.close()  # no file descriptor left: the peer tries again
             return
-        inside = self._inside()
-        secure.set_protocol(inside)
-        inside.connection_made(secure)
-        if self._early:
-            inside.data_received(bytes(self._early))
-            self._early.clear()
+        connection.setblocking(False)
+        # Nothing was read yet. The loop closes its own descriptor, the connection lives on with ours.
+        transport.close()
+        self._doorway.greet(connection, peer, self._inside)
 
 
 def _judge(error: Exception) -> tuple[Reason, str]:

@@ -242,7 +242,12 @@ class KubernetesClient:
                     )
                 if response.status not in (200, 201):
                     await self._refuse(session, response, path, "create")
-                return await response.content.read(LARGEST_LINE)
+                answer = bytearray()
+                async for chunk in response.content.iter_any():
+                    answer += chunk
+                    if len(answer) > LARGEST_LINE:
+                        raise ApiError(f"the answer to {kind} is larger than {LARGEST_LINE >> 20} MiB")
+                return bytes(answer)
         raise AssertionError("unreachable")
 
     async def close(self) -> None:
