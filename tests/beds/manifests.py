@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 CHARTS = DEPLOY / "helm"
 BASE = DEPLOY / "base"
-OVERLAYS = ("agent", "server", "kind", "production")
+OVERLAYS = ("agent", "server", "kind", "kind-secure", "production")
 PARTS = ("agent", "server")
 
 BASE_VALUES: Mapping[str, Mapping[str, Any]] = {
