@@ -2,8 +2,8 @@
 #
 # amd64 and arm64 (docker buildx build --platform linux/amd64,linux/arm64 .): every compiled package of the
 # lock file has wheels for both, and what is compiled here is compiled for the platform that builds.
-# About 300 MB unpacked on amd64: Debian 75, Python 35, numpy and the rest of the lock file 170. No compiler, no
-# pip, nothing that needs to be written. tests/image builds it in CI without a container engine.
+# Adds about 190 MB to debian:bookworm-slim (75 MB), unpacked: Python, and numpy and the rest of the lock file. No
+# compiler, no pip, nothing that needs to be written. tests/image builds it in CI without a container engine.
 ARG DEBIAN=docker.io/library/debian:bookworm-slim
 
 FROM ${DEBIAN} AS build

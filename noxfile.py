@@ -99,9 +99,15 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def simulate(session: nox.Session) -> None:
+    """Agents by the dozen before the real server and engine, and what it costs (`-- --help`)."""
+    session.run("python", "-m", "tests.simulate", *session.posargs)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
-    """Server and agents under demo traffic, an hour unless told (`-- --minutes 3`)."""
-    session.run("python", "-m", "tests.soak", *(session.posargs or ("--minutes", "60")))
+    """Mixed traffic, 100 agents killed in an hour unless told (`-- --help`); then sums are compared."""
+    session.run("python", "-m", "tests.soak", *session.posargs)
 
 
 @nox.session

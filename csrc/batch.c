@@ -11,7 +11,7 @@
 #include "transaction.h"
 
 #define BATCH_MAGIC UINT64_C(0x3168637461626b6b) /* "kkbatch1" */
-enum { BATCH_VERSION = 1, NAME_BYTES = 32 };
+enum { BATCH_VERSION = 2, NAME_BYTES = 32 };
 _Static_assert(offsetof(struct meter_batch_file, sent) == sizeof(struct meter_batch_file) - 8, "the last word");
 _Static_assert(sizeof(((struct meter_batch_file *)0)->place) == PLACE_BYTES, "as in the ledger");
 
@@ -82,6 +82,6 @@ int meter_batch_valid(const uint8_t *bytes, uint64_t length)
 	memcpy(&batch, bytes, sizeof batch);
 	return batch.magic == BATCH_MAGIC && batch.version == BATCH_VERSION && batch.sequence > 0 &&
 	       batch.arrays_bytes == length - sizeof batch &&
-	       batch.arrays_bytes == 57 * (uint64_t)batch.ipv4_records + 105 * (uint64_t)batch.ipv6_records &&
+	       batch.arrays_bytes == 61 * (uint64_t)batch.ipv4_records + 109 * (uint64_t)batch.ipv6_records &&
 	       batch.checksum == checksum_of(&batch, bytes + sizeof batch);
 }

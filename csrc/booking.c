@@ -59,6 +59,7 @@ static void advance(struct ledger *ledger, uint32_t number, const uint64_t *coun
 			return;
 		entry->key.flags |= FLAG_PENDING;
 		entry->next_pending = NO_ENTRY;
+		entry->previous_pending = header->pending_tail;
 		if (header->pending_tail == NO_ENTRY)
 			header->pending_head = number;
 		else
@@ -405,7 +406,7 @@ static void expire(struct ledger *ledger, uint32_t number, bool serves)
 	if (entry->key.flags & FLAG_VANISHED)
 		header->totals.vanished++;
 	if (entry->key.flags & FLAG_PENDING)
-		entry->key.flags |= FLAG_EXPIRED;
+		ledger_wait(ledger, number);
 	else
 		ledger_free(ledger, number);
 }

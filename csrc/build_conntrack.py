@@ -17,13 +17,16 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 SOURCES = (
-    *("batch.c", "booking.c", "events.c", "index.c", "ledger.c", "message.c", "meter.c", "netlink.c"),
-    *("seal.c", "state.c", "transaction.c"),
+    *("batch.c", "booking.c", "early.c", "events.c", "index.c", "ledger.c", "merge.c", "message.c"),
+    *("meter.c", "netlink.c", "seal.c", "state.c", "transaction.c", "watchdog.c"),
 )
 HEADERS = (
-    *("batch.h", "events.h", "flow.h", "index.h", "interface.h", "ledger.h", "message.h", "meter.h"),
-    *("netlink.h", "state.h", "transaction.h"),
+    *("batch.h", "clock.h", "events.h", "flow.h", "index.h", "interface.h", "ledger.h", "message.h"),
+    *("meter.h", "netlink.h", "state.h", "transaction.h", "watchdog.h"),
 )
+WATCHDOG_SOURCES = ("csrc/programs/watchdog.c", "csrc/message.c", "csrc/netlink.c")
+"""A program of its own, which setup.py links."""
+
 PACKAGES = {
     "Python.h": "python3-dev",
     "linux/netfilter/nfnetlink_conntrack.h": "linux-libc-dev",
@@ -32,7 +35,7 @@ PACKAGES = {
 }
 """The headers by the names of the Debian packages that bring them."""
 
-LIBRARIES = ("libnetfilter_conntrack", "libmnl")
+LIBRARIES = ("netfilter_conntrack", "mnl")
 
 
 def compiler() -> list[str]:
@@ -49,7 +52,7 @@ def package_flags(option: str) -> list[str]:
     if shutil.which("pkg-config") is None:
         return []
     asked = subprocess.run(  # noqa: S603 - no shell; fixed words
-        ["pkg-config", option, *LIBRARIES],  # noqa: S607
+        ["pkg-config", option, *(f"lib{name}" for name in LIBRARIES)],  # noqa: S607
         capture_output=True,
         text=True,
         check=False,
@@ -73,6 +76,8 @@ def check_headers(include_flags: list[str]) -> None:
 
 include_flags = package_flags("--cflags")
 check_headers(include_flags)
+COMPILE_FLAGS = ["-O2", "-std=gnu11", "-fvisibility=hidden", *include_flags]
+LINK_FLAGS = package_flags("--libs-only-L")
 
 ffibuilder = FFI()
 ffibuilder.cdef((HERE / "interface.h").read_text(encoding="utf-8"))
@@ -82,9 +87,9 @@ ffibuilder.set_source(
     sources=[f"csrc/{name}" for name in SOURCES],
     depends=[f"csrc/{name}" for name in HEADERS],
     include_dirs=["csrc"],
-    libraries=["netfilter_conntrack", "mnl"],
-    extra_compile_args=["-O2", "-std=gnu11", "-fvisibility=hidden", *include_flags],
-    extra_link_args=package_flags("--libs-only-L"),
+    libraries=list(LIBRARIES),
+    extra_compile_args=COMPILE_FLAGS,
+    extra_link_args=LINK_FLAGS,
 )
 
 if __name__ == "__main__":

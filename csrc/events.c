@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/netfilter/nfnetlink.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -12,21 +13,20 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "message.h"
+#include "meter.h"
 #include "netlink.h"
 
 #define SPOOL_MAGIC UINT64_C(0x316c6f6f70736b6b) /* "kkspool1" */
 
 enum {
-	SPOOL_BYTES = 4 * 1024 * 1024, /* some 15,000 events */
 	PAGE_BYTES = 4096,
 	REGION_BYTES = PAGE_BYTES + 2 * SPOOL_BYTES,
-	EVENT_BYTES = 16 * 1024,       /* room for the largest message of one event */
-	KEEP_BYTES = 1024 * 1024,      /* pages that an emptied spool keeps */
-	LOCKED_EVENTS = 256,           /* how many are received before the owner gets its chance */
+	KEEP_BYTES = 1024 * 1024, /* pages that an emptied spool keeps */
+	LOCKED_EVENTS = 256,      /* how many are received before the owner gets its chance */
 	RETRY_MILLISECONDS = 50,
 	BEAT_MILLISECONDS = 1000, /* how old `listened_until` gets while no event comes */
 };
@@ -42,13 +42,6 @@ const uint8_t *events_messages(const struct events *events, uint32_t spool, uint
 {
 	*used = events->spools->used[spool];
 	return messages_of(events, spool);
-}
-
-static int64_t boot_nanoseconds(void)
-{
-	struct timespec time;
-	clock_gettime(CLOCK_BOOTTIME, &time);
-	return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
 static int map_file(struct events *events, int descriptor, bool anew)
@@ -105,101 +98,61 @@ void events_resume(struct events *events, uint32_t draining)
 		memset(behind, 0, room);
 }
 
-/* One message that came before there was a spool. */
-struct early_event {
-	int64_t received; /* boot time in nanoseconds */
-	uint64_t bytes;
-};
-
-/* What the listener before received at the same moment may have reached us a little before it reached that one. */
-#define OVERLAP_NANOSECONDS INT64_C(50000000)
-
-static bool is_overdue(const struct early_event *event, int64_t listened_until)
-{
-	return event->received < listened_until - OVERLAP_NANOSECONDS;
-}
-
-static void forget_overdue(struct events *events, int64_t listened_until)
-{
-	size_t position = 0;
-	struct early_event event;
-	while (position < events->early_used) {
-		memcpy(&event, events->early + position, sizeof event);
-		if (!is_overdue(&event, listened_until))
-			break;
-		position += sizeof event + event.bytes;
-	}
-	events->early_used -= position;
-	memmove(events->early, events->early + position, events->early_used);
-}
-
-int events_wait(struct events *events, int64_t listened_until)
-{
-	if (!events->early) {
-		events->early = malloc(SPOOL_BYTES);
-		if (!events->early)
-			return -ENOMEM;
-	}
-	forget_overdue(events, listened_until);
-	struct early_event event;
-	while (SPOOL_BYTES - events->early_used >= sizeof event + EVENT_BYTES) {
-		uint8_t *next = events->early + events->early_used;
-		ssize_t received = recv(mnl_socket_get_fd(events->socket), next + sizeof event, EVENT_BYTES,
-					MSG_TRUNC);
-		if (received < 0 && errno == EINTR)
-			continue;
-		if (received <= 0)
-			break;
-		if (received > EVENT_BYTES) {
-			events->truncated++;
-			continue;
-		}
-		event.received = boot_nanoseconds();
-		event.bytes = NLMSG_ALIGN((uint64_t)received) + 7;
-		event.bytes -= event.bytes % 8; /* what follows is aligned */
-		memcpy(next, &event, sizeof event);
-		events->early_used += sizeof event + event.bytes;
-	}
-	return 0;
-}
-
-bool events_place_early(struct events *events, int64_t listened_until)
-{
-	uint64_t *used = &events->spools->used[events->filling];
-	while (events->early_placed < events->early_used) {
-		struct early_event event;
-		memcpy(&event, events->early + events->early_placed, sizeof event);
-		const uint8_t *bytes = events->early + events->early_placed + sizeof event;
-		size_t length = 0;
-		const struct nlmsghdr *message = message_next(bytes, event.bytes, &length);
-		if (message && !is_overdue(&event, listened_until)) {
-			if (SPOOL_BYTES - *used < length)
-				return false;
-			memcpy(messages_of(events, events->filling) + *used, bytes, message->nlmsg_len);
-			*used += length;
-		}
-		events->early_placed += sizeof event + event.bytes;
-	}
-	free(events->early);
-	events->early = NULL;
-	events->early_used = events->early_placed = 0;
-	return true;
-}
-
-int events_open(struct events *events, uint32_t buffer_bytes, void (*full)(void *), void *owner,
+int events_open(struct events *events, const struct listening *listening, void (*full)(void *), void *owner,
 		const char **step)
 {
 	*events = (struct events){.wake = -1, .full = full, .owner = owner};
 	pthread_mutex_init(&events->lock, NULL);
-	int error = events_socket_open(&events->socket, buffer_bytes, step);
+	int error = events_socket_open(&events->socket, listening->buffer_bytes, step);
 	if (error)
 		return error;
-	events->listening_since = boot_nanoseconds();
+	events->listening_since = nanoseconds(CLOCK_BOOTTIME);
 	*step = "make an eventfd";
 	events->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (events->wake < 0)
 		return -errno;
-	return 0;
+	return watchdog_start(&events->watchdog, listening->watchdog, events->socket,
+			      listening->patience_milliseconds, step);
+}
+
+int events_join(struct events *events)
+{
+	int group = NFNLGRP_CONNTRACK_DESTROY;
+	int joined = mnl_socket_setsockopt(events->socket, NETLINK_ADD_MEMBERSHIP, &group, sizeof group);
+	return joined < 0 ? -errno : 0;
+}
+
+bool events_place(struct events *events, const struct nlmsghdr *message)
+{
+	uint64_t *used = &events->spools->used[events->filling];
+	size_t bytes = NLMSG_ALIGN(message->nlmsg_len);
+	if (SPOOL_BYTES - *used < bytes)
+		return false;
+	memcpy(messages_of(events, events->filling) + *used, message, message->nlmsg_len);
+	*used += bytes;
+	return true;
+}
+
+/* With the lock: what the watchdog saved when it let go comes behind what was queued then, and we listen again. False:
+ * the spool is full. */
+static bool listen_again(struct events *events)
+{
+	const struct watch *watch = events->watchdog.watch;
+	const struct nlmsghdr *message;
+	int64_t since;
+	if (!events->drained || !watchdog_let_go(&events->watchdog, &since))
+		return true;
+	for (size_t position = events->saved_read;
+	     (message = message_next(watch->saved, watch->saved_bytes, &position)); events->saved_read = position)
+		if (!events_place(events, message))
+			return false;
+	if (events_join(events) < 0)
+		return true; /* for want of memory; the next look tries again */
+	int64_t now = nanoseconds(CLOCK_BOOTTIME);
+	watchdog_again(&events->watchdog, now);
+	events->gap += now - since;
+	events->saved_read = 0;
+	return true;
 }
 
 /* So that the kernel finds every page there and writable: a fault on the way could fail in a process that is being
@@ -216,7 +169,9 @@ static bool receive(struct events *events, size_t limit)
 {
 	int descriptor = mnl_socket_get_fd(events->socket);
 	uint64_t *used = &events->spools->used[events->filling];
-	int64_t now = boot_nanoseconds();
+	int64_t now = nanoseconds(CLOCK_BOOTTIME), since;
+	bool listening = !watchdog_let_go(&events->watchdog, &since);
+	events->drained = false;
 	for (size_t i = 0; i < limit; i++) {
 		if (SPOOL_BYTES - *used < EVENT_BYTES)
 			return true;
@@ -225,8 +180,11 @@ static bool receive(struct events *events, size_t limit)
 		ssize_t received = recv(descriptor, behind, EVENT_BYTES, MSG_TRUNC);
 		if (received < 0 && errno == EINTR)
 			continue;
+		watchdog_feed(&events->watchdog, now);
 		if (received <= 0) {
-			events->spools->listened_until = now;
+			events->drained = true;
+			if (listening)
+				events->spools->listened_until = now;
 			return false;
 		}
 		if (received > EVENT_BYTES) {
@@ -242,7 +200,7 @@ static bool receive(struct events *events, size_t limit)
 static bool receive_some(struct events *events)
 {
 	pthread_mutex_lock(&events->lock);
-	bool full = receive(events, LOCKED_EVENTS);
+	bool full = receive(events, LOCKED_EVENTS) || !listen_again(events);
 	pthread_mutex_unlock(&events->lock);
 	return full;
 }
@@ -306,12 +264,12 @@ void events_hand_over(struct events *events, void (*turn)(void *owner))
 	pthread_mutex_unlock(&events->lock);
 }
 
-uint64_t events_truncated(struct events *events)
+void events_losses(struct events *events, uint64_t *truncated, int64_t *gap)
 {
 	pthread_mutex_lock(&events->lock);
-	uint64_t truncated = events->truncated;
+	*truncated = events->truncated;
+	*gap = events->gap;
 	pthread_mutex_unlock(&events->lock);
-	return truncated;
 }
 
 void events_unmap(struct events *events)
@@ -337,6 +295,7 @@ void events_stop(struct events *events)
 void events_close(struct events *events)
 {
 	events_stop(events);
+	watchdog_stop(&events->watchdog);
 	if (events->socket)
 		mnl_socket_close(events->socket);
 	if (events->wake >= 0)

@@ -13,7 +13,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "watchdog.h"
+
+struct listening;
 struct mnl_socket;
+struct nlmsghdr;
+
+enum {
+	SPOOL_BYTES = 4 * 1024 * 1024, /* some 15,000 events */
+	EVENT_BYTES = 16 * 1024,       /* room for the largest message of one event */
+};
 
 /* The start of the file; in memory of our own it is the same. */
 struct spool_header {
@@ -29,10 +38,14 @@ struct events {
 	bool stopping;
 	bool started;
 	pthread_t thread;
-	pthread_mutex_t lock; /* guards the filled spool, `stopping` and `truncated`, never for long */
+	pthread_mutex_t lock; /* guards the filled spool, `stopping` and all up to `gap`, never for long */
 	struct spool_header *spools;
 	uint32_t filling;
 	uint64_t truncated;
+	bool drained;      /* the last look found nothing queued */
+	size_t saved_read; /* bytes of what the watchdog saved that are in the spool */
+	int64_t gap;       /* nanoseconds for which the watchdog had let go */
+	struct watchdog watchdog;
 	int64_t listening_since; /* boot time in nanoseconds */
 	uint8_t *early; /* what came while another agent metered: struct early_event, one behind the other */
 	size_t early_used, early_placed;
@@ -41,7 +54,7 @@ struct events {
 };
 
 /* Listens. 0 or a negative errno; the thread does not run yet. */
-int events_open(struct events *events, uint32_t buffer_bytes, void (*full)(void *), void *owner,
+int events_open(struct events *events, const struct listening *listening, void (*full)(void *), void *owner,
 		const char **step);
 
 /* While there are no spools: takes in what the kernel has queued and forgets what another listener has received, all
@@ -74,6 +87,15 @@ void events_unmap(struct events *events);
 void events_stop(struct events *events);
 void events_close(struct events *events);
 
-uint64_t events_truncated(struct events *events);
+/* Events that were cut short, and for how many nanoseconds the watchdog had let go. */
+void events_losses(struct events *events, uint64_t *truncated, int64_t *gap);
+
+/* From here on: between events.c and early.c.
+ *
+ * Puts one message behind the filled spool; false: it is full. */
+bool events_place(struct events *events, const struct nlmsghdr *message);
+
+/* Joins the group of DESTROY events again. 0 or a negative errno. */
+int events_join(struct events *events);
 
 #endif

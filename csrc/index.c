@@ -51,7 +51,7 @@ static int grow(struct index *index)
 
 int index_add(struct index *index, uint32_t hash, uint32_t number)
 {
-	if (index->used + 1 > index->capacity / 8 * 5) {
+	if (index->used + 1 > index->capacity / 4 * 3) {
 		int error = grow(index);
 		if (error)
 			return error;

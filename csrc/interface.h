@@ -2,18 +2,21 @@
  * meter.h includes it. Functions that return int return 0 or a negative errno. */
 
 /* Totals since meter_open(), both directions. In bytes and in packets, always exactly:
- * observed = reported + ignored_protocol + ignored_loopback + ignored_baseline + pending. */
+ * observed = reported + ignored_protocol + ignored_loopback + ignored_baseline + ignored_overflow + pending. */
 struct meter_totals {
 	uint64_t observed_bytes, observed_packets;
 	uint64_t reported_bytes, reported_packets;
 	uint64_t ignored_protocol_bytes, ignored_protocol_packets;
 	uint64_t ignored_loopback_bytes, ignored_loopback_packets;
 	uint64_t ignored_baseline_bytes, ignored_baseline_packets;
+	uint64_t ignored_overflow_bytes, ignored_overflow_packets; /* no room to wait in: WAIT_BY_ADDRESSES */
 	uint64_t pending_bytes, pending_packets;
 
 	uint64_t flows;           /* live flows in the ledger */
 	uint64_t entries;         /* those, tombstones, and ended flows that wait to be sealed */
 	uint64_t pending_flows;   /* flows that have something pending */
+	uint64_t waiting_flows;   /* those of them that have ended and take up memory for nothing but that */
+	uint64_t merged_flows;    /* ended flows that gave up ports to be reported together with others */
 	uint64_t ignored_flows;   /* lives of flows that are not metered: protocol or loopback */
 	uint64_t reported_flows;  /* records sealed */
 	uint64_t dumps;           /* dumps read to their end */
@@ -24,11 +27,21 @@ struct meter_totals {
 	uint64_t foreign_resets;
 	uint64_t malformed;       /* messages that could not be read; from here on not kept over a kill */
 	uint64_t truncated_events; /* events larger than the buffer for one message */
+	int64_t gap_nanoseconds;  /* for how long nobody listened: before us, and while our process stood still */
 
 	uint64_t without_counters; /* of the last dump: flows that carry no counters */
 	uint64_t with_counters;    /* of the last dump: flows that carry counters */
 	uint64_t offloaded;        /* of the last dump: flows in a flowtable, which may not count */
 	uint64_t memory_bytes;     /* address space of the ledger: what its peak needed */
+};
+
+/* Ended flows that wait to be sealed, by how many do: up to the first number each for itself, then those of the same
+ * protocol, addresses and service port together with client port 0, then those of the same protocol and addresses with
+ * all ports 0; beyond the last one they are counted as ignored_overflow. Some 10 MB. */
+enum meter_waiting {
+	WAIT_WHOLE = 40000,
+	WAIT_BY_PORT = 48000,
+	WAIT_BY_ADDRESSES = 56000,
 };
 
 /* Why a state file is not taken up. */
@@ -39,6 +52,12 @@ enum meter_state_fault {
 	STATE_CORRUPT,
 	STATE_OTHER_BOOT,
 	STATE_FOREIGN, /* another node's, or another network namespace's */
+};
+
+struct listening {
+	const char *watchdog; /* the path of its program */
+	uint32_t buffer_bytes;
+	uint32_t patience_milliseconds;
 };
 
 struct meter_config {
@@ -97,8 +116,9 @@ struct meter_sealed {
 struct meter;
 
 /* Listens in the network namespace of the calling thread to flows that end, so that nothing passes unheard until
- * meter_start(). NULL with *error a negative errno and *step naming what failed. */
-struct meter *meter_listen(uint32_t event_buffer_bytes, int *error, const char **step);
+ * meter_start(). When nothing is read for longer than the patience and events pile up, a process of its own stops
+ * listening for us until we go on (watchdog.h). NULL with *error a negative errno and *step naming what failed. */
+struct meter *meter_listen(const struct listening *listening, int *error, const char **step);
 
 /* While another agent meters: takes in what the kernel has queued for us and forgets what that agent has received,
  * which by its spool's header is all up to `listened_until`, boot time in nanoseconds. 0 or -ENOMEM. */

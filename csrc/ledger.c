@@ -9,9 +9,9 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "message.h"
 #include "state.h"
 #include "transaction.h"
@@ -19,7 +19,10 @@
 _Static_assert(sizeof(struct flow_key) == 56, "the first seven words of an entry");
 _Static_assert(sizeof(struct entry) == 192, "three cache lines");
 
-enum { FIRST_CAPACITY = 4096 };
+enum { FIRST_CAPACITY = 4096 }; /* entries; also the least that is added */
+
+static const struct waiting_limits LIMITS = {WAIT_WHOLE, WAIT_BY_PORT, WAIT_BY_ADDRESSES};
+
 _Static_assert(sizeof(struct ledger_header) <= HEADER_BYTES, "the header has a page");
 
 static size_t region_bytes(uint32_t capacity)
@@ -31,13 +34,6 @@ static void measure(struct ledger *ledger)
 {
 	ledger->header->totals.memory_bytes =
 		ledger->region_bytes + ledger->index.capacity * sizeof(struct index_slot);
-}
-
-static int64_t nanoseconds(clockid_t clock)
-{
-	struct timespec time;
-	clock_gettime(clock, &time);
-	return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
 /* Start times are wall clock, and the wall clock can be set: what began after us is recognised by the least
@@ -98,7 +94,7 @@ static int make_empty(struct ledger *ledger, bool count_existing, const struct l
 int ledger_open(struct ledger *ledger, bool count_existing)
 {
 	size_t bytes = region_bytes(FIRST_CAPACITY);
-	*ledger = (struct ledger){.descriptor = -1, .previous = NO_ENTRY};
+	*ledger = (struct ledger){.descriptor = -1, .previous = NO_ENTRY, .limits = LIMITS};
 	void *region = map_memory(bytes);
 	if (region == MAP_FAILED)
 		return -ENOMEM;
@@ -123,7 +119,7 @@ int ledger_open_file(struct ledger *ledger, int descriptor, bool count_existing,
 {
 	struct stat status;
 	*fault = STATE_OK;
-	*ledger = (struct ledger){.descriptor = descriptor, .previous = NO_ENTRY};
+	*ledger = (struct ledger){.descriptor = descriptor, .previous = NO_ENTRY, .limits = LIMITS};
 	if (fstat(descriptor, &status) < 0)
 		return -errno;
 	bool blank = is_blank(descriptor, status.st_size);
@@ -180,7 +176,8 @@ static int grow(struct ledger *ledger)
 	uint32_t capacity = ledger->header->capacity;
 	if (capacity > (NO_ENTRY - 1) / 2)
 		return -ENOMEM;
-	size_t bytes = region_bytes(capacity * 2);
+	capacity += capacity / 4 > FIRST_CAPACITY ? capacity / 4 : FIRST_CAPACITY; /* in a file all of it is taken up */
+	size_t bytes = region_bytes(capacity);
 	/* The pages are there before they are written to: a full tmpfs would be a SIGBUS otherwise. */
 	if (ledger->descriptor >= 0 && fallocate(ledger->descriptor, 0, 0, (off_t)bytes) < 0) {
 		int error = ledger_leave_file(ledger);
@@ -191,7 +188,7 @@ static int grow(struct ledger *ledger)
 	if (region == MAP_FAILED)
 		return -ENOMEM;
 	set_region(ledger, region, bytes);
-	ledger->header->capacity = capacity * 2;
+	ledger->header->capacity = capacity;
 	return 0;
 }
 
@@ -252,6 +249,7 @@ int ledger_make(struct ledger *ledger, const struct sighting *sighting, uint32_t
 		.followed = NO_ENTRY,
 		.reply = reply,
 		.next_pending = NO_ENTRY,
+		.previous_pending = NO_ENTRY,
 		.next_dead = NO_ENTRY,
 		.hash = hash,
 		.seen = header->dump - 1, /* not yet by this dump; not absent either */

@@ -16,11 +16,13 @@
  *   Without start times it is another life: the old one waits for its DESTROY event, and the case is counted
  *   as ambiguous, as is every life that only the order of messages tells from the one before.
  * - Flows without counters are counted and have no entry.
+ * - An ended flow that waits to be sealed after its tombstone has done its service is merged with others of its
+ *   addresses when too many do (merge.c).
  *
  * One contiguous region, a header and entries of fixed size that refer to each other by number, grown by
  * mremap; nothing in it is a pointer. The hash index is derived and lives outside. Entries are freed when a
  * flow has ended, its tombstone has done its service and nothing of it is pending, so that the region is
- * bounded by the flows that lived at once. Not locked: the meter serialises.
+ * bounded by the flows that lived at once and what may wait. Not locked: the meter serialises.
  *
  * Per flow `last` holds the counters read last and is written by reading alone, `reported` what went into
  * sealed batches and is written by sealing alone (but for a reset); their difference is pending.
@@ -47,7 +49,7 @@ enum {
 	FLAG_DEAD = 1,       /* booked: a DESTROY event, or gone from the kernel; a tombstone */
 	FLAG_SUPERSEDED = 2, /* a later life has the same identity: sightings are the later one's */
 	FLAG_PENDING = 4,    /* in the pending list */
-	FLAG_EXPIRED = 8,    /* the tombstone has done its service; freed once nothing is pending */
+	FLAG_EXPIRED = 8,    /* the tombstone has done its service: it waits, and is freed once sealed */
 	FLAG_VANISHED = 16,  /* dead without a DESTROY event so far */
 	FLAG_PROTOCOL = 32,  /* not metered: neither TCP nor UDP */
 	FLAG_LOOPBACK = 64,  /* not metered: a loopback address in it */
@@ -67,6 +69,7 @@ struct entry {
 	uint32_t next_pending;
 	uint32_t next_dead; /* also the list of free entries */
 	uint32_t died;      /* full dumps that had been read when it was booked dead */
+	uint32_t previous_pending; /* of all but the first in the list */
 	uint32_t hash;
 	uint32_t checksum; /* of all but `seen` and `followed` */
 } __attribute__((aligned(64)));
@@ -131,6 +134,11 @@ struct ledger_header {
 };
 _Static_assert(PROTECTED_BYTES <= PROTECTED_ROOM, "the undo record takes all that is protected");
 
+/* See enum meter_waiting. */
+struct waiting_limits {
+	uint64_t whole, by_port, by_addresses;
+};
+
 struct ledger {
 	struct ledger_header *header;
 	struct entry *entries;
@@ -139,6 +147,7 @@ struct ledger {
 	struct index index;
 	uint32_t previous; /* the entry of the message before, while a dump runs */
 	bool dumping;
+	struct waiting_limits limits;
 };
 
 /* Makes an empty ledger; flows that began before now are the baseline unless count_existing. 0 or -ENOMEM. */
@@ -205,6 +214,10 @@ void ledger_settle(struct ledger *ledger);
 
 /* Frees a dead entry that is not pending; in a transaction, as ledger_make(). */
 void ledger_free(struct ledger *ledger, uint32_t number);
+
+/* In a transaction: a dead entry whose tombstone has done its service and that is pending waits from now on, as it is
+ * or merged; then the entry may be free. */
+void ledger_wait(struct ledger *ledger, uint32_t number);
 
 /* Takes the present offset of the wall clock into account. */
 void ledger_sample_clock(struct ledger_header *header);

@@ -9,9 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "batch.h"
+#include "clock.h"
 #include "events.h"
 #include "ledger.h"
 #include "message.h"
@@ -70,6 +70,11 @@ static int book_spool(struct meter *meter)
 	return error;
 }
 
+static int64_t gap_before(const struct meter *meter)
+{
+	return meter->resumed.gap_nanoseconds > 0 ? meter->resumed.gap_nanoseconds : 0;
+}
+
 /* Books all events that wait; never during a dump, because the kernel sends a DESTROY event before it unlinks
  * the flow. -ENOMEM leaves the rest for the next time. */
 static int book_events(struct meter *meter)
@@ -79,7 +84,10 @@ static int book_events(struct meter *meter)
 		return error;
 	events_hand_over(&meter->events, take_turn);
 	error = book_spool(meter);
-	meter->ledger.header->totals.truncated_events = events_truncated(&meter->events);
+	struct meter_totals *totals = &meter->ledger.header->totals;
+	int64_t gap;
+	events_losses(&meter->events, &totals->truncated_events, &gap);
+	totals->gap_nanoseconds = gap + gap_before(meter);
 	return error;
 }
 
@@ -149,12 +157,13 @@ static int open_state(struct meter *meter, const struct meter_config *config, en
 		.gap_nanoseconds = anew ? -1 : gap > 0 ? gap : 0,
 	};
 	memcpy(meter->resumed.epoch, header->identity.epoch, EPOCH_BYTES);
+	header->totals.gap_nanoseconds = gap_before(meter);
 	while (!error && !events_place_early(&meter->events, listened_until))
 		error = book_events(meter);
 	return error;
 }
 
-struct meter *meter_listen(uint32_t event_buffer_bytes, int *error, const char **step)
+struct meter *meter_listen(const struct listening *listening, int *error, const char **step)
 {
 	*step = "allocate memory";
 	*error = -ENOMEM;
@@ -166,7 +175,7 @@ struct meter *meter_listen(uint32_t event_buffer_bytes, int *error, const char *
 	atomic_init(&meter->stop, false);
 	atomic_init(&meter->state_error, 0);
 	/* Listening comes first: what ends from now on is told to us, what lives shows in the first dump. */
-	*error = events_open(&meter->events, event_buffer_bytes, book_full_spool, meter, step);
+	*error = events_open(&meter->events, listening, book_full_spool, meter, step);
 	if (*error) {
 		meter_close(meter);
 		return NULL;
@@ -274,25 +283,18 @@ static int settle_dump(struct meter *meter)
 	return error == -EINVAL || error == -EOPNOTSUPP ? 0 : error; /* a kernel without such a list */
 }
 
-static uint64_t clock_nanoseconds(clockid_t clock)
-{
-	struct timespec time;
-	clock_gettime(clock, &time);
-	return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
-}
-
 static void start_clocks(struct meter_read_result *result)
 {
 	*result = (struct meter_read_result){
-		.cpu_nanoseconds = clock_nanoseconds(CLOCK_THREAD_CPUTIME_ID),
-		.wall_nanoseconds = clock_nanoseconds(CLOCK_MONOTONIC),
+		.cpu_nanoseconds = (uint64_t)nanoseconds(CLOCK_THREAD_CPUTIME_ID),
+		.wall_nanoseconds = (uint64_t)nanoseconds(CLOCK_MONOTONIC),
 	};
 }
 
 static void stop_clocks(struct meter_read_result *result)
 {
-	result->cpu_nanoseconds = clock_nanoseconds(CLOCK_THREAD_CPUTIME_ID) - result->cpu_nanoseconds;
-	result->wall_nanoseconds = clock_nanoseconds(CLOCK_MONOTONIC) - result->wall_nanoseconds;
+	result->cpu_nanoseconds = (uint64_t)nanoseconds(CLOCK_THREAD_CPUTIME_ID) - result->cpu_nanoseconds;
+	result->wall_nanoseconds = (uint64_t)nanoseconds(CLOCK_MONOTONIC) - result->wall_nanoseconds;
 }
 
 int meter_read(struct meter *meter, struct meter_read_result *result)

@@ -17,10 +17,11 @@ enum column {
 	REPLY_SOURCE_PORT,
 	REPLY_DESTINATION_PORT,
 	FIRST_COUNTER,
-	COLUMNS = FIRST_COUNTER + COUNTERS,
+	START_TIME = FIRST_COUNTER + COUNTERS,
+	COLUMNS,
 };
 
-enum { PORT_WIDTH = 2, COUNTER_WIDTH = 8 };
+enum { PORT_WIDTH = 2, COUNTER_WIDTH = 8, TIME_WIDTH = 4 };
 
 /* Where the next item of each column goes. */
 struct columns {
@@ -35,7 +36,7 @@ static size_t address_width(uint8_t family)
 
 static size_t record_width(uint8_t family)
 {
-	return 1 + 4 * address_width(family) + 4 * PORT_WIDTH + COUNTERS * COUNTER_WIDTH;
+	return 1 + 4 * address_width(family) + 4 * PORT_WIDTH + COUNTERS * COUNTER_WIDTH + TIME_WIDTH;
 }
 
 static struct columns columns_at(uint8_t *start, uint8_t family, size_t records)
@@ -46,7 +47,8 @@ static struct columns columns_at(uint8_t *start, uint8_t family, size_t records)
 		size_t width = column == PROTOCOL		 ? 1
 			       : column < ORIGINAL_SOURCE_PORT	 ? columns.address_width
 			       : column < FIRST_COUNTER		 ? PORT_WIDTH
-								 : COUNTER_WIDTH;
+			       : column < START_TIME		 ? COUNTER_WIDTH
+								 : TIME_WIDTH;
 		start += records * width;
 	}
 	return columns;
@@ -73,6 +75,15 @@ static void put_port(struct columns *columns, enum column column, uint16_t port)
 	columns->next[column] += PORT_WIDTH;
 }
 
+/* In whole seconds; 0 where the kernel gave no time, and for entries merged from several flows. */
+static void put_start(struct columns *columns, uint64_t nanoseconds)
+{
+	uint64_t seconds = nanoseconds / 1000000000;
+	uint32_t start = htole32(seconds > UINT32_MAX ? 0 : (uint32_t)seconds);
+	memcpy(columns->next[START_TIME], &start, TIME_WIDTH);
+	columns->next[START_TIME] += TIME_WIDTH;
+}
+
 static void put_record(struct columns *columns, const struct entry *entry)
 {
 	*columns->next[PROTOCOL]++ = entry->key.protocol;
@@ -89,6 +100,7 @@ static void put_record(struct columns *columns, const struct entry *entry)
 		memcpy(columns->next[FIRST_COUNTER + i], &difference, COUNTER_WIDTH);
 		columns->next[FIRST_COUNTER + i] += COUNTER_WIDTH;
 	}
+	put_start(columns, entry->key.start);
 }
 
 /* What the first pending entry has pending is in the last batch. */
@@ -116,8 +128,10 @@ static void settle_first(struct ledger *ledger)
 	totals->reported_flows++;
 	header->settling--;
 	bool expired = entry->key.flags & FLAG_EXPIRED;
-	if (expired)
+	if (expired) {
+		totals->waiting_flows--;
 		ledger_free(ledger, number);
+	}
 	ledger_commit(ledger);
 }
 

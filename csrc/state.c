@@ -7,7 +7,7 @@
 
 /* What the entries add up to. */
 struct census {
-	uint64_t flows, entries, free, pending, dead, pending_bytes, pending_packets;
+	uint64_t flows, entries, free, pending, waiting, dead, pending_bytes, pending_packets;
 };
 
 uint64_t identity_checksum(const struct ledger_identity *identity)
@@ -63,6 +63,7 @@ static bool check_entries(struct ledger *ledger, struct census *census, int *err
 		census->flows += !(key->flags & FLAG_DEAD);
 		census->dead += (key->flags & (FLAG_DEAD | FLAG_EXPIRED)) == FLAG_DEAD;
 		census->pending += (key->flags & FLAG_PENDING) != 0;
+		census->waiting += (key->flags & FLAG_EXPIRED) != 0;
 		census->pending_bytes += pending_bytes(entry);
 		census->pending_packets += pending_packets(entry);
 		if (entry->seen == header->dump) {
@@ -83,7 +84,8 @@ static bool check_pending(const struct ledger *ledger, uint64_t members)
 	uint64_t count = 0;
 	for (uint32_t number = ledger->header->pending_head; number != NO_ENTRY && count <= members; count++) {
 		if (number >= ledger->header->used || !(entry_at(ledger, number)->key.flags & FLAG_PENDING) ||
-		    entry_at(ledger, number)->key.family == FAMILY_NONE)
+		    entry_at(ledger, number)->key.family == FAMILY_NONE ||
+		    (count > 0 && entry_at(ledger, number)->previous_pending != last))
 			return false;
 		last = number;
 		number = entry_at(ledger, number)->next_pending;
@@ -120,14 +122,17 @@ static bool check_totals(const struct ledger_header *header, const struct census
 {
 	const struct meter_totals *totals = &header->totals;
 	return totals->flows == census->flows && totals->entries == census->entries &&
-	       totals->pending_flows == census->pending && totals->pending_bytes == census->pending_bytes &&
+	       totals->pending_flows == census->pending && totals->waiting_flows == census->waiting &&
+	       totals->pending_bytes == census->pending_bytes &&
 	       totals->pending_packets == census->pending_packets &&
 	       totals->observed_bytes == totals->reported_bytes + totals->ignored_protocol_bytes +
 						 totals->ignored_loopback_bytes +
-						 totals->ignored_baseline_bytes + totals->pending_bytes &&
+						 totals->ignored_baseline_bytes +
+						 totals->ignored_overflow_bytes + totals->pending_bytes &&
 	       totals->observed_packets == totals->reported_packets + totals->ignored_protocol_packets +
 						   totals->ignored_loopback_packets +
-						   totals->ignored_baseline_packets + totals->pending_packets;
+						   totals->ignored_baseline_packets +
+						   totals->ignored_overflow_packets + totals->pending_packets;
 }
 
 enum meter_state_fault state_take_up(struct ledger *ledger, const struct ledger_identity *identity, int *error)

@@ -4,7 +4,7 @@
 
 #include "ledger.h"
 
-enum { HEADER_BYTES = 4096, STATE_VERSION_NUMBER = 1 };
+enum { HEADER_BYTES = 4096, STATE_VERSION_NUMBER = 2 };
 #define STATE_MAGIC UINT64_C(0x3172656764656c6b) /* "kledger1" */
 
 uint64_t identity_checksum(const struct ledger_identity *identity);

@@ -3,7 +3,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
-_Static_assert(offsetof(struct entry, last) == 64 && offsetof(struct entry, hash) == 176, "what is summed");
+_Static_assert(offsetof(struct entry, last) == 64 && offsetof(struct entry, checksum) == 184, "what is summed");
 
 static inline uint64_t fold(uint64_t left, uint64_t right)
 {
@@ -36,10 +36,10 @@ uint64_t bytes_checksum(const void *bytes, size_t length, uint64_t seed)
 
 uint32_t entry_checksum(const struct entry *entry, uint32_t number)
 {
-	uint64_t words[7 + 14];
+	uint64_t words[7 + 15];
 	memcpy(words, &entry->key, 7 * sizeof *words);
-	memcpy(words + 7, entry->last, 14 * sizeof *words);
-	uint64_t even = (uint64_t)entry->hash << 32 | number, odd = words[0];
+	memcpy(words + 7, entry->last, 15 * sizeof *words);
+	uint64_t even = fold(words[21], number), odd = words[0];
 	for (int i = 1; i < 21; i += 4) {
 		even = fold(even ^ words[i], words[i + 1]) + words[i];
 		odd = fold(odd ^ words[i + 2], words[i + 3]) + words[i + 2];

@@ -71,8 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_config_options(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
+    _add_ask(commands)
     _add_schema(commands)
     _add_ranges(commands)
+    _add_explain(commands)
     for name, text, handler in (
         ("config", "list the agent's variables and the server's keys (Markdown)", _print_config),
         ("metrics", "list the metrics (Markdown)", _print_metrics),
@@ -114,6 +116,21 @@ def _add_demo(commands: Any) -> None:
     command.set_defaults(command="demo", handler=handler)
 
 
+def _add_ask(commands: Any) -> None:
+    from kubenetmon.report import arguments
+
+    text = "ask the table: who talks to whom, across zones, to S3, how evenly, how near to a limit"
+    arguments.add_ask(
+        commands.add_parser("ask", help=text, formatter_class=argparse.RawDescriptionHelpFormatter),
+        _add_config_options,
+    ).set_defaults(command="ask", handler=_ask)
+    text = "what the transfers cost, at list prices or your own; compare with a bill"
+    arguments.add_cost(
+        commands.add_parser("cost", help=text, formatter_class=argparse.RawDescriptionHelpFormatter),
+        _add_config_options,
+    ).set_defaults(command="cost", handler=_cost)
+
+
 def _add_schema(commands: Any) -> None:
     text = "print, check or create the table in ClickHouse"
     command = commands.add_parser("schema", help=text, description=text)
@@ -128,7 +145,32 @@ def _add_schema(commands: Any) -> None:
         _add_config_options(sub)
         sub.add_argument("--cluster", help="Replicated and Distributed tables on this ClickHouse cluster")
         sub.add_argument("--ipv6", action="store_true", help="with the columns localIPv6 and remoteIPv6")
-        sub.add_argument("--ttl-days", type=int, default=90, metavar="N", help="keep rows so long (90)")
+        sub.add_argument(
+            "--views", action="store_true", help="with hourly and daily rollups and a view for each answer"
+        )
+        sub.add_argument("--database", metavar="NAME", help="instead of clickhouse_database")
+        sub.add_argument("--table", metavar="NAME", help="instead of clickhouse_table")
+        sub.add_argument(
+            "--ttl-days",
+            type=int,
+            metavar="N",
+            help="keep rows so long, 0: for ever (a new table: 90; never shortened by apply)",
+        )
+        sub.add_argument(
+            "--nodes",
+            type=int,
+            default=0,
+            metavar="N",
+            help="size the deduplication window for a week of so many nodes (at least 100,000 blocks, and "
+            "what the table has seen come in)",
+        )
+        sub.add_argument(
+            "--report-interval",
+            default="60s",
+            metavar="DURATION",
+            help="the agents' KUBENETMON_REPORT_INTERVAL, for --nodes (60s)",
+        )
+        sub.add_argument("--fsync", action="store_true", help="an insert is on the disk before it is acked")
 
 
 def _add_ranges(commands: Any) -> None:
@@ -138,6 +180,33 @@ def _add_ranges(commands: Any) -> None:
     sub = actions.add_parser("download", help=text, description=text)
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
     sub.set_defaults(command="ranges", handler=_ranges)
+
+
+def _add_explain(commands: Any) -> None:
+    text = "ask a running server what it knows of an address: pods, prefixes, class, deciding rule"
+    command = commands.add_parser("explain", help=text, description=text)
+    command.add_argument("endpoint", metavar="IP[:PORT]", help="an IPv6 address with a port as [IP]:PORT")
+    command.add_argument(
+        "--at",
+        default="",
+        metavar="TIME",
+        help="then instead of now: 2026-01-31T12:00 (UTC), Unix seconds, or how long ago (5m)",
+    )
+    command.add_argument(
+        "--server",
+        default="127.0.0.1:8883",
+        metavar="HOST:PORT",
+        help="the server's metrics_port on loopback (127.0.0.1:8883); kubectl port-forward brings it there",
+    )
+    command.add_argument("--json", action="store_true", help="the answer as JSON")
+
+    def handler(options: argparse.Namespace) -> int:
+        from kubenetmon.report import explain
+
+        print(explain.explain(options.endpoint, options.at, options.server, as_json=options.json))
+        return 0
+
+    command.set_defaults(command="explain", handler=handler)
 
 
 def _run_role(options: argparse.Namespace) -> int:
@@ -182,24 +251,48 @@ def _clickhouse_config(options: argparse.Namespace) -> ServerConfig:
 
     path = options.config or (server.DEFAULT_PATH if server.DEFAULT_PATH.exists() else None)
     placeholders = {"environment": "development", "cloud": "none", "region": "none", "cluster": "none"}
-    if options.action == "print":
+    if getattr(options, "action", "") == "print":
         placeholders["clickhouse_endpoint"] = "localhost:9000"
+    elif options.command in ("ask", "cost") and server.SINGLE_MACHINE_DATABASE.is_dir():
+        placeholders["clickhouse_endpoint"] = f"chdb:{server.SINGLE_MACHINE_DATABASE}"
     return server.load(path, options.overrides, placeholders)
 
 
 def _schema(options: argparse.Namespace) -> int:
     from kubenetmon.app.schema import run_schema
     from kubenetmon.clickhouse.schema import SchemaOptions
+    from kubenetmon.clickhouse.window import blocks_of_a_week
+    from kubenetmon.config.values import duration
 
+    for key in ("database", "table"):
+        if getattr(options, key) is not None:
+            options.overrides.append(f"clickhouse_{key}={getattr(options, key)}")
     config = _clickhouse_config(options)
+    interval = duration("--report-interval", options.report_interval)
+    if options.nodes < 0:
+        raise ConfigurationError("--nodes: give the number of nodes that report")
     wanted = SchemaOptions(
         database=config.clickhouse_database,
         table=config.clickhouse_table,
         cluster=options.cluster or "",
         ipv6=options.ipv6,
         ttl_days=options.ttl_days,
+        deduplication_window=blocks_of_a_week(options.nodes / interval),
+        fsync=options.fsync,
     )
-    return asyncio.run(run_schema(options.action, config, wanted))
+    return asyncio.run(run_schema(options.action, config, wanted, with_views=options.views))
+
+
+def _ask(options: argparse.Namespace) -> int:
+    from kubenetmon.app.report import run_ask
+
+    return asyncio.run(run_ask(options, _clickhouse_config(options)))
+
+
+def _cost(options: argparse.Namespace) -> int:
+    from kubenetmon.app.report import run_cost
+
+    return asyncio.run(run_cost(options, _clickhouse_config(options)))
 
 
 def _ranges(options: argparse.Namespace) -> int:

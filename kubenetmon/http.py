@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import inspect
+import ipaddress
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -74,11 +75,17 @@ class HttpServer:
             "/live": lambda _: Response(b"ok\n"),
             "/ready": self._show_ready,
         }
+        self._local_only: set[str] = set()
         self.listening = asyncio.Event()
 
     def add_page(self, path: str, page: Page) -> None:
         """Serve `page` at exactly `path`."""
         self._pages[path] = page
+
+    def add_local_page(self, path: str, page: Page) -> None:
+        """The same, for peers on this machine's loopback only: `kubectl port-forward` and `exec` come so."""
+        self.add_page(path, page)
+        self._local_only.add(path)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -135,7 +142,7 @@ class HttpServer:
             return
         self._connections.add(task)
         try:
-            await self._converse(reader, writer)
+            await self._converse(reader, writer, is_loopback(writer.get_extra_info("peername")[0]))
         except (OSError, TimeoutError, asyncio.CancelledError):
             pass  # the peer went away or dawdled, or we are stopping
         finally:
@@ -144,7 +151,9 @@ class HttpServer:
             with contextlib.suppress(OSError, asyncio.CancelledError):
                 await writer.wait_closed()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, local: bool
+    ) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_REQUEST_BYTES)
         while True:
             head_only = False
@@ -154,7 +163,7 @@ class HttpServer:
                 if request is None:
                     return
                 head_only = request.method == b"HEAD"
-                response = await self._answer(request)
+                response = await self._answer(request, local)
             except h11.RemoteProtocolError as error:
                 response = Response(f"{error}\n".encode(), status=error.error_status_hint)
             if connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
@@ -165,7 +174,7 @@ class HttpServer:
                 return
             connection.start_next_cycle()
 
-    async def _answer(self, request: h11.Request) -> Response:
+    async def _answer(self, request: h11.Request, local: bool) -> Response:
         if request.method not in (b"GET", b"HEAD"):
             return Response(b"only GET is served here\n", status=405)
         target = urlsplit(request.target.decode("latin-1"))
@@ -173,12 +182,19 @@ class HttpServer:
         if page is None:
             known = ", ".join(sorted(self._pages))
             return Response(f"no such page; there are {known}\n".encode(), status=404)
+        if target.path in self._local_only and not local:
+            return Response(b"only served on loopback: use kubectl port-forward or exec\n", status=403)
         try:
             answer = page(dict(parse_qsl(target.query)))
             return await answer if inspect.isawaitable(answer) else answer
         except Exception:
             logger.exception("The page %s failed", target.path)
             return Response(b"this page failed; the log says why\n", status=500)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a peer's address, as the socket names it, is on this machine's loopback."""
+    return ipaddress.ip_address(host.removeprefix("::ffff:").partition("%")[0]).is_loopback
 
 
 async def _next_request(connection: h11.Connection, reader: asyncio.StreamReader) -> h11.Request | None:

@@ -22,7 +22,8 @@ class FlowRecords:
     """The records of one address family, n of them.
 
     Addresses are uint32 of shape (n,) for IPv4 (the number `ipaddress.IPv4Address` takes) and uint64 of
-    shape (n, 2) for IPv6 (high and low half of the number `ipaddress.IPv6Address` takes).
+    shape (n, 2) for IPv6 (high and low half of the number `ipaddress.IPv6Address` takes). `start_time`: when
+    the flow began, Unix seconds, 0 where that is not known; None: of none.
     """
 
     family: Literal[4, 6]
@@ -39,6 +40,7 @@ class FlowRecords:
     original_bytes: NDArray[np.uint64]
     reply_packets: NDArray[np.uint64]
     reply_bytes: NDArray[np.uint64]
+    start_time: NDArray[np.uint32] | None = None
 
     def __len__(self) -> int:
         return len(self.protocol)
@@ -52,8 +54,10 @@ class FlowRecords:
         return int(self.original_packets.sum()) + int(self.reply_packets.sum())
 
 
-ARRAY_NAMES: tuple[str, ...] = tuple(field.name for field in fields(FlowRecords) if field.name != "family")
-"""The arrays of `FlowRecords` in the order of the wire; `FlowArrays` has fields of the same names."""
+ARRAY_NAMES: tuple[str, ...] = tuple(
+    field.name for field in fields(FlowRecords) if field.name not in ("family", "start_time")
+)
+"""The arrays that every batch has, in the order of the wire; `FlowArrays` has fields of the same names."""
 
 
 def empty_records(family: Literal[4, 6]) -> FlowRecords:

@@ -38,6 +38,10 @@ class Readiness:
         previous = self._checks.get(name)
         self._checks[name] = Check(False, detail, previous is not None and previous.passed_once)
 
+    def inform(self, name: str, passing: bool, detail: str) -> None:
+        """A condition that is shown and gates nothing."""
+        self._checks[name] = Check(passing, detail, True)
+
     @property
     def ready(self) -> bool:
         """True once every check has passed at least once."""

@@ -12,10 +12,11 @@ static void check_identity(const struct meter_totals *totals)
 {
 	CHECK(totals->observed_bytes == totals->reported_bytes + totals->ignored_protocol_bytes +
 						totals->ignored_loopback_bytes + totals->ignored_baseline_bytes +
-						totals->pending_bytes);
+						totals->ignored_overflow_bytes + totals->pending_bytes);
 	CHECK(totals->observed_packets == totals->reported_packets + totals->ignored_protocol_packets +
 						  totals->ignored_loopback_packets +
-						  totals->ignored_baseline_packets + totals->pending_packets);
+						  totals->ignored_baseline_packets +
+						  totals->ignored_overflow_packets + totals->pending_packets);
 }
 
 static void book(struct ledger *ledger, const struct nlmsghdr *message)
@@ -39,6 +40,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct ledger ledger;
 	static uint8_t sealed_bytes[64 * 1024];
 	CHECK(ledger_open(&ledger, true) == 0);
+	ledger.limits = (struct waiting_limits){1, 2, 3};
 	ledger_begin_dump(&ledger);
 	/* The copy is aligned as the kernel's buffers are and ends where the heap does. */
 	uint8_t *copy = malloc(size ? size : 1);

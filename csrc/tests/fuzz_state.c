@@ -52,7 +52,7 @@ static void work(struct ledger *ledger)
 		ledger_end_dump(ledger, true);
 		show(ledger, round, 100, true);
 		struct meter_sealed sealed;
-		CHECK(ledger_prepare(ledger, arrays, 57 * 3, &sealed) <= 0);
+		CHECK(ledger_prepare(ledger, arrays, 61 * 3, &sealed) <= 0);
 		if (sealed.buffer_bytes > 0)
 			ledger_sealed(ledger, &sealed, &interval);
 	}

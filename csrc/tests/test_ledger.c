@@ -66,10 +66,10 @@ static const struct meter_totals *totals(void)
 	const struct meter_totals *all = &ledger.header->totals;
 	CHECK(all->observed_bytes == all->reported_bytes + all->ignored_protocol_bytes +
 					     all->ignored_loopback_bytes + all->ignored_baseline_bytes +
-					     all->pending_bytes);
+					     all->ignored_overflow_bytes + all->pending_bytes);
 	CHECK(all->observed_packets == all->reported_packets + all->ignored_protocol_packets +
 					       all->ignored_loopback_packets + all->ignored_baseline_packets +
-					       all->pending_packets);
+					       all->ignored_overflow_packets + all->pending_packets);
 	return all;
 }
 
@@ -384,6 +384,26 @@ static void test_what_is_not_metered_is_counted_by_reason(void)
 	end();
 }
 
+static void test_offloaded_flows_are_counted_anew_in_each_dump(void)
+{
+	begin(false);
+	empty_dump();
+	struct test_flow soft = with(TCP_FLOW, 100, 50), hard = soft;
+	soft.status = 1 << 14; /* IPS_OFFLOAD, IPS_HW_OFFLOAD of linux/netfilter/nf_conntrack_common.h */
+	hard.status = 1 << 15;
+	hard.id = 9;
+	for (int dump = 0; dump < 2; dump++) {
+		ledger_begin_dump(&ledger);
+		sight(soft);
+		sight(hard);
+		ledger_end_dump(&ledger, true);
+		CHECK(totals()->offloaded == 2 && totals()->pending_bytes == 300);
+	}
+	empty_dump();
+	CHECK(totals()->offloaded == 0);
+	end();
+}
+
 static void test_one_absence_proves_nothing_and_two_make_us_ask(void)
 {
 	begin(false);
@@ -466,6 +486,7 @@ static uint64_t little(const uint8_t *bytes, size_t width)
 
 static void test_sealing_writes_columns_of_both_families(void)
 {
+	enum { STARTED = 2000000000 }; /* later than any ledger of a test begins */
 	begin(false);
 	empty_dump();
 	struct test_flow ipv6 = {.original = {"2001:db8::1", "2001:db8::2", 11, 12},
@@ -473,10 +494,10 @@ static void test_sealing_writes_columns_of_both_families(void)
 				 .protocol = IPPROTO_UDP};
 	ledger_begin_dump(&ledger);
 	sight(with(ipv6, 300, 400));
-	sight(with(TCP_FLOW, 100, 200));
+	sight(born(with(TCP_FLOW, 100, 200), STARTED * UINT64_C(1000000000) + 999999999));
 	ledger_end_dump(&ledger, true);
 	struct meter_sealed sealed = seal(sizeof sealed_bytes);
-	CHECK(sealed.ipv4_records == 1 && sealed.ipv6_records == 1 && sealed.buffer_bytes == 57 + 105);
+	CHECK(sealed.ipv4_records == 1 && sealed.ipv6_records == 1 && sealed.buffer_bytes == 61 + 109);
 	CHECK(sealed.metered_bytes == 1000 && sealed.metered_packets == 100);
 	const uint8_t *at = sealed_bytes;
 	CHECK(at[0] == IPPROTO_TCP);
@@ -486,10 +507,12 @@ static void test_sealing_writes_columns_of_both_families(void)
 	CHECK(little(at + 21, 2) == 8443 && little(at + 23, 2) == 40000);
 	CHECK(little(at + 25, 8) == 10 && little(at + 33, 8) == 100);
 	CHECK(little(at + 41, 8) == 20 && little(at + 49, 8) == 200);
-	at += 57;
+	CHECK(little(at + 57, 4) == STARTED);
+	at += 61;
 	CHECK(at[0] == IPPROTO_UDP && at[1] == 0x20 && at[16] == 1 && at[32] == 2 && at[48] == 3 && at[64] == 4);
 	CHECK(little(at + 65, 2) == 11 && little(at + 71, 2) == 14);
 	CHECK(little(at + 73, 8) == 30 && little(at + 97, 8) == 400);
+	CHECK(little(at + 105, 4) == 0);
 	end();
 }
 
@@ -503,8 +526,8 @@ static void test_sealing_splits_at_the_capacity(void)
 		sight(with(flow, 100, 0));
 	ledger_end_dump(&ledger, true);
 	struct meter_sealed sealed;
-	CHECK(seal_into(&ledger, sealed_bytes, 56, &sealed) == -ENOBUFS && sealed.buffer_bytes == 0);
-	CHECK(seal(2 * 57).ipv4_records == 2 && seal(3 * 57 - 1).ipv4_records == 2);
+	CHECK(seal_into(&ledger, sealed_bytes, 60, &sealed) == -ENOBUFS && sealed.buffer_bytes == 0);
+	CHECK(seal(2 * 61).ipv4_records == 2 && seal(3 * 61 - 1).ipv4_records == 2);
 	CHECK(seal(1000).ipv4_records == 1 && seal(1000).ipv4_records == 0);
 	flow.id = 0;
 	dump_of(with(flow, 150, 0));
@@ -532,6 +555,7 @@ int main(void)
 	test_an_end_without_start_that_fits_no_known_life_is_an_earlier_one();
 	test_same_id_and_different_ids_zones_and_families_are_different_flows();
 	test_what_is_not_metered_is_counted_by_reason();
+	test_offloaded_flows_are_counted_anew_in_each_dump();
 	test_one_absence_proves_nothing_and_two_make_us_ask();
 	test_a_flow_that_vanished_is_counted_and_its_bytes_stay();
 	test_the_ledger_grows_and_gives_entries_back();

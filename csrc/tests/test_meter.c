@@ -68,6 +68,9 @@ static void end_all_flows(void)
 
 static struct meter *open_meter(void)
 {
+	const struct listening listening = {
+		.watchdog = WATCHDOG_PROGRAM, .buffer_bytes = 1 << 20, .patience_milliseconds = 5000,
+	};
 	int error;
 	const char *step;
 	enum meter_state_fault fault;
@@ -76,7 +79,7 @@ static struct meter *open_meter(void)
 		.epoch = (const uint8_t *)"0123456789abcdef",
 		.first_sequence = 1,
 	};
-	struct meter *meter = meter_listen(1 << 20, &error, &step);
+	struct meter *meter = meter_listen(&listening, &error, &step);
 	CHECK(meter != NULL && meter_start(meter, &config, &step, &fault) == 0);
 	return meter;
 }

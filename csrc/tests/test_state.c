@@ -16,7 +16,7 @@
 #include "messages.h"
 #include "state.h"
 
-enum { BUFFER = 57 * 2, MAX_BATCHES = 64, COPIED_ENTRIES = 16 };
+enum { BUFFER = 61 * 2, MAX_BATCHES = 64, COPIED_ENTRIES = 16 };
 
 enum kind { SIGHT, EVENT, BEGIN, END, SEAL, NEXT_SPOOL, VANISH };
 
@@ -27,7 +27,7 @@ struct step {
 };
 
 /* What happens, in order: births, growth, a reset, two lives of one tuple, ends, tombstones that expire, batches
- * smaller than what is pending. */
+ * smaller than what is pending, ends that wait. */
 static const struct step STEPS[] = {
 	{BEGIN, 0, 0, 0},    {SIGHT, 0, 100, 1},  {SIGHT, 1, 50, 1},	 {SIGHT, 2, 70, 1},  {END, 0, 0, 0},
 	{SEAL, 0, 0, 0},     {BEGIN, 0, 0, 0},	  {SIGHT, 0, 150, 1},	 {SIGHT, 1, 20, 1},  {SIGHT, 2, 70, 1},
@@ -36,7 +36,9 @@ static const struct step STEPS[] = {
 	{BEGIN, 0, 0, 0},    {SIGHT, 0, 11, 2},	  {SIGHT, 1, 25, 1},	 {END, 0, 0, 0},     {BEGIN, 0, 0, 0},
 	{SIGHT, 0, 12, 2},   {SIGHT, 1, 26, 1},	  {END, 0, 0, 0},	 {VANISH, 2, 0, 0},  {BEGIN, 0, 0, 0},
 	{SIGHT, 0, 13, 2},   {END, 0, 0, 0},	  {BEGIN, 0, 0, 0},	 {SIGHT, 1, 36, 1},  {END, 0, 0, 0},
-	{EVENT, 0, 14, 2},   {SEAL, 0, 0, 0},	  {SEAL, 0, 0, 0},
+	{EVENT, 0, 14, 2},   {SEAL, 0, 0, 0},	  {SEAL, 0, 0, 0},	 {EVENT, 5, 40, 1},  {EVENT, 6, 41, 1},
+	{EVENT, 7, 42, 1},   {EVENT, 8, 43, 1},	  {BEGIN, 0, 0, 0},	 {END, 0, 0, 0},     {BEGIN, 0, 0, 0},
+	{END, 0, 0, 0},	     {BEGIN, 0, 0, 0},	  {END, 0, 0, 0},	 {SEAL, 0, 0, 0},    {SEAL, 0, 0, 0},
 };
 enum { STEP_COUNT = sizeof STEPS / sizeof *STEPS };
 
@@ -50,6 +52,7 @@ static struct shared *shared;
 static struct ledger ledger;
 static uint64_t base_start;
 static uint64_t expected_observed, expected_packets, instants;
+static struct waiting_limits limits;
 
 static struct ledger_identity identity(void)
 {
@@ -167,8 +170,10 @@ static void check_sums(const struct ledger *of, const uint64_t *batches)
 {
 	const struct meter_totals *totals = &of->header->totals;
 	CHECK(totals->reported_bytes == sealed_in(of, batches));
-	CHECK(totals->observed_bytes == totals->reported_bytes + totals->pending_bytes);
-	CHECK(totals->observed_packets == totals->reported_packets + totals->pending_packets);
+	CHECK(totals->observed_bytes ==
+	      totals->reported_bytes + totals->ignored_overflow_bytes + totals->pending_bytes);
+	CHECK(totals->observed_packets ==
+	      totals->reported_packets + totals->ignored_overflow_packets + totals->pending_packets);
 }
 
 /* The region as it is now, in a file of its own, taken up as after a kill. */
@@ -181,6 +186,7 @@ static void take_up_and_finish(int copy, uint32_t step)
 	CHECK(pwrite(copy, ledger.header, HEADER_BYTES + COPIED_ENTRIES * sizeof(struct entry), 0) > 0);
 	memcpy(batches, shared->batches, sizeof batches);
 	CHECK(ledger_open_file(&revived, copy, true, &ours, &fault) == 0 && fault == STATE_OK);
+	revived.limits = limits;
 	check_sums(&revived, batches);
 	perform_from(&revived, step, batches, NULL);
 	check_sums(&revived, batches);
@@ -205,20 +211,24 @@ static void open_ledger(struct ledger *of, int descriptor)
 	enum meter_state_fault fault;
 	const struct ledger_identity ours = identity();
 	CHECK(ledger_open_file(of, descriptor, true, &ours, &fault) == 0);
+	of->limits = limits;
 }
 
 static void test_without_a_kill(void)
 {
 	static uint64_t batches[MAX_BATCHES];
+	memset(batches, 0, sizeof batches);
 	int descriptor = make_file("whole");
 	open_ledger(&ledger, descriptor);
 	perform_from(&ledger, 0, batches, NULL);
 	check_sums(&ledger, batches);
 	expected_observed = ledger.header->totals.observed_bytes;
 	expected_packets = ledger.header->totals.observed_packets;
-	/* flow 0: 180 then 14 of its second life; 1: 50, reset, then 36; 2: 70; 3: 30; 4: 33; each four times over */
-	CHECK(expected_observed == 4 * (180 + 14 + 50 + 36 + 70 + 30 + 33));
+	/* flow 0: 180 then 14 of its second life; 1: 50, reset, then 36; 2: 70; 3: 30; 4: 33; then four that end at
+	 * once; each four times over */
+	CHECK(expected_observed == 4 * (180 + 14 + 50 + 36 + 70 + 30 + 33 + 40 + 41 + 42 + 43));
 	CHECK(ledger.header->totals.vanished == 1 && ledger.header->totals.foreign_resets == 1);
+	CHECK(ledger.header->totals.merged_flows > 0 || ledger.header->totals.ignored_overflow_bytes > 0);
 	ledger_close(&ledger);
 	close(descriptor);
 }
@@ -237,6 +247,7 @@ static void test_a_kill_at_every_instruction(void)
 	int descriptor = make_file("ledger"), copy = make_file("copy");
 	open_ledger(&ledger, descriptor);
 	CHECK(ftruncate(copy, (off_t)(HEADER_BYTES + ledger.header->capacity * sizeof(struct entry))) == 0);
+	memset(shared, 0, sizeof *shared);
 	pid_t victim = fork();
 	CHECK(victim >= 0);
 	if (victim == 0)
@@ -245,6 +256,7 @@ static void test_a_kill_at_every_instruction(void)
 	CHECK(waitpid(victim, &status, 0) == victim && WIFSTOPPED(status));
 	static uint8_t before[HEADER_BYTES + COPIED_ENTRIES * sizeof(struct entry)];
 	static struct shared before_shared;
+	uint64_t had = instants;
 	while (shared->step < STEP_COUNT) {
 		CHECK(ptrace(PTRACE_SINGLESTEP, victim, NULL, NULL) == 0);
 		CHECK(waitpid(victim, &status, 0) == victim && WIFSTOPPED(status));
@@ -258,6 +270,7 @@ static void test_a_kill_at_every_instruction(void)
 			take_up_and_finish(copy, shared->step);
 		instants++;
 	}
+	CHECK(instants - had > 1000);
 	kill(victim, SIGKILL);
 	CHECK(waitpid(victim, &status, 0) == victim);
 	ledger_close(&ledger);
@@ -351,6 +364,11 @@ int main(int count, char **arguments)
 	base_start = ((uint64_t)time.tv_sec + 1) * 1000000000;
 	shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	CHECK(shared != MAP_FAILED);
+	/* The four that end at once are merged, then counted as overflow. */
+	limits = (struct waiting_limits){1, 2, 3};
+	test_without_a_kill();
+	test_a_kill_at_every_instruction();
+	limits = (struct waiting_limits){1, 1, 1};
 	test_without_a_kill();
 	test_a_kill_at_every_instruction();
 	test_a_state_that_is_not_ours_or_not_whole_is_not_taken_up();

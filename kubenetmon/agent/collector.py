@@ -4,15 +4,17 @@ Contract: reads happen at the multiples of the collection interval, counted from
 the other; a read that takes longer than the interval makes the next ones fall out, not queue. With the first
 read in a new report interval (multiples again, so that 60 s means the UTC minute) the report is sealed into
 the outbox. Its bounds are true: from where the report before ended to when this read began. While the outbox
-is full nothing is sealed: counters go on counting, and the report after the outage covers all of it. A read
-that fails is counted and tried again, less and less often; only missing privilege ends the process. `stop`
-makes one last read and seals it, full outbox or not.
+is full nothing is sealed: counters go on counting, and the report after the outage covers all of it. Where
+very many flows end, a report is sealed early, before they would have to be merged. A read that fails is
+counted and tried again, less and less often; only missing privilege ends the process. `stop` makes one last
+read and seals it, full outbox or not.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,18 +25,21 @@ from kubenetmon.errors import KubenetmonError, MachineError
 from kubenetmon.metrics import Metrics
 from kubenetmon.metrics.catalogue import (
     AGENT_AMBIGUOUS_IDENTITY,
+    AGENT_EVENT_GAP,
     AGENT_EVENTS,
     AGENT_FLOWS,
     AGENT_FOREIGN_RESETS,
     AGENT_IGNORED,
     AGENT_IGNORED_REASONS,
     AGENT_MALFORMED,
+    AGENT_MERGED,
     AGENT_NO_COUNTERS,
     AGENT_OBSERVED,
     AGENT_OFFLOADED,
     AGENT_PENDING,
     AGENT_REPORTED,
     AGENT_VANISHED,
+    AGENT_WAITING,
     COLLECTION_DURATION,
     COLLECTOR_ERRORS,
     COLLECTOR_FLOWS,
@@ -54,6 +59,7 @@ LONGEST_REPORT_INTERVAL = 600
 """Seconds; a server may wish for reports up to this rare."""
 
 _LONGEST_RETRY = 60.0
+_REPEAT_SECONDS = 60.0
 _EARLY = 0.1
 """Seconds that a timer may be early by."""
 
@@ -66,7 +72,7 @@ class Table(Protocol):
 
     async def read(self) -> ReadResult: ...
 
-    def seal(self, begin: int, end: int, end_monotonic: float) -> list[SealedRecords]: ...
+    async def report(self, begin: int, end: int, end_monotonic: float) -> list[SealedRecords]: ...
 
     def totals(self) -> Totals: ...
 
@@ -77,6 +83,8 @@ class CollectorConfig:
 
     collection_interval: float = 5.0
     report_interval: int = 60
+    many_waiting: int = 20_000
+    """Ended flows that wait to be sealed; from so many on the report is not waited for."""
 
 
 class Collector:
@@ -104,6 +112,9 @@ class Collector:
         self._unsealed_from = 0
         self._unsealed_from_monotonic = 0.0
         self._report_number = 0
+        self._gap = 0
+        self._resets = 0
+        self._say_resets_from = -math.inf
         metrics.before_render(self._publish)
 
     async def run(self) -> None:
@@ -174,8 +185,12 @@ class Collector:
         if not await self._read():
             return
         report = self._current_report(began)
-        if last or (report != self._report_number and not self._outbox.full):
-            self._seal(began, began_monotonic)
+        due = (
+            report != self._report_number
+            or self._conntrack.totals().waiting_flows >= self._config.many_waiting
+        )
+        if last or (due and not self._outbox.full):
+            await self._seal(began, began_monotonic)
         self._report_number = report
 
     async def _read(self) -> bool:
@@ -192,7 +207,30 @@ class Collector:
         self._metrics.set(COLLECTION_DURATION, round(result.duration * 1e6))
         self._metrics.set(LAST_COLLECTION, int(self._clock.time()))
         self._readiness.passed(CHECK)
+        self._say_gap()
+        self._say_resets()
         return True
+
+    def _say_gap(self) -> None:
+        gap = self._conntrack.totals().gap_nanoseconds
+        if gap > self._gap:
+            logger.warning(
+                "For %.1fs nobody heard which flows ended (no agent ran, or this one was stopped): "
+                "what those moved after their last read is not metered",
+                (gap - self._gap) / 1e9,
+            )
+        self._gap = gap
+
+    def _say_resets(self) -> None:
+        """At once, and again each `_REPEAT_SECONDS` while it goes on."""
+        resets, now = self._conntrack.totals().foreign_resets, self._clock.monotonic()
+        if resets > self._resets and now >= self._say_resets_from:
+            logger.error(
+                "Another process sets conntrack's counters to zero (%d so far), so that bytes go unmetered: "
+                "end it; an agent of the original kubenetmon must not run beside this one",
+                resets,
+            )
+            self._resets, self._say_resets_from = resets, now + _REPEAT_SECONDS
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
@@ -200,7 +238,7 @@ class Collector:
         self._readiness.failed(CHECK, str(error))
         logger.warning("Reading conntrack failed, nothing is lost by that: %s", error)
 
-    def _seal(self, now: float, monotonic: float) -> None:
+    async def _seal(self, now: float, monotonic: float) -> None:
         """Seal what is pending; the report ends `now`, the same moment by both clocks."""
         begin = self._unsealed_from
         elapsed = monotonic - self._unsealed_from_monotonic
@@ -209,7 +247,7 @@ class Collector:
             begin = max(0, int(now - elapsed))  # the length stays the true one
         end = max(int(now), begin + 1)
         try:
-            records = self._conntrack.seal(begin, end, monotonic)
+            records = await self._conntrack.report(begin, end, monotonic)
         except (KubenetmonError, OSError) as error:
             self._failed(error)
             return
@@ -233,7 +271,10 @@ class Collector:
             for reason in AGENT_IGNORED_REASONS:
                 put(AGENT_IGNORED, getattr(totals, f"ignored_{reason}_{unit}"), reason=reason, unit=unit)
         put(AGENT_FLOWS, totals.flows)
+        put(AGENT_WAITING, totals.waiting_flows)
+        put(AGENT_MERGED, totals.merged_flows)
         put(AGENT_EVENTS, totals.destroy_events)
+        put(AGENT_EVENT_GAP, totals.gap_nanoseconds / 1e9)
         put(AGENT_AMBIGUOUS_IDENTITY, totals.ambiguous_identity)
         put(AGENT_FOREIGN_RESETS, totals.foreign_resets)
         put(AGENT_NO_COUNTERS, totals.without_counters)

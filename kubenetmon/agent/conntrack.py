@@ -1,14 +1,14 @@
 """The asyncio face of the C shim: what the kernel's connection tracking counted, and what of it is reported.
 
 Contract: a `Conntrack` meters the network namespace in which `open` is called, and is inert before. It owns
-the shim's sockets, its event thread, its ledger and one worker thread of its own, in which every dump runs:
-never two at once, and the event loop waits for none. `read` brings the ledger up to date, `seal` turns what
-is pending into batches and counts it as reported from that moment on; what `seal` returned is the caller's to
-keep. At shutdown `close` breaks a running dump off (nothing of it is lost to a later reader: the kernel's
-counters are never reset), ends both threads and drops the ledger.
+the shim's sockets, its event thread, its watchdog, its ledger and one worker thread of its own, in which
+dumps run and reports are sealed: never two at once, and the event loop waits for none. `read` brings the
+ledger up to date, `report` turns what is pending into batches and counts it as reported from that moment
+on; what it returned is the caller's to keep. At shutdown `close` breaks a running dump off (nothing of it
+is lost to a later reader: the kernel's counters are never reset), ends both threads and drops the ledger.
 
 Identity: `Totals` says in bytes and packets, exactly and at any time, observed = reported +
-ignored{protocol, loopback, baseline} + pending. csrc/ledger.h says what is booked when.
+ignored{protocol, loopback, baseline, overflow} + pending. csrc/ledger.h says what is booked when.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from kubenetmon.errors import KubenetmonError, MachineError
 from kubenetmon.proto import EPOCH_BYTES, MAX_BATCH_BYTES, FlowArrays
 
 try:
+    from kubenetmon import _conntrack
     from kubenetmon._conntrack import ffi, lib
 except ImportError as error:
     raise MachineError(
@@ -40,9 +41,13 @@ except ImportError as error:
 _SYSCTLS = Path("/proc/sys/net/netfilter")
 _COUNTER_WIDTHS = (8, 8, 8, 8)
 _PORT_WIDTHS = (2, 2, 2, 2)
-_IPV4_WIDTHS = (1, 4, 4, 4, 4, *_PORT_WIDTHS, *_COUNTER_WIDTHS)
-_IPV6_WIDTHS = (1, 16, 16, 16, 16, *_PORT_WIDTHS, *_COUNTER_WIDTHS)
+_TIME_WIDTH = 4
+_IPV4_WIDTHS = (1, 4, 4, 4, 4, *_PORT_WIDTHS, *_COUNTER_WIDTHS, _TIME_WIDTH)
+_IPV6_WIDTHS = (1, 16, 16, 16, 16, *_PORT_WIDTHS, *_COUNTER_WIDTHS, _TIME_WIDTH)
 _COLUMNS = tuple(field.name for field in dataclasses.fields(FlowArrays) if field.name != "count")
+
+_WATCHDOG = Path(_conntrack.__file__).with_name("_watchdog")
+"""A program: csrc/programs/watchdog.c."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -60,6 +65,9 @@ logger = logging.getLogger(__name__)
 
 _FOR_EVER = (1 << 63) - 1
 
+MANY_WAITING: int = lib.WAIT_WHOLE // 2
+"""`Totals.waiting_flows` from which a report should not wait: at twice as many, ended flows are merged."""
+
 T = TypeVar("T")
 
 
@@ -72,11 +80,13 @@ class ConntrackConfig:
     """`count_existing`: meter also what flows had counted before `open` (the original's behaviour).
 
     `event_buffer_bytes`: the kernel's queue for ended flows that we have yet to read. When it is full the
-    kernel keeps ended flows in memory and tries again.
+    kernel keeps ended flows in its table and tries again. `patience`: when for so many seconds nothing was
+    read from it and it is half full, the shim's watchdog, a small process, stops listening in our stead.
     """
 
     count_existing: bool = False
     event_buffer_bytes: int = 8 << 20
+    patience: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +136,9 @@ class Totals:
     ignored_loopback_packets: int
     ignored_baseline_bytes: int
     ignored_baseline_packets: int
+    ignored_overflow_bytes: int
+    """Of ended flows, more than can wait while nothing is sealed, however coarsely."""
+    ignored_overflow_packets: int
     pending_bytes: int
     pending_packets: int
     flows: int
@@ -134,6 +147,10 @@ class Totals:
     """Now: those, and ended flows that are remembered or wait to be sealed."""
     pending_flows: int
     """Now: flows that the next `seal` reports."""
+    waiting_flows: int
+    """Now: those of them that have ended and take up memory for nothing but that, merged ones as one."""
+    merged_flows: int
+    """Ended flows that gave up ports to be reported together with others."""
     ignored_flows: int
     """Flows that are not metered, being neither TCP nor UDP or having a loopback address."""
     reported_flows: int
@@ -154,6 +171,8 @@ class Totals:
     """Messages that could not be read."""
     truncated_events: int
     """Events larger than any that the kernel is known to send."""
+    gap_nanoseconds: int
+    """For how long nobody listened to ends of flows: before `open`, and while this process stood still."""
     without_counters: int
     """In the last dump: flows that carry no counters and cannot be metered."""
     with_counters: int
@@ -249,7 +268,12 @@ class Conntrack:
         if self._meter is not None:
             return
         error, step = ffi.new("int *"), ffi.new("const char **")
-        meter = lib.meter_listen(self._config.event_buffer_bytes, error, step)
+        watchdog = ffi.new("char[]", os.fsencode(_WATCHDOG))
+        patience = int(self._config.patience * 1000)
+        listening = ffi.new("struct listening *", (watchdog, self._config.event_buffer_bytes, patience))
+        meter = lib.meter_listen(listening, error, step)
+        if meter == ffi.NULL and not os.access(_WATCHDOG, os.X_OK):
+            raise MachineError(f"{_WATCHDOG} is missing or no program: install kubenetmon anew")
         if meter == ffi.NULL:
             raise _open_error(error[0], ffi.string(step[0]).decode())
         self._meter = meter
@@ -361,6 +385,13 @@ class Conntrack:
     async def receive_floor(self) -> ReadResult:
         """Receive one full dump and throw it away: what reading costs at least, for `nox -s bench`."""
         return await self._in_worker(functools.partial(self._dump, lib.meter_receive_floor))
+
+    async def report(self, begin: int, end: int, end_monotonic: float) -> list[SealedRecords]:
+        """`seal` in the worker thread, so that the event loop goes on.
+
+        Cancelling leaves the sealing to its end and what it sealed to the state directory.
+        """
+        return await self._in_worker(lambda _: self.seal(begin, end, end_monotonic))
 
     def seal(self, begin: int = 0, end: int = 0, end_monotonic: float = 0.0) -> list[SealedRecords]:
         """All that is pending, as batches of at most `MAX_BATCH_BYTES` of arrays; it counts as reported now.

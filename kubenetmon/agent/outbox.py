@@ -2,12 +2,12 @@
 
 Contract: `put` fixes the bytes and the identity of one report for ever; a batch stays here until the server
 answered for it (`settle`) and is otherwise never dropped, changed or renumbered. At most `max_reports`
-reports wait; then `full` is true and the collector leaves the kernel and the ledger to count on. A report is
-one batch or, beyond the records that one message takes, several. Plain data, no task; `changed` is set
-whenever a batch comes or goes, for the one sender to wait on. With a state directory the ledger has stored
-each batch before it comes here, `adopt` takes up what an agent before left unanswered, and the files follow
-what becomes of the batches; without one what is left here when the process ends is lost with it
-(`unsettled_bytes` says how much).
+reports wait, or fewer when they are large; then `full` is true and the collector leaves the kernel and the
+ledger to count on. A report is one batch or, beyond the records that one message takes, several. Plain data,
+no task; `changed` is set whenever a batch comes or goes, for the one sender to wait on. With a state
+directory the ledger has stored each batch before it comes here, `adopt` takes up what an agent before left
+unanswered, and the files follow what becomes of the batches; without one what is left here when the process
+ends is lost with it (`unsettled_bytes` says how much).
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 MAX_REPORTS = 3
 """Reports that wait unacknowledged before sealing pauses."""
+MAX_WAITING_BYTES = 2 << 20
+"""Bytes of messages that do; one report may be larger, and then it waits alone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +106,11 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Nothing more should be sealed now."""
-        return len({batch.report for batch in self._waiting.values()}) >= self._max_reports
+        batches = self._waiting.values()
+        return (
+            len({batch.report for batch in batches}) >= self._max_reports
+            or sum(len(batch.message) for batch in batches) >= MAX_WAITING_BYTES
+        )
 
     @property
     def empty(self) -> bool:

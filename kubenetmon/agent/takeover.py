@@ -7,6 +7,7 @@ agent had sealed. `close` is the reverse, after everything else: conntrack first
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from kubenetmon.agent.batch import serialise
@@ -15,8 +16,7 @@ from kubenetmon.agent.conntrack import Conntrack, StoredBatch
 from kubenetmon.agent.guard import NodeGuard
 from kubenetmon.agent.outbox import Outbox, SealedBatch
 from kubenetmon.agent.state import SENT_BY_PUSH, SENT_BY_SUBMIT
-from kubenetmon.metrics import Metrics
-from kubenetmon.metrics.catalogue import AGENT_EVENT_GAP
+from kubenetmon.agent.waiting import to_the_end
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +31,9 @@ class Takeover:
         guard: NodeGuard,
         outbox: Outbox,
         collector: Collector,
-        metrics: Metrics,
     ) -> None:
         self._conntrack, self._guard = conntrack, guard
-        self._outbox, self._collector, self._metrics = outbox, collector, metrics
+        self._outbox, self._collector = outbox, collector
 
     @property
     def waiting(self) -> bool:
@@ -46,17 +45,14 @@ class Takeover:
         # Listening before the other lets go: what ends between the two is heard.
         self._conntrack.listen()
         await self._guard.take(self._conntrack.wait)
-        self._conntrack.open()
+        # A ledger of a busy node takes longer to check than the event loop may stand still.
+        stored, restored = await to_the_end(asyncio.to_thread(self._open))
         resumed = self._conntrack.resumed
-        stored = self._conntrack.stored_batches()
-        self._outbox.adopt(
-            resumed.epoch, resumed.next_sequence, resumed.next_report, [self._restored(one) for one in stored]
-        )
+        self._outbox.adopt(resumed.epoch, resumed.next_sequence, resumed.next_report, restored)
         for batch, one in zip(self._outbox.waiting(), stored, strict=True):
             if one.sent == SENT_BY_SUBMIT:
                 self._outbox.submit_unknown(batch)
         self._collector.resume(resumed.unsealed_from, resumed.unsealed_from_monotonic)
-        self._metrics.set(AGENT_EVENT_GAP, resumed.gap)
         if resumed.gap or stored:
             logger.info(
                 "Going on where the agent before ended: %d batches to send again, %.1fs without a listener",
@@ -68,6 +64,11 @@ class Takeover:
         """Let the node go; safe to call twice."""
         self._conntrack.close()
         self._guard.release()
+
+    def _open(self) -> tuple[list[StoredBatch], list[SealedBatch]]:
+        self._conntrack.open()
+        stored = self._conntrack.stored_batches()
+        return stored, [self._restored(one) for one in stored]
 
     def _restored(self, stored: StoredBatch) -> SealedBatch:
         message = serialise(

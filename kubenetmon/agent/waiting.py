@@ -47,6 +47,16 @@ async def within(clock: Clock, seconds: float, work: Coroutine[Any, Any, _Result
         await cancel_all(task)
 
 
+async def to_the_end(work: Coroutine[Any, Any, _Result]) -> _Result:
+    """What `work` returns or raises; who is cancelled meanwhile is so only when it has ended."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
 async def cancel_all(*tasks: asyncio.Task[Any]) -> None:
     """Cancel what still runs and wait until it has ended; what it raises is dropped."""
     for task in tasks:

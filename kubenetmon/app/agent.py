@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kubenetmon.agent.collector import Collector, CollectorConfig
-from kubenetmon.agent.conntrack import Conntrack, ConntrackConfig
+from kubenetmon.agent.conntrack import MANY_WAITING, Conntrack, ConntrackConfig
 from kubenetmon.agent.guard import NodeGuard
 from kubenetmon.agent.outbox import Outbox
 from kubenetmon.agent.sender import Sender, SenderConfig
@@ -66,7 +66,9 @@ def build_agent(config: AgentConfig, metrics: Metrics, readiness: Readiness) -> 
     outbox = Outbox(config.node_name, metrics=metrics, clock=SYSTEM_CLOCK, store=state)
     collector = Collector(
         CollectorConfig(
-            collection_interval=config.collection_interval, report_interval=config.report_interval
+            collection_interval=config.collection_interval,
+            report_interval=config.report_interval,
+            many_waiting=MANY_WAITING,
         ),
         conntrack=conntrack,
         outbox=outbox,
@@ -87,7 +89,7 @@ def build_agent(config: AgentConfig, metrics: Metrics, readiness: Readiness) -> 
         set_sysctls=config.set_sysctls,
         uptime_wait=config.uptime_wait_duration,
     )
-    takeover = Takeover(conntrack=conntrack, guard=guard, outbox=outbox, collector=collector, metrics=metrics)
+    takeover = Takeover(conntrack=conntrack, guard=guard, outbox=outbox, collector=collector)
     metering = _Metering(startup, takeover, conntrack, collector, readiness)
     return AgentParts((sender, metering), takeover)
 

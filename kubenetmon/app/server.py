@@ -8,25 +8,36 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
 
 from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
 from kubenetmon.clickhouse import schema
 from kubenetmon.clickhouse.inserter import Inserter, InserterConfig
+from kubenetmon.clickhouse.local_queries import LocalQueries
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.config.server import ServerConfig
-from kubenetmon.http import HttpServer
+from kubenetmon.errors import ConfigurationError
+from kubenetmon.http import HttpServer, Page
 from kubenetmon.lag import LoopLag
 from kubenetmon.lifecycle import Component, Lifecycle
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
 from kubenetmon.server.access import AccessConfig, OpenAccess, TokenAccess
+from kubenetmon.server.attributed import NamedNetwork
 from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.doorway import Certificates, Doorway
+from kubenetmon.server.explain import PATH as EXPLAIN_PATH
+from kubenetmon.server.explain import Explainer
 from kubenetmon.server.inventory import Inventory, InventoryConfig
-from kubenetmon.server.kubernetes import DumpFile, choose_source
+from kubenetmon.server.kubernetes_source import DumpFile, choose_source
+from kubenetmon.server.latecomers import Latecomers, LatecomersConfig
 from kubenetmon.server.machine import MachineCluster, MachineConfig
+from kubenetmon.server.pacing import PacingConfig, ReportPacing
+from kubenetmon.server.peers import PeerCluster, PeerConfig
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig
 from kubenetmon.server.receiver import Access, Receiver, ReceiverConfig
@@ -34,6 +45,8 @@ from kubenetmon.server.refusals import Refusals
 from kubenetmon.server.rows import RowsConfig
 from kubenetmon.server.snapshot import ClusterView
 from kubenetmon.server.token_review import TokenReviewer, TokenReviewerConfig
+from kubenetmon.server.unattributed import PATH as UNATTRIBUTED_PATH
+from kubenetmon.server.unattributed import Unattributed
 from kubenetmon.server.watcher import Watcher, WatcherConfig
 
 STOP_DEADLINE = 25.0
@@ -43,12 +56,14 @@ _OTHER_FILES = 1024
 """File descriptors for all but agents: ClickHouse, Kubernetes, metrics, TLS handshakes (512 at once)."""
 
 
-async def run_server(config: ServerConfig) -> None:
-    """Serve until told to stop. Raises `KubenetmonError`."""
+async def run_server(config: ServerConfig, *, listen_host: str = "") -> None:
+    """Serve agents on `listen_host` (empty: all addresses) until told to stop. Raises `KubenetmonError`."""
     metrics = Metrics(catalogue.SERVER_METRICS + catalogue.COMMON_METRICS)
     readiness = Readiness()
-    parts = await build_server(config, metrics, readiness)
+    parts = await build_server(config, metrics, readiness, listen_host=listen_host)
     http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness)
+    for path, page in parts.pages.items():
+        http.add_local_page(path, page)
     lag = LoopLag(metrics=metrics, clock=SYSTEM_CLOCK)
     try:
         await Lifecycle([http, lag, *parts.components], stop_deadline=STOP_DEADLINE).run()
@@ -58,9 +73,10 @@ async def run_server(config: ServerConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ServerParts:
-    """A server ready to run; `components` in the order they start."""
+    """A server ready to run; `components` in the order they start, `pages` for this machine's eyes only."""
 
     components: tuple[Component, ...]
+    pages: Mapping[str, Page]
     receiver: Receiver
     pipeline: Pipeline
     sink: Sink | None
@@ -102,7 +118,27 @@ async def build_server(
         readiness=readiness,
         clock=SYSTEM_CLOCK,
     )
+    peers = _peers(config, metrics, readiness)
+    unattributed = Unattributed(metrics=metrics)
     sink, inserter = await _clickhouse(config, metrics, readiness, ipv6_table=ipv6_table)
+    pacing = ReportPacing(
+        PacingConfig(config.clickhouse_inserts_per_second, config.num_inserter_workers),
+        metrics=metrics,
+        clock=SYSTEM_CLOCK,
+    )
+    attributor = Attributor(
+        AttributionConfig(
+            cloud=config.cloud,
+            region=config.region,
+            cluster=config.cluster,
+            ignore_udp=config.ignore_udp,
+            meter_host_network=config.meter_host_network,
+            private_cidrs=config.private_cidrs,
+            networks=_networks(config),
+            connection_flags=dict(config.connection_flags),
+            ipv6=True,
+        )
+    )
     pipeline = Pipeline(
         PipelineConfig(
             rows=RowsConfig(config.environment, config.cloud, config.region, config.cluster),
@@ -110,22 +146,24 @@ async def build_server(
         ),
         cluster=cluster,
         ranges=ranges,
-        attributor=Attributor(
-            AttributionConfig(
-                cloud=config.cloud,
-                region=config.region,
-                cluster=config.cluster,
-                ignore_udp=config.ignore_udp,
-                meter_host_network=config.meter_host_network,
-                private_cidrs=config.private_cidrs,
-                connection_flags=dict(config.connection_flags),
-                ipv6=True,
-            )
-        ),
+        attributor=attributor,
         inserter=inserter,
+        pacing=pacing,
         metrics=metrics,
         clock=SYSTEM_CLOCK,
+        unattributed=unattributed,
+        peers=peers,
+        latecomers=_latecomers(config, cluster, metrics),
     )
+    explainer = Explainer(
+        config.cluster,
+        cluster=cluster,
+        peers=peers,
+        ranges=ranges,
+        attributor=attributor,
+        clock=SYSTEM_CLOCK,
+    )
+    pages = {UNATTRIBUTED_PATH: unattributed.page, EXPLAIN_PATH: explainer.page}
     receiver = Receiver(
         ReceiverConfig(
             host=listen_host,
@@ -137,13 +175,17 @@ async def build_server(
         metrics=metrics,
         readiness=readiness,
         clock=SYSTEM_CLOCK,
+        wished_report_interval=pacing.wish,
         refusals=refusals,
         access=access,
         doorway=doorway,
     )
     components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part]
-    components += [*([reviewer] if reviewer else []), receiver]
-    return ServerParts(tuple(components), receiver, pipeline, sink)
+    components += [*peers, *([reviewer] if reviewer else []), receiver]
+    if sink is not None and config.clickhouse_endpoint.startswith(EMBEDDED_PREFIX):
+        directory = Path(config.clickhouse_endpoint.removeprefix(EMBEDDED_PREFIX))
+        components.append(LocalQueries(directory, sink=sink))
+    return ServerParts(tuple(components), pages, receiver, pipeline, sink)
 
 
 async def _clickhouse(
@@ -162,6 +204,10 @@ async def _clickhouse(
             database=config.clickhouse_database,
             table=config.clickhouse_table,
             workers=config.num_inserter_workers,
+            settings=dict(config.clickhouse_insert_settings),
+            asynchronous=config.clickhouse_async_insert,
+            undecided=cast(Literal["hold", "insert", "drop"], config.clickhouse_undecided),
+            drop_held_after=config.clickhouse_drop_held_after,
         ),
         sink=sink,
         metrics=metrics,
@@ -173,17 +219,11 @@ async def _clickhouse(
 
 def _cluster(
     config: ServerConfig, metrics: Metrics, readiness: Readiness, node_name: str
-) -> tuple[ClusterView, Component]:
+) -> tuple[Inventory | MachineCluster, Component]:
     if config.kubernetes_source == "machine":
         machine = MachineCluster(MachineConfig(node_name), clock=SYSTEM_CLOCK)
         return machine, machine
-    inventory_config = InventoryConfig(
-        app_labels=config.app_labels,
-        instance_id_label=config.instance_id_label,
-        zone_label=config.zone_label,
-        cell_label=config.cell_label,
-        pod_grace=config.pod_grace,
-    )
+    inventory_config = _inventory_config(config)
     inventory = Inventory(inventory_config)
     watcher = Watcher(
         WatcherConfig(
@@ -197,6 +237,64 @@ def _cluster(
         clock=SYSTEM_CLOCK,
     )
     return inventory, watcher
+
+
+def _latecomers(config: ServerConfig, cluster: ClusterView, metrics: Metrics) -> Latecomers | None:
+    """A machine of its own has no pods to wait for."""
+    if config.kubernetes_source == "machine":
+        return None
+    wanted = LatecomersConfig(patience=config.pod_wait)
+    return Latecomers(wanted, cluster=cluster, metrics=metrics, clock=SYSTEM_CLOCK)
+
+
+def _inventory_config(config: ServerConfig) -> InventoryConfig:
+    return InventoryConfig(
+        app_labels=config.app_labels,
+        instance_id_label=config.instance_id_label,
+        zone_label=config.zone_label,
+        cell_label=config.cell_label,
+        pod_grace=config.pod_grace,
+    )
+
+
+def _peers(config: ServerConfig, metrics: Metrics, readiness: Readiness) -> list[PeerCluster]:
+    """Raises `ConfigurationError` that names the key."""
+    found = []
+    for peer in config.peer_clusters:
+        place = peer.place.resolved(config.cloud, config.region)
+        wanted = PeerConfig(
+            peer.name,
+            f"kubeconfig:{peer.kubeconfig}",
+            place.cloud,
+            place.region,
+            place.connection_class,
+            _inventory_config(config),
+        )
+        try:
+            found.append(PeerCluster(wanted, metrics=metrics, readiness=readiness, clock=SYSTEM_CLOCK))
+        except ConfigurationError as error:
+            reason = str(error).removeprefix("kubernetes_source: ")
+            raise ConfigurationError(f"peer_clusters.{peer.name}: {reason}") from error
+    return found
+
+
+def _networks(config: ServerConfig) -> tuple[NamedNetwork, ...]:
+    found = []
+    for one in config.networks:
+        place = one.place.resolved(config.cloud, config.region)
+        found.append(
+            NamedNetwork(
+                one.name,
+                one.cidrs,
+                place.cloud,
+                place.region,
+                place.connection_class,
+                one.zone,
+                one.service,
+                one.cluster,
+            )
+        )
+    return tuple(found)
 
 
 def _doorway(config: ServerConfig, refusals: Refusals) -> Doorway | None:

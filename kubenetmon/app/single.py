@@ -33,7 +33,6 @@ from kubenetmon.report import text
 
 logger = logging.getLogger(__name__)
 
-DATA_DIRECTORY = Path("/var/lib/kubenetmon")
 LOOPBACK = "127.0.0.1"
 _REPORT_INTERVAL = "10s"
 _SUMMARY_INTERVAL = 60.0
@@ -61,6 +60,8 @@ async def run_single(environ: Mapping[str, str], config_path: Path | None, overr
         agent = build_agent(here, metrics, readiness)
         try:
             http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness, host=LOOPBACK)
+            for path, page in server.pages.items():
+                http.add_local_page(path, page)
             lag = LoopLag(metrics=metrics, clock=SYSTEM_CLOCK)
             summary = Summary(config, server, clock=SYSTEM_CLOCK)
             parts: list[Component] = [http, lag, summary, *server.components, *agent.components]
@@ -79,7 +80,7 @@ def _defaults(node_name: str) -> dict[str, object]:
         "cloud": "none",
         "region": "local",
         "cluster": socket.gethostname() or node_name,
-        "clickhouse_endpoint": f"chdb:{DATA_DIRECTORY / 'clickhouse'}",
+        "clickhouse_endpoint": f"chdb:{server_config.SINGLE_MACHINE_DATABASE}",
         "kubernetes_source": "machine",
         "meter_host_network": True,
         "ignore_udp": False,

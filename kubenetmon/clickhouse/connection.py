@@ -2,6 +2,7 @@
 
 Contract: who holds a connection calls one request after the other, under a deadline of their own, and
 `discard`s it after anything went wrong, cancellation included; a connection is never used again after that.
+Beyond that deadline every packet read and every piece written has a limit of its own.
 
 Facts on asynch 0.4.0 that this goes around: `execute()` of an INSERT reads one packet after the data, so that
 an exception behind a Progress, Log or ProfileEvents packet looks like success; its deadlines use
@@ -41,10 +42,20 @@ class TlsConfig:
 
 
 class ServerConnection(_AsynchConnection):  # type: ignore[misc]
-    """A connection that is not yet open; `credentials` are the user's name and password."""
+    """A connection that is not yet open.
+
+    `credentials` are the user's name and password, `silence` the seconds that a packet may take to come, or a
+    piece to go.
+    """
 
     def __init__(
-        self, host: str, port: int, credentials: tuple[str, str], tls: ssl.SSLContext | None, compressed: bool
+        self,
+        host: str,
+        port: int,
+        credentials: tuple[str, str],
+        tls: ssl.SSLContext | None,
+        compressed: bool,
+        silence: float,
     ) -> None:
         super().__init__(
             host=host,
@@ -60,6 +71,7 @@ class ServerConnection(_AsynchConnection):  # type: ignore[misc]
             secure=tls is not None,
         )
         self._tls = tls
+        self._silence = silence
         self.credentials = credentials
         self.idle_since = 0.0
 
@@ -97,13 +109,18 @@ class ServerConnection(_AsynchConnection):  # type: ignore[misc]
         """Write pieces no faster than the peer takes them."""
         stream = self.writer.writer
         for piece in pieces:
-            stream.write(piece)
-            await stream.drain()
+            async with asyncio.timeout(self._silence):
+                stream.write(piece)
+                await stream.drain()
+
+    async def _packet(self) -> Any:
+        async with asyncio.timeout(self._silence):
+            return await self._receive_packet()
 
     async def read_sample_block(self) -> None:
         """Read up to the block that says which columns an INSERT takes; raises the server's exception."""
         while True:
-            packet = await self._receive_packet()
+            packet = await self._packet()
             if packet.type == ServerPacket.DATA:
                 return
             if packet.type == ServerPacket.EXCEPTION:
@@ -114,7 +131,7 @@ class ServerConnection(_AsynchConnection):  # type: ignore[misc]
     async def read_to_end(self, take: Callable[[Any], None] = lambda packet: None) -> None:
         """Read to END_OF_STREAM, handing packets to `take`; raises the server's exception."""
         while True:
-            packet = await self._receive_packet()
+            packet = await self._packet()
             if packet.type == ServerPacket.END_OF_STREAM:
                 return
             if packet.type == ServerPacket.EXCEPTION:
@@ -145,15 +162,16 @@ def tls_context(config: TlsConfig) -> ssl.SSLContext:
     """The context that the files make now; raises `ConfigurationError` naming the key of a bad one."""
     try:
         context = ssl.create_default_context(cafile=config.ca or None)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ConfigurationError(f"clickhouse_ca {config.ca}: {reason(error)}") from None
     if config.insecure_skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if config.certificate:
         try:
-            context.load_cert_chain(config.certificate, config.key or None)
-        except OSError as error:
+            # An empty password, or OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(config.certificate, config.key or None, password="")
+        except (OSError, ValueError) as error:
             raise ConfigurationError(f"clickhouse_cert {config.certificate}: {reason(error)}") from None
     return context
 

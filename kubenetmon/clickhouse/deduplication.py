@@ -14,22 +14,13 @@ from __future__ import annotations
 import re
 
 from kubenetmon.clickhouse.sinks import ClickHouseError, Sink
-from kubenetmon.clickhouse.table import Deduplication, literal, quoted
-
-WEEK = 7 * 86400
-SUGGESTED_BLOCKS = 100_000
+from kubenetmon.clickhouse.table import Deduplication, Partition, keeps_tokens_in_keeper, literal, quoted
 
 _SETTING = re.compile(r"\b(\w+) = (\d+)")
 _DISTRIBUTED = re.compile(r"Distributed\('((?:[^'\\]|\\.)*)', '((?:[^'\\]|\\.)*)', '((?:[^'\\]|\\.)*)'")
 _VIEW_TARGET = re.compile(r"^CREATE MATERIALIZED VIEW \S+ TO (\S+)")
 _MAX_VIEWS = 20
-
-
-def window_settings(engine: str, blocks: int) -> str:
-    """The table settings that make an engine remember so many blocks, for CREATE and MODIFY SETTING."""
-    if _keeper(engine):
-        return f"replicated_deduplication_window = {blocks}, replicated_deduplication_window_seconds = {WEEK}"
-    return f"non_replicated_deduplication_window = {blocks}"
+_DAYS = 8
 
 
 async def read_deduplication(
@@ -49,13 +40,13 @@ async def read_deduplication(
         engine, engine_full = rows[0][:2] if rows else ("", "")
     own = await _window(sink, *storage, engine, engine_full)
     weakest = own
-    for target in dict.fromkeys(
-        [*await _view_targets(sink, *storage), *await _view_targets(sink, database, table)]
-    ):
+    for target in await _all_targets(sink, [storage, (database, table)]):
         rows = await sink.query(_table_query(*target))
         engine, engine_full = rows[0][:2] if rows else ("", "")
+        if engine == "Null":  # Keeps nothing, so that nothing can be there twice; views hang on such tables.
+            continue
         window = await _window(sink, *target, engine, engine_full)
-        if window.blocks < weakest.blocks:
+        if window.weaker_than(weakest):
             weakest = window
     return own, weakest, shards
 
@@ -71,10 +62,10 @@ async def _window(sink: Sink, database: str, table: str, engine: str, engine_ful
     name = f"{quoted(database)}.{quoted(table)}"
     if not engine.endswith("MergeTree"):
         what = f"has the engine {engine}" if engine else "cannot be seen"
-        return Deduplication(0, 0, f"{database}.{table} {what}, which keeps no tokens that could be read")
-    remedy = f"ALTER TABLE {name} MODIFY SETTING {window_settings(engine, SUGGESTED_BLOCKS)}"
+        obstacle = f"{database}.{table} {what}, which keeps no tokens that could be read"
+        return Deduplication(0, 0, obstacle=obstacle)
     settings = {key: int(value) for key, value in _SETTING.findall(engine_full.rpartition(" SETTINGS ")[2])}
-    keeper = _keeper(engine)
+    keeper = keeps_tokens_in_keeper(engine)
     blocks_setting = "replicated_deduplication_window" if keeper else "non_replicated_deduplication_window"
     seconds_setting = "replicated_deduplication_window_seconds"
     defaults_table = "replicated_merge_tree_settings" if keeper else "merge_tree_settings"
@@ -88,7 +79,37 @@ async def _window(sink: Sink, database: str, table: str, engine: str, engine_ful
             rows = []
         settings = {**{name: int(value) for name, value in rows}, **settings}
     seconds = settings.get(seconds_setting, 0) if keeper else 0
-    return Deduplication(settings.get(blocks_setting, 0), seconds, remedy)
+    return Deduplication(settings.get(blocks_setting, 0), seconds, name, engine)
+
+
+async def read_partitions(sink: Sink, database: str, table: str) -> tuple[Partition, ...]:
+    """The partitions with rows of the last days; none where they may not be seen."""
+    try:
+        rows = await sink.query(
+            "SELECT partition_id, min(min_block_number), max(max_block_number), "  # noqa: S608 - quoted
+            "toUInt32(min(min_date)) * 86400, "
+            "least(toUnixTimestamp(now()), (toUInt32(max(max_date)) + 1) * 86400) "
+            f"FROM system.parts WHERE active AND database = {literal(database)} "
+            f"AND table = {literal(table)} AND max_date >= today() - {_DAYS} GROUP BY partition_id"
+        )
+    except ClickHouseError:
+        return ()
+    return tuple(Partition(*row) for row in rows)
+
+
+async def _all_targets(sink: Sink, tables: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Where views on these tables write to, and views on those, and so on."""
+    targets: dict[tuple[str, str], None] = {}
+    looked_at: set[tuple[str, str]] = set()
+    while tables and len(looked_at) < _MAX_VIEWS:
+        table = tables.pop(0)
+        if table in looked_at:
+            continue
+        looked_at.add(table)
+        found = await _view_targets(sink, *table)
+        targets |= dict.fromkeys(found)
+        tables += found
+    return list(targets)
 
 
 async def _view_targets(sink: Sink, database: str, table: str) -> list[tuple[str, str]]:
@@ -114,7 +135,3 @@ async def _view_targets(sink: Sink, database: str, table: str) -> list[tuple[str
         else:
             targets.append((view_database, f".inner.{view}"))
     return targets
-
-
-def _keeper(engine: str) -> bool:
-    return engine.startswith(("Replicated", "Shared"))

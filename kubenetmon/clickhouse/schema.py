@@ -1,7 +1,8 @@
 """The table: its DDL, how it is made or extended, and what it is now.
 
 Contract: `ddl` is pure. `apply` may be run at any time on any table, also one that is being inserted into: it
-creates what is missing and lengthens the deduplication window, and never drops, renames or retypes anything.
+creates what is missing, lengthens the deduplication window (that of its views' targets too) and the time that
+rows are kept, and never drops, renames, retypes or shortens anything.
 `read_table` says what the server will insert into, or raises `SchemaError` with one line that names the
 command that mends it.
 """
@@ -9,6 +10,7 @@ command that mends it.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,14 +23,19 @@ from kubenetmon.clickhouse.columns import (
     SUMMED,
     ColumnSpec,
 )
-from kubenetmon.clickhouse.deduplication import read_deduplication, window_settings
+from kubenetmon.clickhouse.deduplication import read_deduplication, read_partitions
 from kubenetmon.clickhouse.sinks import Sink
-from kubenetmon.clickhouse.table import TableSchema, literal, quoted
+from kubenetmon.clickhouse.table import LEAST_WINDOW, TableSchema, literal, quoted, window_settings
+from kubenetmon.clickhouse.window import blocks_of_a_week, past_rate
 from kubenetmon.errors import ConfigurationError, SchemaError
 
 logger = logging.getLogger(__name__)
 
 LOCAL_SUFFIX = "_local"
+_MOST_TARGETS = 20
+DEFAULT_TTL_DAYS = 90
+_OUR_TTL = re.compile(r" TTL intervalStartTime \+ toIntervalDay\((\d+)\)(?: SETTINGS|$)")
+_FSYNC = "fsync_after_insert = 1, fsync_part_directory = 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +43,27 @@ class SchemaOptions:
     """What the table should be.
 
     With `cluster` the rows lie in a Replicated table named `table` + `_local` on every shard, behind a
-    Distributed table named `table`. `deduplication_window` is in blocks, one a batch: one agent that reports
-    each minute sends 10,080 a week. `ttl_days` 0 keeps rows for ever.
+    Distributed table named `table`. `deduplication_window` is in blocks, one a batch (one agent that reports
+    each minute sends 10,080 a week); a table that is filled faster gets what its own rate makes in a week.
+    `ttl_days` 0 keeps rows for ever, None is 90 days for a new table and no change of another. `fsync` makes
+    every insert wait for the disk.
     """
 
     database: str = "default"
     table: str = "network_flows_0"
     cluster: str = ""
     ipv6: bool = False
-    ttl_days: int = 90
-    deduplication_window: int = 100_000
+    ttl_days: int | None = None
+    deduplication_window: int = LEAST_WINDOW
+    fsync: bool = False
 
     def __post_init__(self) -> None:
         for key, value in (("database", self.database), ("table", self.table)):
             if not value or any(ord(character) < 32 for character in value):
                 raise ConfigurationError(f"clickhouse_{key} {value!r} is not a name")
-        if self.ttl_days < 0 or self.deduplication_window < 1:
+        if (self.ttl_days or 0) < 0 or self.deduplication_window < 1:
             raise ConfigurationError(
-                "the days of the TTL and the deduplication window cannot be negative or none"
+                "the days of the TTL cannot be negative, and a deduplication window holds at least one block"
             )
 
     @property
@@ -112,6 +122,14 @@ async def apply(sink: Sink, options: SchemaOptions) -> list[str]:
             added = [column for column in options.columns if column.name not in front.columns]
             if added:
                 await run(f"{_alter(options, options.table)} {_add_columns(added, codecs=False)}")
+    for _ in range(_MOST_TARGETS):
+        storage = await _describe(sink, options.database, options.storage_table)
+        if storage is None or storage.deduplication == storage.own_window:
+            break
+        weakest, wanted = storage.deduplication, _window(storage, options)
+        if weakest.obstacle or weakest.holds(wanted):
+            break
+        await run(weakest.remedy(wanted, _on_cluster(options)))
     return done
 
 
@@ -146,15 +164,55 @@ async def check(sink: Sink, options: SchemaOptions) -> list[str]:
     problems = []
     if options.ipv6 and not found.has_ipv6:
         problems.append(f"the table {found} does not keep IPv6: run `kubenetmon schema apply --ipv6`")
-    weakest, wanted = found.deduplication, options.deduplication_window
-    if weakest.blocks < wanted:
+    weakest, wanted = found.deduplication, _window(found, options)
+    if not weakest.holds(wanted):
         own = found.own_window == weakest and found.engine.endswith("MergeTree")
-        remedy = "run `kubenetmon schema apply`" if own else weakest.remedy
+        remedy = "run `kubenetmon schema apply`" if own else weakest.remedy(wanted)
         problems.append(
-            f"the table {found} remembers the tokens of {weakest.blocks} blocks, not of {wanted}, beyond "
-            f"which a batch sent again would count twice: {remedy}"
+            f"the table {found} remembers the tokens of {weakest.blocks} blocks"
+            f"{f' for {weakest.seconds} s' if weakest.seconds else ''}, not of {wanted} for a week, beyond "
+            f"which a batch sent again could count twice: {remedy}"
+        )
+    storage = found
+    if options.cluster:
+        storage = await _describe(sink, options.database, options.storage_table) or found
+    if options.fsync and not storage.fsync and not storage.shards:
+        problems.append(
+            f"the table {storage} does not wait for the disk: run `kubenetmon schema apply --fsync`"
+        )
+    if options.ttl_days is not None and storage.ttl_days != options.ttl_days and not storage.shards:
+        remedy = f"{_alter(options, options.storage_table)} {_ttl_change(options.ttl_days)}"
+        problems.append(
+            f"the table {storage} keeps rows {_kept(storage.ttl_days)}, not {_kept(options.ttl_days)}: "
+            + ("run `kubenetmon schema apply`" if _longer(storage, options) else f"if rows may go, {remedy}")
         )
     return problems
+
+
+def _window(found: TableSchema, options: SchemaOptions) -> int:
+    """The blocks that a week makes, by the options and by what the table has seen."""
+    return max(options.deduplication_window, blocks_of_a_week(past_rate(found)) if found.partitions else 0)
+
+
+def _longer(found: TableSchema, options: SchemaOptions) -> bool:
+    """True when the rows of a table with a rule of ours would be kept longer."""
+    if options.ttl_days is None or not found.ttl_days:
+        return False
+    return options.ttl_days == 0 or options.ttl_days > found.ttl_days
+
+
+def _kept(days: int | None) -> str:
+    if days is None:
+        return "by a rule of its own"
+    return f"for {days} days" if days else "for ever"
+
+
+def _ttl(days: int) -> str:
+    return f"TTL intervalStartTime + toIntervalDay({days})"
+
+
+def _ttl_change(days: int) -> str:
+    return f"MODIFY {_ttl(days)}" if days else "REMOVE TTL"
 
 
 def _create_statements(options: SchemaOptions) -> list[str]:
@@ -172,10 +230,13 @@ def _create_statements(options: SchemaOptions) -> list[str]:
         f"CREATE TABLE IF NOT EXISTS {name}\n(\n{columns}\n)\nENGINE = {engine}\nPARTITION BY date\n"
         f"PRIMARY KEY ({', '.join(PRIMARY_KEY)})\nORDER BY ({', '.join(options.sorting_key)})\n"
     )
-    if options.ttl_days:
-        statement += f"TTL intervalStartTime + toIntervalDay({options.ttl_days})\n"
+    ttl_days = DEFAULT_TTL_DAYS if options.ttl_days is None else options.ttl_days
+    if ttl_days:
+        statement += f"{_ttl(ttl_days)}\n"
     window = window_settings(engine.partition("(")[0], options.deduplication_window)
     statement += f"SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, {window}"
+    if options.fsync:
+        statement += f", {_FSYNC}"
     if not options.cluster:
         return [statement]
     return [statement, _create_distributed(options)]
@@ -202,10 +263,16 @@ def _extensions(found: TableSchema, options: SchemaOptions) -> list[str]:
             key = ", ".join((found.sorting_key, *map(quoted, new_keys)))
             change += f", MODIFY ORDER BY ({key})"
         statements.append(f"{alter} {change}")
-    too_short = found.own_window.blocks < options.deduplication_window
-    if found.engine.endswith("MergeTree") and too_short:
-        settings = window_settings(found.engine, options.deduplication_window)
-        statements.append(f"{alter} MODIFY SETTING {settings}")
+    if not found.engine.endswith("MergeTree"):
+        return statements
+    wanted = _window(found, options)
+    settings = [] if found.own_window.holds(wanted) else [found.own_window.settings(wanted)]
+    if options.fsync and not found.fsync:
+        settings.append(_FSYNC)
+    if settings:
+        statements.append(f"{alter} MODIFY SETTING {', '.join(settings)}")
+    if options.ttl_days is not None and _longer(found, options):
+        statements.append(f"{alter} {_ttl_change(options.ttl_days)}")
     return statements
 
 
@@ -252,4 +319,16 @@ async def _describe(sink: Sink, database: str, table: str) -> TableSchema | None
                     column.name,
                 )
     windows = await read_deduplication(sink, database, table, engine, engine_full)
-    return TableSchema(database, table, columns, engine, sorting_key, *windows)
+    partitions = await read_partitions(sink, database, table) if engine.endswith("MergeTree") else ()
+    ttl = _OUR_TTL.search(engine_full)
+    return TableSchema(
+        database,
+        table,
+        columns,
+        engine,
+        sorting_key,
+        *windows,
+        partitions=partitions,
+        ttl_days=int(ttl[1]) if ttl else None if " TTL " in engine_full else 0,
+        fsync="fsync_after_insert = 1" in engine_full and "fsync_part_directory = 1" in engine_full,
+    )

@@ -51,6 +51,11 @@ class Sink(Protocol):
         """How to name it to an operator."""
         ...
 
+    @property
+    def servers(self) -> int:
+        """How many servers may take an insert."""
+        ...
+
     async def query(self, sql: str, settings: Settings | None = None) -> list[tuple[Any, ...]]:
         """All rows of a small result, or [] for a statement without one.
 

@@ -73,16 +73,18 @@ class _Engine:
         self.insert_thread = ThreadPoolExecutor(1, "clickhouse-insert")
         self.query_thread = ThreadPoolExecutor(1, "clickhouse-query")
 
-    def insert(self, statement: str, block: Block) -> None:
-        """Runs in the insert thread."""
-        inserter = self._insert_connection.send_insert(statement, "Native")
-        try:
-            inserter.append(varint(len(block.columns)) + varint(block.rows))
-            inserter.append(block.body)
-            inserter.finish()
-        except BaseException:
-            inserter.cancel()
-            raise
+    def insert(self, database: str, table: str, block: Block, settings: Settings) -> None:
+        """Runs in the insert thread.
+
+        As a file in memory, because chdb's streaming insert returns as if all were well where the engine
+        refuses the rows at their end (too many parts, a constraint, a view that throws, a quota).
+        """
+        with open(os.memfd_create("block", os.MFD_CLOEXEC), "wb", buffering=0) as file:
+            _write_all(file.fileno(), varint(len(block.columns)) + varint(block.rows), block.body)
+            self._insert_connection.query(
+                f"{insert_statement(database, table, block)} FROM INFILE '/proc/self/fd/{file.fileno()}' "
+                f"SETTINGS {_assignments(settings)} FORMAT Native"
+            )
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         """Runs in the query thread."""
@@ -130,6 +132,10 @@ class EmbeddedSink:
     def address(self) -> str:
         return self._address
 
+    @property
+    def servers(self) -> int:
+        return 1
+
     async def query(self, sql: str, settings: Settings | None = None) -> list[tuple[Any, ...]]:
         engine = self._open_engine()
         statement = f"{sql} SETTINGS {_assignments(settings)}" if settings else sql
@@ -146,8 +152,9 @@ class EmbeddedSink:
             "max_insert_block_size": block.rows + 1,
             "input_format_parallel_parsing": 0,
         }
-        statement = f"{insert_statement(database, table, block)} SETTINGS {_assignments(all_settings)}"
-        await self._in_thread(engine.insert_thread, lambda: engine.insert(statement, block))
+        await self._in_thread(
+            engine.insert_thread, lambda: engine.insert(database, table, block, all_settings)
+        )
 
     async def ping(self) -> None:
         await self.query("SELECT 1")
@@ -227,6 +234,13 @@ def _locked(path: Path) -> int:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     return descriptor
+
+
+def _write_all(descriptor: int, *pieces: bytes) -> None:
+    for piece in pieces:
+        left = memoryview(piece)
+        while left:
+            left = left[os.write(descriptor, left) :]
 
 
 def _assignments(settings: Settings) -> str:

@@ -1,7 +1,9 @@
 """A ClickHouse server over the native protocol.
 
-Contract: a request runs under one deadline and reads to END_OF_STREAM; a connection on which anything went
-wrong, cancellation included, is closed and never used again. Idle connections are kept, at most
+Contract: a request runs under one deadline, each of its reads and writes under a shorter one, and reads to
+END_OF_STREAM; a connection on which anything went wrong, cancellation included, is closed and never used
+again. Of several servers the first that can be reached is used; one that fails, or says that it cannot now
+(read-only, overloaded, no Keeper), goes to the end of the row. Idle connections are kept, at most
 `max_idle_connections`, and asked for a pong before they are used again. Credentials and TLS files are read
 at every connect; connections with other credentials than those are not used again. `close` closes the idle
 ones; those in use close when their request ends.
@@ -21,6 +23,7 @@ from asynch.proto.protocol import ServerPacket
 
 from kubenetmon.clickhouse.block import Block
 from kubenetmon.clickhouse.connection import ServerConnection, TlsConfig, reason, tls_context
+from kubenetmon.clickhouse.failures import needs_an_operator
 from kubenetmon.clickhouse.frames import FRAME_BYTES, Compression, data_packet
 from kubenetmon.clickhouse.sinks import (
     ClickHouseError,
@@ -45,7 +48,8 @@ _PONG_TIMEOUT = 5.0
 class TcpConfig:
     """Where and how to reach a server. Durations in seconds.
 
-    `endpoints` are host:port, tried in turn. Files `username` and `password` in `credentials_dir` are read at
+    `silence` is how long the server may leave a read or a write waiting. `endpoints` are host:port, tried in
+    turn. Files `username` and `password` in `credentials_dir` are read at
     every connect and win over `username` and `password`; a missing file is fine.
     """
 
@@ -57,6 +61,7 @@ class TcpConfig:
     compression: Compression = "lz4"
     dial_timeout: float = 30.0
     request_timeout: float = 300.0
+    silence: float = 60.0
     max_idle_connections: int = 50
 
 
@@ -79,6 +84,10 @@ class TcpSink:
     @property
     def address(self) -> str:
         return ",".join(self._config.endpoints)
+
+    @property
+    def servers(self) -> int:
+        return len(self._hosts)
 
     async def query(self, sql: str, settings: Settings | None = None) -> list[tuple[Any, ...]]:
         rows: list[tuple[Any, ...]] = []
@@ -142,18 +151,30 @@ class TcpSink:
         except (ClickHouseError, ClickHouseUnreachableError, ConfigurationError):
             raise
         except ServerException as error:
-            raise ClickHouseError(int(error.code or 0), str(error.message)) from None
+            refused = ClickHouseError(int(error.code or 0), str(error.message))
+            if not needs_an_operator(refused):
+                await self._try_next_first()
+            raise refused from None
         except TimeoutError:
-            raise ClickHouseUnreachableError(
-                f"{self.address} did not answer within {self._config.request_timeout:g}s"
-            ) from None
+            await self._try_next_first()
+            limit = min(self._config.request_timeout, self._config.silence)
+            raise ClickHouseUnreachableError(f"{self.address} did not answer within {limit:g}s") from None
         except Exception as error:  # noqa: BLE001 - asynch meets garbage with any exception at all
+            await self._try_next_first()
             raise ClickHouseUnreachableError(f"{self.address}: {reason(error)}") from None
         if self._closed or len(self._idle) >= self._config.max_idle_connections:
             await connection.discard()
         else:
             connection.idle_since = self._clock.monotonic()
             self._idle.append(connection)
+
+    async def _try_next_first(self) -> None:
+        if len(self._hosts) < 2:
+            return
+        self._hosts.append(self._hosts.pop(0))
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            await connection.discard()
 
     async def _acquire(self) -> ServerConnection:
         if self._closed:
@@ -180,8 +201,9 @@ class TcpSink:
         config = self._config
         tls = tls_context(config.tls) if config.tls else None
         reasons = []
-        for host, port in self._hosts:
-            connection = ServerConnection(host, port, credentials, tls, config.compression != "none")
+        for host, port in tuple(self._hosts):
+            compressed = config.compression != "none"
+            connection = ServerConnection(host, port, credentials, tls, compressed, config.silence)
             try:
                 async with asyncio.timeout(config.dial_timeout):
                     await connection.open()

@@ -17,13 +17,15 @@ from typing import Any
 
 import yaml
 
-from kubenetmon.config import values
+from kubenetmon.config import places, values
 from kubenetmon.config.values import Network
 from kubenetmon.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_PATH = Path("/etc/kubenetmon-server/config.yaml")
+SINGLE_MACHINE_DATABASE = Path("/var/lib/kubenetmon/clickhouse")
+"""Where `--role all` keeps its rows unless told, and where questions look unless told."""
 _MAX_FILE_BYTES = 1 << 20
 
 
@@ -56,6 +58,11 @@ class ServerConfig:
     )
     ignore_udp: bool = _key(True, values.boolean, "Leave UDP flows out")
     num_inserter_workers: int = _key(20, values.positive, "Inserts at the same time")
+    clickhouse_inserts_per_second: int = _key(
+        25,
+        values.positive,
+        "What the table bears of one server; near it agents are asked to report less often",
+    )
     clickhouse_enabled: bool = _key(True, values.boolean, "`false`: attribute and count, store nothing")
     clickhouse_endpoint: str = _key(
         "", values.endpoint, "`host:port` (native protocol), or `chdb:PATH` for the embedded engine"
@@ -77,6 +84,28 @@ class ServerConfig:
     clickhouse_compression: str = _key(
         "lz4", values.one_of("lz4", "zstd", "none"), "Compression towards ClickHouse"
     )
+    clickhouse_async_insert: bool = _key(
+        False,
+        values.boolean,
+        "Asynchronous inserts, waited for: on ClickHouse 26.2 or newer, once a probe has shown that a "
+        "repeated token counts once; else synchronous",
+    )
+    clickhouse_insert_settings: tuple[tuple[str, str | int], ...] = _key(
+        (),
+        values.query_settings,
+        "Query settings sent with every insert, as `insert_quorum: 2` (what decides exactness is refused)",
+    )
+    clickhouse_undecided: str = _key(
+        "hold",
+        values.one_of("hold", "insert", "drop"),
+        "A batch older than the table's memory of tokens, of which the table cannot tell whether it holds "
+        "it: `hold` it (its agent keeps it), `insert` it, or `drop` it and count its bytes",
+    )
+    clickhouse_drop_held_after: float | None = _key(
+        None,
+        values.duration,
+        "Drop a batch that ClickHouse has refused for so long, and count its bytes; unset: never",
+    )
     kubernetes_source: str = _key(
         "auto",
         values.kubernetes_source,
@@ -90,13 +119,31 @@ class ServerConfig:
     zone_label: str = _key("topology.kubernetes.io/zone", values.text, "Node label for the zone")
     cell_label: str = _key("", values.optional_text, "Pod label, else node label, for the cell; empty: none")
     pod_grace: float = _key(300.0, values.duration, "How long a deleted pod keeps its address")
+    pod_wait: float = _key(
+        2.0, values.duration, "How long a batch waits for pods that the Kubernetes API has not shown yet"
+    )
     meter_host_network: bool = _key(
-        False, values.boolean, "Meter the traffic of nodes themselves, as app `host`"
+        False,
+        values.boolean,
+        "Meter the traffic of nodes: to the hostNetwork pod that alone declares the port, else as app `host`",
     )
     private_cidrs: tuple[Network, ...] = _key(
         values.networks("private_cidrs", ["100.64.0.0/10"]),
         values.networks,
         "Further networks of one's own: INTRA_VPC, beside RFC 1918, link-local and the like",
+    )
+    networks: tuple[places.NetworkSetting, ...] = _key(
+        (),
+        places.networks,
+        "Networks of others by name, before private ones and any provider's: `cidrs`, and where they are: "
+        "`cloud`, `region` (default: our own), `zone`, `cluster`, `service` (default: the name), `class` "
+        "(default by cloud and region: `INTRA_VPC`, `INTER_REGION`, `PUBLIC_INTERNET`; or any in capitals)",
+    )
+    peer_clusters: tuple[places.PeerSetting, ...] = _key(
+        (),
+        places.peer_clusters,
+        "Other clusters to watch as well, so that remotes in them get their pod and `remoteCluster`: name to "
+        "`kubeconfig`, `cloud`, `region`, `class` (as in `networks`)",
     )
     connection_flags: tuple[tuple[str, tuple[Network, ...]], ...] = _key(
         (), values.flags, "Flag name to networks (NAT gateways, load balancers, …)"

@@ -159,6 +159,20 @@ def networks(name: str, value: Any) -> tuple[Network, ...]:
     return tuple(parsed)
 
 
+def query_settings(name: str, value: Any) -> tuple[tuple[str, str | int], ...]:
+    """Names of query settings to values, as pairs; true and false become 1 and 0."""
+    if not isinstance(value, dict) or len(value) > 100:
+        _refuse(name, value, "a map of at most 100 query settings to values")
+    pairs = []
+    for setting, item in value.items():
+        if not isinstance(setting, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]{0,126}", setting):
+            _refuse(name, setting, "the name of a query setting")
+        if isinstance(item, float):
+            item = repr(item)
+        pairs.append((setting, int(item) if isinstance(item, int) else text(f"{name}.{setting}", item)))
+    return tuple(pairs)
+
+
 def flags(name: str, value: Any) -> tuple[tuple[str, tuple[Network, ...]], ...]:
     """Flag names to networks, as pairs."""
     if not isinstance(value, dict) or len(value) > 32:

@@ -78,10 +78,12 @@ def _run(directory: Path, seconds: float, kept: bool) -> int:
             role.stop()
         seen = world.tracked_bytes()
         retransmitted = world.retransmitted_handshakes()
-    answers = report.ask(database)
+    answers = report.answers(database)
     report.print_answers(answers)
     if kept:
-        say(f"Database, configuration and logs are in {directory}")
+        say(f"Database, configuration and logs are in {directory}; ask on:")
+        for line in report.follow_ups(database):
+            say(f"  {line}")
     return _compare(seen, answers.total_bytes, retransmitted)
 
 

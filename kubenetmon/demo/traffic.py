@@ -55,11 +55,13 @@ class Job:
 class Script:
     """What one process does: ports to serve and jobs to run, drawing sizes from `seed`.
 
-    UDP is answered from `udp_address`: a machine of several addresses must name the one that it is asked at.
+    `tcp_address` is whose ports are opened: all of IPv4 unless told. UDP is answered from `udp_address`: a
+    machine of several addresses must name the one that it is asked at.
     """
 
     tcp_ports: tuple[int, ...] = ()
     udp_ports: tuple[int, ...] = ()
+    tcp_address: str = "0.0.0.0"  # noqa: S104 - every address of a namespace of its own
     udp_address: str = "0.0.0.0"  # noqa: S104 - every address of a namespace of its own
     jobs: tuple[Job, ...] = ()
     seed: int = 0
@@ -79,6 +81,7 @@ class Script:
         return Script(
             tcp_ports=tuple(document["tcp_ports"]),
             udp_ports=tuple(document["udp_ports"]),
+            tcp_address=document["tcp_address"],
             udp_address=document["udp_address"],
             jobs=jobs,
             seed=int(document["seed"]),
@@ -108,7 +111,7 @@ class Traffic:
     async def listen(self, stack: contextlib.AsyncExitStack) -> None:
         """Open the ports; they close with the stack."""
         for port in self._script.tcp_ports:
-            server = await asyncio.start_server(serve, "0.0.0.0", port, backlog=1024)  # noqa: S104
+            server = await asyncio.start_server(serve, self._script.tcp_address, port, backlog=4096)
             stack.callback(server.close)
         for port in self._script.udp_ports:
             transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(

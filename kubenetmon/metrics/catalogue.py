@@ -106,7 +106,7 @@ INSERT_BATCH_AGE = MetricSpec(
 )
 
 # Ours, agent: conservation and health.
-AGENT_IGNORED_REASONS = ("protocol", "loopback", "baseline")
+AGENT_IGNORED_REASONS = ("protocol", "loopback", "baseline", "overflow")
 AGENT_OBSERVED = MetricSpec(
     "kubenetmon_agent_observed_total",
     Kind.COUNTER,
@@ -149,6 +149,16 @@ AGENT_UNACKNOWLEDGED = MetricSpec(
     "Sealed batches that the server has not acknowledged yet.",
 )
 AGENT_FLOWS = MetricSpec("kubenetmon_agent_flows", Kind.GAUGE, "Flows in the ledger.")
+AGENT_WAITING = MetricSpec(
+    "kubenetmon_agent_waiting_flows",
+    Kind.GAUGE,
+    "Ended flows that wait to be reported and take up memory for it; many of them while the server is away.",
+)
+AGENT_MERGED = MetricSpec(
+    "kubenetmon_agent_merged_flows_total",
+    Kind.COUNTER,
+    "Ended flows that lost their client port, or all ports, to be reported together with others.",
+)
 AGENT_EVENTS = MetricSpec(
     "kubenetmon_agent_destroy_events_total", Kind.COUNTER, "DESTROY events read from the kernel."
 )
@@ -186,8 +196,9 @@ AGENT_MALFORMED = MetricSpec(
 AGENT_EVENT_GAP = MetricSpec(
     "kubenetmon_agent_event_gap_seconds",
     Kind.GAUGE,
-    "For how long no agent listened before this one took the state directory up; what a flow moved after its "
-    "last read is not metered if the kernel removed it then (see vanished flows).",
+    "For how long nobody listened to ends of flows: before this agent took the state directory up, and "
+    "while it was stopped or starved; what a flow moved after its last read is not metered if the kernel "
+    "removed it then (see vanished flows).",
 )
 STATE_REASONS = ("truncated", "version", "corrupt", "other_boot", "foreign", "full")
 AGENT_STATE_SET_ASIDE = MetricSpec(
@@ -205,6 +216,7 @@ SERVER_IGNORED_REASONS = (
     "ipv6",
     "disabled",
     "duplicate",
+    "dropped",
     "address",
     "protocol",
 )
@@ -269,10 +281,20 @@ SERVER_REFUSED = MetricSpec(
     {"reason": REFUSAL_REASONS},
 )
 SERVER_AGENTS = MetricSpec("kubenetmon_server_agents", Kind.GAUGE, "Agents connected now.")
+SERVER_HELD_MEMORY = MetricSpec(
+    "kubenetmon_server_held_memory_bytes",
+    Kind.GAUGE,
+    "Memory given to batches that arrive or are not settled; at its limit of 32 MiB agents wait.",
+)
+SERVER_WISHED_INTERVAL = MetricSpec(
+    "kubenetmon_server_wished_report_interval_seconds",
+    Kind.GAUGE,
+    "Report interval that agents are asked to keep at least, since the table bears no more inserts; 0: none.",
+)
 INVENTORY_OBJECTS = MetricSpec(
     "kubenetmon_server_inventory_objects",
     Kind.GAUGE,
-    "Kubernetes objects known.",
+    "Kubernetes objects known; pods that have ended are not asked for.",
     {"kind": ("pods", "nodes", "services")},
 )
 WATCH_EVENTS = MetricSpec(
@@ -284,7 +306,7 @@ WATCH_EVENTS = MetricSpec(
 WATCH_RELISTS = MetricSpec(
     "kubenetmon_server_watch_relists_total",
     Kind.COUNTER,
-    "Full lists read from the Kubernetes API, by what made them necessary.",
+    "Full lists read from the Kubernetes API, as pages or a stream, by what made them necessary.",
     {"kind": ("pods", "nodes", "services"), "reason": ("start", "expired", "error")},
 )
 WATCH_SKIPPED = MetricSpec(
@@ -292,6 +314,38 @@ WATCH_SKIPPED = MetricSpec(
     Kind.COUNTER,
     "Kubernetes objects left out because they cannot be understood.",
     {"kind": ("pods", "nodes", "services")},
+)
+PEER_OBJECTS = MetricSpec(
+    "kubenetmon_server_peer_objects",
+    Kind.GAUGE,
+    "Kubernetes objects known of the clusters in `peer_clusters`.",
+    {"cluster": (), "kind": ("pods", "nodes")},
+)
+PEER_FOLLOWED = MetricSpec(
+    "kubenetmon_server_peer_followed",
+    Kind.GAUGE,
+    "1 while the API of a cluster in `peer_clusters` is followed, else 0.",
+    {"cluster": ()},
+)
+NO_SIDE = MetricSpec(
+    "kubenetmon_server_no_side_total",
+    Kind.COUNTER,
+    "What was ignored for `direction`, by why no end could be taken for the reporting node's own; "
+    "/debug/unattributed has samples.",
+    {"cause": ("unknown_node", "both_unknown", "both_elsewhere", "no_node"), "unit": _UNITS},
+)
+AMBIGUOUS_OWNER = MetricSpec(
+    "kubenetmon_server_ambiguous_owner_total",
+    Kind.COUNTER,
+    "What was committed to the last of several pods that had an address within one interval, because nobody "
+    "knows when the flow began (agents without nf_conntrack_timestamp, or of the original).",
+    {"unit": _UNITS},
+)
+LATE_ADDRESSES = MetricSpec(
+    "kubenetmon_server_late_addresses_total",
+    Kind.COUNTER,
+    "Local addresses that a batch waited for (pod_wait), by whether the Kubernetes API showed them in time.",
+    {"outcome": ("known", "unknown")},
 )
 RANGE_PREFIXES = MetricSpec(
     "kubenetmon_server_range_prefixes",
@@ -315,6 +369,12 @@ HELD_BATCHES = MetricSpec(
     "kubenetmon_server_held_batches",
     Kind.GAUGE,
     "Batches held because ClickHouse refuses them until an operator mends something.",
+)
+OLD_BATCHES = MetricSpec(
+    "kubenetmon_server_old_batches_total",
+    Kind.COUNTER,
+    "Batches older than the table's memory of tokens, by what a look at the table found of them.",
+    {"found": ("absent", "present", "undecided")},
 )
 EXACTLY_ONCE = MetricSpec(
     "kubenetmon_server_exactly_once",
@@ -342,6 +402,8 @@ AGENT_METRICS = (
     AGENT_BATCH_BYTES,
     AGENT_UNACKNOWLEDGED,
     AGENT_FLOWS,
+    AGENT_WAITING,
+    AGENT_MERGED,
     AGENT_EVENTS,
     AGENT_AMBIGUOUS_IDENTITY,
     AGENT_FOREIGN_RESETS,
@@ -372,14 +434,22 @@ SERVER_METRICS = (
     SERVER_BATCHES,
     SERVER_REFUSED,
     SERVER_AGENTS,
+    SERVER_HELD_MEMORY,
+    SERVER_WISHED_INTERVAL,
     INVENTORY_OBJECTS,
     WATCH_EVENTS,
     WATCH_RELISTS,
     WATCH_SKIPPED,
+    PEER_OBJECTS,
+    PEER_FOLLOWED,
+    NO_SIDE,
+    LATE_ADDRESSES,
+    AMBIGUOUS_OWNER,
     RANGE_PREFIXES,
     RANGE_AGE,
     CLICKHOUSE_ERRORS,
     HELD_BATCHES,
+    OLD_BATCHES,
     EXACTLY_ONCE,
 )
 COMMON_METRICS = (LOOP_LAG,)

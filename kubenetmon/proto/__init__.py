@@ -30,10 +30,10 @@ MAX_MESSAGE_BYTES = 1 << 20
 MAX_BATCH_BYTES = MAX_MESSAGE_BYTES - (1 << 14)
 """What the arrays of one batch may take together; the rest is left for names, numbers and framing."""
 
-IPV4_RECORD_BYTES = 1 + 4 * 4 + 4 * 2 + 4 * 8
+IPV4_RECORD_BYTES = 1 + 4 * 4 + 4 * 2 + 4 * 8 + 4
 """Bytes of one IPv4 record over all arrays."""
 
-IPV6_RECORD_BYTES = 1 + 4 * 16 + 4 * 2 + 4 * 8
+IPV6_RECORD_BYTES = 1 + 4 * 16 + 4 * 2 + 4 * 8 + 4
 """Bytes of one IPv6 record over all arrays."""
 
 EPOCH_BYTES = 16

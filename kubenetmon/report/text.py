@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Sequence
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under their heads, the last one (an amount) to the right; an empty cell is a dash."""
-    cells = [tuple(heads), *[tuple(value or "-" for value in row) for row in rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
-    lines = [
-        "  ".join(
-            [value.ljust(width) for value, width in zip(row[:-1], widths, strict=False)]
-            + [row[-1].rjust(widths[-1])]
-        )
-        for row in cells
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] | None = None) -> str:
+    """Columns under their heads; those in `right` (the last one unless told) to the right; an empty cell is a
+    dash. Control characters are shown as they are written in Python, so that no name can move the cursor."""
+    if right is None:
+        right = {len(heads) - 1}
+    cells = [tuple(heads), *[tuple(_printable(value) or "-" for value in row) for row in rows]]
+    widths = [max(_width(row[column]) for row in cells) for column in range(len(heads))]
+    lines = ["  ".join(_padded(row, widths, right)).rstrip() for row in cells]
+    return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
 
 
 def size(amount: float) -> str:
     """Bytes with a binary unit, as ClickHouse's formatReadableSize writes them."""
     units = iter(("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"))
     unit = next(units)
-    while amount >= 1024:
+    while abs(amount) >= 1024 and unit != "EiB":
         amount, unit = amount / 1024, next(units)
     return f"{amount:.2f} {unit}"
+
+
+def _padded(row: Sequence[str], widths: Sequence[int], right: Collection[int]) -> list[str]:
+    padded = []
+    for column, (value, width) in enumerate(zip(row, widths, strict=True)):
+        blank = " " * (width - _width(value))
+        padded.append(blank + value if column in right else value + blank)
+    return padded
+
+
+def _printable(value: str) -> str:
+    return (
+        value
+        if value.isprintable()
+        else "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in value)
+    )
+
+
+def _width(value: str) -> int:
+    if value.isascii():
+        return len(value)
+    return sum(
+        0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1
+        for one in value
+    )

@@ -1,64 +1,53 @@
 """Attribution: whose bytes a record's are, and over which class of path they went. Pure, on arrays.
 
-Contract: `Attributor.attribute` reads a batch, a `Snapshot` and a `RangeTable`, all immutable, and says of
-every record either who is local and remote or why it is ignored: packets and bytes kept + ignored = those of
-the batch. No per-record Python, nothing to shut down. The rules are those of DESIGN section 7.
+Contract: `Attributor.attribute` reads a batch, a `Snapshot`, the peers' snapshots and a `RangeTable`, all
+immutable, and says of every record either who is local and remote or why it is ignored: packets and bytes
+kept + ignored = those of the batch. No per-record Python, nothing to shut down. The rules are those of DESIGN
+section 7.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kubenetmon.errors import ConfigurationError
-from kubenetmon.model import UDP, FlowBatch, FlowRecords
-from kubenetmon.server.ranges.parse import CLOUDS, Label
-from kubenetmon.server.ranges.table import PrefixMap, RangeTable
-from kubenetmon.server.snapshot import EndpointTable, Snapshot
-
-Network = IPv4Network | IPv6Network
-
-CLASSES = ("UNKNOWN", "INTRA_VPC", "INTRA_REGION", "INTER_REGION", "PUBLIC_INTERNET")
-"""connectionClass by code."""
-UNKNOWN, INTRA_VPC, INTRA_REGION, INTER_REGION, PUBLIC_INTERNET = range(5)
-
-OWN_LABEL = -1
-"""The label id of what lies in our own cloud and region."""
-
-GONE_POD = -1
-"""The endpoint id of an address inside the reporting node's podCIDRs that no known pod owns."""
+from kubenetmon.model import UDP, FlowBatch
+from kubenetmon.server.attributed import (
+    GONE_POD,
+    NO_SIDE_CAUSES,
+    NOTHING_IGNORED,
+    Attributed,
+    Ignored,
+    NamedNetwork,
+    NoSide,
+    Peer,
+    Remote,
+    World,
+)
+from kubenetmon.server.classification import CARRIER_GRADE_NAT, Classifier
+from kubenetmon.server.ranges.parse import Label
+from kubenetmon.server.ranges.table import Network, PrefixMap, RangeTable
+from kubenetmon.server.snapshot import Addresses, Family, Snapshot
+from kubenetmon.server.working import Working, at, joined, one_record, side
 
 LOCAL_INITIATED = "LOCAL_INITIATED"
 MOST_FLAGS = 15
-
-PRIVATE_NETWORKS: tuple[Network, ...] = (
-    *map(ip_network, ("0.0.0.0/32", "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12")),
-    ip_network("192.168.0.0/16"),
-    # Multicast of local scope: link-local, source-specific (first /24 reserved, RFC 4607), administrative.
-    ip_network("224.0.0.0/24"),
-    *IPv4Network("232.0.0.0/8").address_exclude(IPv4Network("232.0.0.0/24")),
-    ip_network("239.0.0.0/8"),
-    *map(ip_network, ("::/128", "::1/128", "fc00::/7", "fe80::/10")),
-    # ffXY::/16, Y the scope: interface to organisation (RFC 7346).
-    *(ip_network(f"ff{flags:x}{scope:x}::/16") for flags in range(16) for scope in (1, 2, 3, 4, 5, 8)),
-)
-"""A remote in these is INTRA_VPC; the IPv4 ones are the original's."""
-
-CARRIER_GRADE_NAT: tuple[Network, ...] = (ip_network("100.64.0.0/10"),)
+MOST_STRANGERS = 500
+SAMPLES = 3
+"""Records shown of a batch for each cause of having no side."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttributionConfig:
     """How to attribute; `cloud` and `region` are in lower case.
 
-    `private_cidrs` are private beside `PRIVATE_NETWORKS`; `connection_flags` names flags that are set where
-    the remote address lies in their networks; `ipv6` says that the table can hold IPv6 records.
+    `private_cidrs` are private beside `PRIVATE_NETWORKS`; `networks` come before both and before any
+    provider's ranges; `connection_flags` names flags that are set where the remote address lies in their
+    networks; `ipv6` says that the table can hold IPv6 records.
     """
 
     cloud: str
@@ -67,130 +56,9 @@ class AttributionConfig:
     ignore_udp: bool = True
     meter_host_network: bool = False
     private_cidrs: tuple[Network, ...] = CARRIER_GRADE_NAT
+    networks: tuple[NamedNetwork, ...] = ()
     connection_flags: Mapping[str, tuple[Network, ...]] = field(default_factory=dict)
     ipv6: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ignored:
-    """Records that make no rows, and what they counted in both directions."""
-
-    records: int
-    bytes: int
-    packets: int
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One end of n records.
-
-    `endpoint` int32: id in the `EndpointTable`, 0 = nothing known, or `GONE_POD`. `ipv4` uint32, 0 for IPv6
-    records; `ipv6` uint64 of shape (n, 2), 0 for IPv4 records, or None where every record is IPv4. `port`
-    uint16.
-    """
-
-    endpoint: NDArray[np.int32]
-    ipv4: NDArray[np.uint32]
-    ipv6: NDArray[np.uint64] | None
-    port: NDArray[np.uint16]
-
-
-@dataclass(frozen=True, slots=True)
-class Attributed:
-    """The n records that make rows, and what became of the others. Arrays have shape (n,).
-
-    `connection_class` indexes `CLASSES`; `label` indexes `labels` or is `OWN_LABEL`; `flag_code` indexes
-    `flags`. `ignored` is by reason (udp, node, direction, ipv6), without those that took no record.
-    `empty_region` counts the records kept as UNKNOWN because their range of our own cloud names no region.
-    """
-
-    table: EndpointTable
-    labels: Sequence[Label]
-    flags: Sequence[Mapping[str, bool]]
-    node_name: str
-    node_zone: str
-    protocol: NDArray[np.uint8]
-    local: Side
-    remote: Side
-    out_bytes: NDArray[np.uint64]
-    out_packets: NDArray[np.uint64]
-    in_bytes: NDArray[np.uint64]
-    in_packets: NDArray[np.uint64]
-    connection_class: NDArray[np.uint8]
-    label: NDArray[np.int32]
-    flag_code: NDArray[np.intp]
-    ignored: Mapping[str, Ignored]
-    empty_region: int
-
-    def __len__(self) -> int:
-        return len(self.protocol)
-
-    def total_bytes(self) -> int:
-        """Bytes of both directions over the records that make rows."""
-        return int(self.out_bytes.sum()) + int(self.in_bytes.sum())
-
-    def total_packets(self) -> int:
-        """Packets of both directions over the records that make rows."""
-        return int(self.out_packets.sum()) + int(self.in_packets.sum())
-
-
-class _Working:
-    """The records of one family while they are sorted out.
-
-    `source` is the original tuple's source, `destination` the reply tuple's: after DNAT, so that a Service's
-    address is the pod behind it.
-    """
-
-    def __init__(self, records: FlowRecords, ignored: dict[str, Ignored]) -> None:
-        self.family = records.family
-        self._ignored = ignored
-        self.columns: dict[str, NDArray[Any]] = {
-            "protocol": records.protocol,
-            "source": records.original_source_address,
-            "source_port": records.original_source_port,
-            "source_bytes": records.original_bytes,
-            "source_packets": records.original_packets,
-            "destination": records.reply_source_address,
-            "destination_port": records.reply_source_port,
-            "destination_bytes": records.reply_bytes,
-            "destination_packets": records.reply_packets,
-        }
-
-    def __len__(self) -> int:
-        return len(self.columns["protocol"])
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        return self.columns[name]
-
-    def ignore(self, reason: str, which: NDArray[np.bool_]) -> None:
-        """Take records out, and count them."""
-        count = int(np.count_nonzero(which))
-        if not count:
-            return
-        before = self._ignored.get(reason, Ignored(0, 0, 0))
-        totals = [
-            int(self.columns[f"source_{unit}"][which].sum())
-            + int(self.columns[f"destination_{unit}"][which].sum())
-            for unit in ("bytes", "packets")
-        ]
-        self._ignored[reason] = Ignored(
-            before.records + count, before.bytes + totals[0], before.packets + totals[1]
-        )
-        rest = np.flatnonzero(~which)
-        self.columns = {name: column[rest] for name, column in self.columns.items()}
-
-    def of_local(self, quantity: str) -> NDArray[Any]:
-        """What the local side's column of this name holds."""
-        return self._choose(f"source{quantity}", f"destination{quantity}")
-
-    def of_remote(self, quantity: str) -> NDArray[Any]:
-        """What the remote side's column of this name holds."""
-        return self._choose(f"destination{quantity}", f"source{quantity}")
-
-    def _choose(self, if_source: str, otherwise: str) -> NDArray[Any]:
-        first = self.columns[if_source]
-        choice = self.columns["local_is_source"]
-        return np.where(choice if first.ndim == 1 else choice[:, None], first, self.columns[otherwise])
 
 
 class Attributor:
@@ -205,54 +73,108 @@ class Attributor:
                 f"connection_flags: {LOCAL_INITIATED} is set by kubenetmon itself; give yours another name"
             )
         self._config = config
-        self._private = PrefixMap.of_networks((*PRIVATE_NETWORKS, *config.private_cidrs))
+        self._classifier = Classifier(config.cloud, config.region, config.private_cidrs, config.networks)
         self._flag_names = (LOCAL_INITIATED, *config.connection_flags)
         self._flag_maps = [PrefixMap.of_networks(networks) for networks in config.connection_flags.values()]
-        # Keyed by the table's identity: worked out once a refresh.
-        self._classes = functools.lru_cache(maxsize=1)(self._classes_of_labels)
 
-    def attribute(self, batch: FlowBatch, cluster: Snapshot, ranges: RangeTable) -> Attributed:
-        """Who sent and received what in this batch, as the cluster and the ranges given know it."""
+    def attribute(
+        self, batch: FlowBatch, cluster: Snapshot, ranges: RangeTable, peers: Sequence[Peer] = ()
+    ) -> Attributed:
+        """Who sent and received what in this batch, as the clusters and the ranges given know it."""
         ignored: dict[str, Ignored] = {}
+        no_side: dict[str, NoSide] = {}
+        strangers: dict[Family, Addresses] = {}
         empty_region = 0
-        parts = [_Working(records, ignored) for records in (batch.ipv4, batch.ipv6)]
+        interval = (batch.interval_start, batch.interval_end)
+        parts = [Working(records, ignored, interval) for records in (batch.ipv4, batch.ipv6)]
         node_name = batch.identity.node_name
-        at = max(batch.interval_end - 1, batch.interval_start)
+        ambiguous = NOTHING_IGNORED
+        world = World(cluster, self._config.cluster, node_name, peers, self._config.networks)
+        placed = self._classifier.placed(ranges, peers)
         for part in parts:
             if self._config.ignore_udp:
                 part.ignore("udp", part["protocol"] == UDP)
             if part.family == 6 and not self._config.ipv6:
                 part.ignore("ipv6", np.ones(len(part), np.bool_))
-            self._find_endpoints(part, cluster, at)
-            _find_sides(part, cluster, node_name)
-            empty_region += self._classify(part, ranges)
+            self._find_endpoints(part, cluster)
+            homeless = _find_sides(part, cluster, node_name, no_side)
+            part.columns["local_endpoint"] = part.of_local("_endpoint")
+            strangers[part.family] = _strangers(part, homeless)
+            ambiguous += _handed_over(part, cluster, interval)
+            empty_region += self._classifier.classify(
+                part, cluster=cluster, world=world, peers=peers, ranges=ranges, placed=placed
+            )
         if len(parts[1]) == 0:
             parts = parts[:1]
         code, flags = self._flag_codes(parts)
-        local, remote = _side(parts, _Working.of_local), _side(parts, _Working.of_remote)
-        gone = bool((local.endpoint == GONE_POD).any() or (remote.endpoint == GONE_POD).any())
         return Attributed(
-            table=cluster.table,
-            labels=ranges.labels,
+            world=world,
+            labels=placed.labels,
+            classes=placed.classes,
             flags=flags,
-            node_name=node_name,
-            node_zone=cluster.node_zone(node_name) if gone else "",
-            protocol=_joined([part["protocol"] for part in parts]),
-            local=local,
-            remote=remote,
+            protocol=joined([part["protocol"] for part in parts]),
+            local=side(parts, Working.of_local, "local_endpoint"),
+            remote=side(parts, Working.of_remote, "remote_endpoint"),
             # Counters belong to who sent: the local side's are "out", the remote side's "in".
-            out_bytes=_joined([part.of_local("_bytes") for part in parts]),
-            out_packets=_joined([part.of_local("_packets") for part in parts]),
-            in_bytes=_joined([part.of_remote("_bytes") for part in parts]),
-            in_packets=_joined([part.of_remote("_packets") for part in parts]),
-            connection_class=_joined([part["class"] for part in parts]),
-            label=_joined([part["label"] for part in parts]),
+            out_bytes=joined([part.of_local("_bytes") for part in parts]),
+            out_packets=joined([part.of_local("_packets") for part in parts]),
+            in_bytes=joined([part.of_remote("_bytes") for part in parts]),
+            in_packets=joined([part.of_remote("_packets") for part in parts]),
+            connection_class=joined([part["class"] for part in parts]),
+            label=joined([part["label"] for part in parts]),
             flag_code=code,
+            rule=joined([part["rule"] for part in parts]),
             ignored=ignored,
+            no_side=no_side,
             empty_region=empty_region,
+            ambiguous=ambiguous,
+            strangers={part.family: some for part in parts if len(some := strangers[part.family])},
         )
 
-    def _find_endpoints(self, part: _Working, cluster: Snapshot, at: int) -> None:
+    def as_remote(
+        self,
+        family: Family,
+        address: int,
+        port: int,
+        moment: int,
+        cluster: Snapshot,
+        ranges: RangeTable,
+        peers: Sequence[Peer] = (),
+    ) -> Remote | None:
+        """What would be said at Unix second `moment` of a remote with that address (a number), for TCP.
+
+        None where its records are ignored as node traffic.
+        """
+        part = Working(one_record(family, address, port), {}, (moment, moment + 1))
+        self._find_endpoints(part, cluster)
+        if not len(part):
+            return None
+        part.columns["local_is_source"] = np.zeros(1, np.bool_)
+        world = World(cluster, self._config.cluster, "", peers, self._config.networks)
+        placed = self._classifier.placed(ranges, peers)
+        self._classifier.classify(
+            part, cluster=cluster, world=world, peers=peers, ranges=ranges, placed=placed
+        )
+        strings = world.columns([int(part["remote_endpoint"][0])])
+        label = int(part["label"][0])
+        place = Label(self._config.cloud, self._config.region, "") if label < 0 else placed.labels[label]
+        code, flags = self._flag_codes([part])
+        return Remote(
+            cloud=place.cloud,
+            region=place.region,
+            service=place.service,
+            zone=strings["zone"][0],
+            cluster=strings["cluster"][0],
+            node=strings["node"][0],
+            namespace=strings["namespace"][0],
+            pod=strings["pod"][0],
+            app=strings["app"][0],
+            connection_class=placed.classes[int(part["class"][0])],
+            flags=tuple(flags[int(code[0])]),
+            rule=int(part["rule"][0]),
+        )
+
+    def _find_endpoints(self, part: Working, cluster: Snapshot) -> None:
         """Rules 3 to 5: the pod (or node) at both ends; node traffic is ignored unless it is metered.
 
         An end is a node only when `meter_host_network` is on: both ends are looked at here, so a record with
@@ -264,46 +186,20 @@ class Attributor:
                 (cluster.nodes(part.family, part["source"]) != 0)
                 | (cluster.nodes(part.family, part["destination"]) != 0),
             )
+        moments = part.moments()
         for end in ("source", "destination"):
-            endpoint = cluster.pods(part.family, part[end], at)
+            endpoint = cluster.pods(part.family, part[end], moments)
             if self._config.meter_host_network:
                 node = cluster.nodes(part.family, part[end])
-                endpoint = np.where(node != 0, node, endpoint)
+                at_node = np.flatnonzero(node)
+                if len(at_node):
+                    address, port = part[end][at_node], part[f"{end}_port"][at_node]
+                    protocol, then = part["protocol"][at_node], at(moments, at_node)
+                    pod = cluster.host_pods(part.family, address, protocol, port, then)
+                    endpoint[at_node] = np.where(pod != 0, pod, node[at_node])
             part.columns[f"{end}_endpoint"] = endpoint
 
-    def _classify(self, part: _Working, ranges: RangeTable) -> int:
-        """Rule 8: cloud, region, service and class of the remote; returns how many lack their region."""
-        count = len(part)
-        connection_class, label = np.full(count, INTRA_VPC, np.uint8), np.full(count, OWN_LABEL, np.int32)
-        address = part.of_remote("")
-        outside = np.flatnonzero(part.of_remote("_endpoint") == 0)
-        outside = outside[self._private.lookup(part.family, address[outside]) == 0]
-        found = ranges.lookup(part.family, address[outside])
-        classes, lacks_region = self._classes(ranges)
-        label[outside] = found
-        connection_class[outside] = classes[found]
-        part.columns["class"], part.columns["label"] = connection_class, label
-        return int(np.count_nonzero(lacks_region[found]))
-
-    def _classes_of_labels(self, ranges: RangeTable) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """By label id: the class of such a remote, and whether the label is our cloud without a region."""
-        cloud, region = self._config.cloud, self._config.region
-        classes = np.full(len(ranges.labels), PUBLIC_INTERNET, np.uint8)
-        lacks_region = np.zeros(len(ranges.labels), np.bool_)
-        # To miss says "the internet" only where a hit would have said "our cloud".
-        if not len(ranges) or (cloud in CLOUDS and not ranges.covers(cloud)):
-            classes[0] = UNKNOWN
-        for index, label in enumerate(ranges.labels):
-            if index == 0 or label.cloud != cloud:
-                continue
-            lacks_region[index] = label.region == ""
-            if lacks_region[index]:
-                classes[index] = UNKNOWN
-            else:
-                classes[index] = INTRA_REGION if label.region in ("global", region) else INTER_REGION
-        return classes, lacks_region
-
-    def _flag_codes(self, parts: Sequence[_Working]) -> tuple[NDArray[np.intp], list[dict[str, bool]]]:
+    def _flag_codes(self, parts: Sequence[Working]) -> tuple[NDArray[np.intp], list[dict[str, bool]]]:
         """Rule 10: a code for each combination of flags, and each code's flags. Only set flags are named."""
         masks = []
         for part in parts:
@@ -311,7 +207,7 @@ class Attributor:
             for bit, networks in enumerate(self._flag_maps, start=1):
                 mask |= (networks.lookup(part.family, part.of_remote("")) != 0).astype(np.intp) << bit
             masks.append(mask)
-        mask = _joined(masks)
+        mask = joined(masks)
         combinations = np.arange(2)
         if self._flag_maps:
             combinations, mask = np.unique(mask, return_inverse=True)
@@ -322,8 +218,13 @@ class Attributor:
         return mask, flags
 
 
-def _find_sides(part: _Working, cluster: Snapshot, node_name: str) -> None:
-    """Rule 6: which end lives on the reporting node."""
+def _find_sides(
+    part: Working, cluster: Snapshot, node_name: str, no_side: dict[str, NoSide]
+) -> list[Addresses]:
+    """Rule 6: which end lives on the reporting node.
+
+    Returns the ends of the records taken out of which neither is known: one of them may be a pod of the node.
+    """
     here = cluster.node_id(node_name)
     node_of = cluster.table.node_id
     on_node, elsewhere, unknown, gone = {}, {}, {}, {}
@@ -350,23 +251,45 @@ def _find_sides(part: _Working, cluster: Snapshot, node_name: str) -> None:
         on_node["destination"] | gone["destination"] | elsewhere["source"] & unknown["destination"]
     )
     part.columns["local_is_source"] = local_is_source
-    part.ignore("direction", ~(local_is_source | local_is_destination))
+    nowhere = ~(local_is_source | local_is_destination)
+    if not nowhere.any():
+        return []
+    both_unknown = nowhere & unknown["source"] & unknown["destination"]
+    both_elsewhere = nowhere & elsewhere["source"] & elsewhere["destination"]
+    causes = dict.fromkeys(NO_SIDE_CAUSES, np.zeros(len(part), np.bool_))
+    if here:
+        causes |= {"both_unknown": both_unknown, "both_elsewhere": both_elsewhere}
+        causes["no_node"] = nowhere & ~both_unknown & ~both_elsewhere
+    else:
+        causes["unknown_node"] = nowhere
+    for cause, which in causes.items():
+        if which.any():
+            before = no_side.get(cause, NoSide(Ignored(0, 0, 0), ()))
+            samples = (*before.samples, *part.largest(which, SAMPLES))
+            no_side[cause] = NoSide(before.total + part.total(which), samples)
+    homeless = [part[end][both_unknown] for end in ("source", "destination")] if here else []
+    part.ignore("direction", nowhere)
+    return homeless
 
 
-def _side(parts: Sequence[_Working], of: Callable[[_Working, str], NDArray[Any]]) -> Side:
-    addresses = [of(part, "") for part in parts]
-    ipv6 = None
-    if len(parts) == 2:
-        ipv6 = np.concatenate([np.zeros((len(addresses[0]), 2), np.uint64), addresses[1]])
-        addresses[1] = np.zeros(len(addresses[1]), np.uint32)
-    return Side(
-        endpoint=_joined([of(part, "_endpoint") for part in parts]),
-        ipv4=_joined(addresses),
-        ipv6=ipv6,
-        port=_joined([of(part, "_port") for part in parts]),
-    )
+def _handed_over(part: Working, cluster: Snapshot, interval: tuple[int, int]) -> Ignored:
+    """The records of which it cannot be told whose they are, and which are taken for the last owner's: an
+    address changed hands within the interval, and no one knows when the flow began."""
+    untimed = part.untimed()
+    if not len(untimed):
+        return NOTHING_IGNORED
+    ambiguous = np.zeros(len(part), np.bool_)
+    for end in ("source", "destination"):
+        addresses = part[end][untimed]
+        first = cluster.pods(part.family, addresses, interval[0])
+        last = cluster.pods(part.family, addresses, max(interval[1] - 1, interval[0]))
+        ambiguous[untimed] |= (first != last) & (first != 0) & (last != 0)
+    return part.total(ambiguous)
 
 
-def _joined(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """The arrays end to end; without a copy where there is one."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+def _strangers(part: Working, homeless: Sequence[Addresses]) -> Addresses:
+    unknown = np.flatnonzero(part["local_endpoint"] <= 0)
+    if not len(unknown) and not homeless:
+        return part["source"][:0]
+    found: Addresses = np.unique(np.concatenate([part.of_local("")[unknown], *homeless]), axis=0)
+    return found[:MOST_STRANGERS]

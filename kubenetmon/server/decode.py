@@ -35,7 +35,10 @@ MAX_COUNTER_SUM = 2.0**62
 """What the counters of one batch may add up to, so that sums of two directions fit 64 bits."""
 
 _MAX_FIELDS = 256
-"""Fields of one message, the known and the unknown: 14 are known."""
+"""Fields of one message, the known and the unknown: 15 are known."""
+
+_START_TIME = 15
+"""The number of the field that came last."""
 
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 
@@ -145,7 +148,20 @@ def _read_records(message: bytes, field: tuple[int, int, int] | None, family: Li
     protocol = arrays[0]
     if not bool(((protocol == TCP) | (protocol == UDP)).all()):
         raise ProtocolError(f"{name}.protocol has numbers other than {TCP} and {UDP}")
-    return FlowRecords(family, *arrays)
+    columns: list[Any] = [*arrays, _read_start_time(message, fields, count, name)]
+    return FlowRecords(family, *columns)
+
+
+def _read_start_time(
+    message: bytes, fields: dict[int, tuple[int, int, int]], count: int, name: str
+) -> NDArray[np.uint32] | None:
+    """The one column that may be missing."""
+    column = _delimited(message, fields.get(_START_TIME), f"{name}.start_time")
+    if not column:
+        return None
+    if len(column) != 4 * count:
+        raise ProtocolError(f"{name}.start_time has {len(column)} bytes, not {count} x 4")
+    return np.frombuffer(column, "<u4")
 
 
 def _read_fields(message: bytes, start: int, end: int, name: str) -> dict[int, tuple[int, int, int]]:

@@ -67,6 +67,11 @@ class Endpoints:
         """What an id stands for."""
         return Description(*[column[endpoint] for column in self._columns])
 
+    def nodes_of(self, endpoints: Iterable[int]) -> set[str]:
+        """The names of those endpoints' nodes."""
+        node = self._columns[Description._fields.index("node")]
+        return {node[endpoint] for endpoint in endpoints}
+
     def columns(self) -> Columns:
         """The table as it is now."""
         pod, namespace, node, zone, app, instance_id, cell = self._columns

@@ -4,11 +4,13 @@ Contract: pure, no I/O, no task, nothing to shut down. Whoever watches the clust
 (`kubenetmon.server.watcher`) tells it what it saw and when (Unix seconds); attribution takes a `snapshot()`,
 which is the same object until something changed that attribution can see. A relist (`begin_relist` …
 `end_relist`) takes away what it did not see only at its end, so that nothing known is lost when it breaks
-off. All calls come from one thread; a snapshot may be used from any.
+off. All calls come from one thread; a snapshot may be used from any. What is kept for each of 100,000 pods is
+small and out of the garbage collector's sight.
 
-Pods that have Succeeded or Failed and pods on the host's network own no address. A pod that ends keeps its
-addresses for `pod_grace` unless they are taken again (rules in `kubenetmon.server.ownership`); what
-ended stays known for `history`, so that batches sent late find the owner of their time.
+Pods that have Succeeded or Failed and pods on the host's network own no address; the latter own the ports of
+their node's addresses that they declare. A pod that ends keeps its addresses for `pod_grace` unless they are
+taken again (rules in `kubenetmon.server.ownership`); what ended stays known for `history`, so that batches
+sent late find the owner of their time.
 """
 
 from __future__ import annotations
@@ -18,19 +20,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from kubenetmon.server.endpoints import Columns, Description, Endpoints
-from kubenetmon.server.nodes import KnownNodes, Node, NodeLookup
-from kubenetmon.server.ownership import FOREVER, AddressHistory, Claim, OwnershipRows
-from kubenetmon.server.snapshot import Addresses, Family
+from kubenetmon.server.nodes import HOST_APP, KnownNodes, Node, NodeLookup
+from kubenetmon.server.ownership import (
+    ADDRESS_WIDTH,
+    FOREVER,
+    PORT_WIDTH,
+    AddressHistory,
+    Claim,
+    OwnershipRows,
+    Width,
+    port_key,
+)
+from kubenetmon.server.snapshot import Addresses, Family, Moment
 
 Kind = Literal["pods", "nodes", "services"]
 KINDS: tuple[Kind, ...] = ("nodes", "pods", "services")
 """In the order they are best read: pods take their zone from nodes."""
 
-_MOST_ENDED_CLAIMS = 200_000
+_MOST_ENDED_CLAIMS = 100_000
+"""Some 25 MB. Two thousand addresses a minute may change hands before less than `history` is kept."""
+
 COMPACT_ABOVE = 10_000
 
 
@@ -49,8 +63,11 @@ class InventoryConfig:
     history: float = 3600.0
 
 
-class Pod(NamedTuple):
-    """What is kept of a pod. Times are Unix seconds, 0 = unknown; addresses are numbers."""
+class Pod(msgspec.Struct, frozen=True, gc=False):
+    """What is kept of a pod. Times are Unix seconds, 0 = unknown; addresses are numbers.
+
+    `host_ports`: of a living pod on the host's network, each port it declares as protocol << 16 | port.
+    """
 
     uid: str
     namespace: str
@@ -64,6 +81,16 @@ class Pod(NamedTuple):
     owns_addresses: bool
     ipv4: tuple[int, ...]
     ipv6: tuple[int, ...]
+    host_ports: tuple[int, ...] = ()
+
+
+class Tenure(NamedTuple):
+    """That an endpoint owned an address from `start` to `end` (Unix seconds; None: still)."""
+
+    owner: Description
+    start: int
+    end: int | None
+    created: int
 
 
 class Service(NamedTuple):
@@ -78,7 +105,7 @@ class ClusterSnapshot:
 
     table: Columns
     node_numbers: Mapping[str, int]
-    ownership: Mapping[Family, OwnershipRows]
+    ownership: Mapping[Width, OwnershipRows]
     node_lookup: NodeLookup
 
     def node_id(self, node_name: str) -> int:
@@ -87,8 +114,18 @@ class ClusterSnapshot:
     def node_zone(self, node_name: str) -> str:
         return self.node_lookup.zones.get(node_name, "")
 
-    def pods(self, family: Family, addresses: Addresses, at: int) -> NDArray[np.int32]:
-        return self.ownership[family].owners(addresses, at)
+    def pods(self, family: Family, addresses: Addresses, at: Moment) -> NDArray[np.int32]:
+        return self.ownership[ADDRESS_WIDTH[family]].owners(addresses, at)
+
+    def host_pods(
+        self,
+        family: Family,
+        addresses: Addresses,
+        protocols: NDArray[np.uint8],
+        ports: NDArray[np.uint16],
+        at: Moment,
+    ) -> NDArray[np.int32]:
+        return self.ownership[PORT_WIDTH[family]].owners_of_ports(addresses, protocols, ports, at)
 
     def nodes(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
         return self.node_lookup.owners(family, addresses)
@@ -96,15 +133,15 @@ class ClusterSnapshot:
     def in_pod_cidrs(self, family: Family, addresses: Addresses, node_name: str) -> NDArray[np.bool_]:
         return self.node_lookup.in_pod_networks(family, addresses, node_name)
 
+    def of_pod_cidrs(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
+        return self.node_lookup.all_pod_networks.lookup(family, addresses)
 
-class _PodRecord:
-    __slots__ = ("claims", "endpoint", "generation", "pod")
 
-    def __init__(self, pod: Pod, generation: int) -> None:
-        self.pod = pod
-        self.generation = generation
-        self.endpoint = 0
-        self.claims: tuple[Claim, ...] = ()
+class _PodRecord(msgspec.Struct, eq=False, gc=False):
+    pod: Pod
+    generation: int
+    endpoint: int = 0
+    claims: tuple[Claim, ...] = ()
 
 
 class Inventory:
@@ -114,16 +151,21 @@ class Inventory:
         self._config = config
         self._endpoints = Endpoints()
         self._nodes = KnownNodes(self._endpoints)
-        self._history: Mapping[Family, AddressHistory] = {
-            4: AddressHistory(4, int(config.pod_grace)),
-            6: AddressHistory(6, int(config.pod_grace)),
+        widths = (*ADDRESS_WIDTH.values(), *PORT_WIDTH.values())
+        self._history: Mapping[Width, AddressHistory] = {
+            width: AddressHistory(width, int(config.pod_grace)) for width in widths
         }
         self._pods: dict[str, _PodRecord] = {}
-        self._pods_on: dict[str, set[str]] = {}
+        self._moved_nodes: set[str] = set()
         self._services: dict[str, int] = {}
-        self._ended: deque[tuple[float, Claim]] = deque()
+        self._ended: deque[Claim] = deque()
         self._generation: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self._snapshot: ClusterSnapshot | None = None
+
+    @property
+    def inventory(self) -> Inventory:
+        """Itself: as whoever holds one."""
+        return self
 
     def counts(self) -> dict[Kind, int]:
         """How many objects of each kind exist now."""
@@ -132,11 +174,12 @@ class Inventory:
     def snapshot(self) -> ClusterSnapshot:
         """The cluster as known now."""
         if self._snapshot is None:
+            self._move_pods()
             self._compact()
             self._snapshot = ClusterSnapshot(
                 self._endpoints.columns(),
                 self._nodes.numbers,
-                {family: history.rows() for family, history in self._history.items()},
+                {width: history.rows() for width, history in self._history.items()},
                 self._nodes.lookup(),
             )
         return self._snapshot
@@ -145,6 +188,21 @@ class Inventory:
         """The node of a pod that exists now; None: no such pod, or on no node yet."""
         record = self._pods.get(uid)
         return (record.pod.node or None) if record is not None else None
+
+    def tenures(self, family: Family, address: int) -> list[Tenure]:
+        """Who had the address that is still known, in the order they took it."""
+        self._move_pods()
+        return [self._tenure(claim) for claim in self._history[ADDRESS_WIDTH[family]].of(address)]
+
+    def host_tenures(self, family: Family, address: int, protocol: int, port: int) -> list[Tenure]:
+        """The same for one port of a node's address and the pods on the host's network."""
+        self._move_pods()
+        claims = self._history[PORT_WIDTH[family]].of(port_key(address, protocol, port))
+        return [self._tenure(claim) for claim in claims]
+
+    def _tenure(self, claim: Claim) -> Tenure:
+        end = None if claim.end == FOREVER else claim.end
+        return Tenure(self._endpoints.description(claim.endpoint), claim.start, end, claim.created)
 
     def begin_relist(self, kind: Kind) -> None:
         """What is put from here on has been seen in this list; a begun list may be abandoned for another."""
@@ -173,24 +231,19 @@ class Inventory:
         record = self._pods.get(pod.uid)
         if record is None:
             record = self._pods[pod.uid] = _PodRecord(pod, generation)
-            self._pods_on.setdefault(pod.node, set()).add(pod.uid)
-            self._settle(record, pod.started or pod.created, now)
+            self._settle(record, now, seen_before=False)
             return
         record.generation = generation
         if record.pod == pod:
             return
-        if record.pod.node != pod.node:
-            self._leave_node(record.pod)
-            self._pods_on.setdefault(pod.node, set()).add(pod.uid)
         record.pod = pod
-        self._settle(record, int(now), now)
+        self._settle(record, now, seen_before=True)
 
     def remove_pod(self, uid: str, now: float) -> None:
         """A pod was deleted; unknown ones are ignored."""
         record = self._pods.pop(uid, None)
         if record is None:
             return
-        self._leave_node(record.pod)
         for claim in record.claims:
             self._end(claim, now)
 
@@ -201,10 +254,7 @@ class Inventory:
             return
         self._snapshot = None
         if (node.zone, node.cell) != previous_place:
-            for uid in self._pods_on.get(node.name, ()):
-                record = self._pods[uid]
-                if record.claims:
-                    self._describe(record)
+            self._moved_nodes.add(node.name)
 
     def remove_node(self, name: str, now: float) -> None:
         """A node was deleted; what is known of it stays for the grace time."""
@@ -222,23 +272,20 @@ class Inventory:
     def expire(self, now: float) -> None:
         """Forget what ended longer ago than is kept; to be called every few seconds."""
         keep = max(self._config.history, self._config.pod_grace)
-        while self._ended and (self._ended[0][0] + keep < now or len(self._ended) > _MOST_ENDED_CLAIMS):
-            _, claim = self._ended.popleft()
-            self._history[claim.family].forget(claim)
+        while self._ended and (self._ended[0].end + keep < now or len(self._ended) > _MOST_ENDED_CLAIMS):
+            claim = self._ended.popleft()
+            self._history[claim.width].forget(claim)
             self._snapshot = None
         if self._nodes.expire(now - self._config.pod_grace):
             self._snapshot = None
 
-    def _settle(self, record: _PodRecord, start: int, now: float) -> None:
-        """Make the claims of a pod fit its addresses; new ones hold from `start`."""
+    def _settle(self, record: _PodRecord, now: float, *, seen_before: bool) -> None:
+        """Make the claims of a pod fit its addresses."""
         pod = record.pod
-        wanted: dict[tuple[Family, int], Claim | None] = {}
-        if pod.owns_addresses:
-            wanted.update({(4, address): None for address in pod.ipv4})
-            wanted.update({(6, address): None for address in pod.ipv6})
+        wanted: dict[tuple[Width, int], Claim | None] = dict.fromkeys(_keys_of(pod))
         for claim in record.claims:
-            if (claim.family, claim.address) in wanted:
-                wanted[claim.family, claim.address] = claim
+            if (claim.width, claim.key) in wanted:
+                wanted[claim.width, claim.key] = claim
             else:
                 self._end(claim, now)
         if not wanted:
@@ -247,54 +294,95 @@ class Inventory:
             return
         self._describe(record)
         claims: list[Claim] = []
-        for (family, address), held in wanted.items():
+        for (width, key), held in wanted.items():
             if held is not None:
                 claim = held
             else:
-                claim = Claim(family, address, min(max(start, 0), FOREVER - 1), pod.created, record.endpoint)
-                self._history[family].add(claim)
+                start = self._start(pod, self._history[width].of(key), now, seen_before)
+                claim = Claim(width, key, min(max(start, 0), FOREVER - 1), pod.created, record.endpoint)
+                self._history[width].add(claim)
                 self._snapshot = None
             claims.append(claim)
         record.claims = tuple(claims)
+        if len(claims) == 1:
+            # Most pods have one address that nobody had before: then one tuple serves here and there.
+            known = self._history[claim.width].of(claim.key)
+            record.claims = known if known == record.claims else record.claims
+
+    def _start(self, pod: Pod, earlier: tuple[Claim, ...], now: float, seen_before: bool) -> int:
+        """Since when a pod has what it is seen to have now.
+
+        The API tells when a pod was started, not when it got its address, and tells the latter late: so since
+        its start, but after everyone before; and not before now where another holds the address still.
+        """
+        start = pod.started or pod.created
+        if not seen_before:
+            return start
+        ends = [claim.end for claim in earlier]
+        return min(int(now), max([start, *ends]))
 
     def _describe(self, record: _PodRecord) -> None:
         """Let the pod's endpoint say what is known of it now; its claims follow."""
         pod = record.pod
         zone, node_cell = self._nodes.place(pod.node)
         description = Description(
-            pod.name, pod.namespace, pod.node, zone, pod.app, pod.instance_id, pod.cell or node_cell
+            pod.name,
+            pod.namespace,
+            pod.node,
+            zone,
+            pod.app or (HOST_APP if pod.host_ports else ""),
+            pod.instance_id,
+            pod.cell or node_cell,
         )
         if record.endpoint and self._endpoints.description(record.endpoint) == description:
             return
         record.endpoint = self._endpoints.add(description, self._nodes.number(pod.node))
         for claim in record.claims:
             if claim.end == FOREVER:
-                self._history[claim.family].move(claim, record.endpoint)
+                self._history[claim.width].move(claim, record.endpoint)
         self._snapshot = None
 
     def _end(self, claim: Claim, now: float) -> None:
-        self._history[claim.family].end(claim, int(now))
-        self._ended.append((now, claim))
+        self._history[claim.width].end(claim, int(now))
+        self._ended.append(claim)
         self._snapshot = None
 
-    def _leave_node(self, pod: Pod) -> None:
-        on_node = self._pods_on.get(pod.node)
-        if on_node is not None:
-            on_node.discard(pod.uid)
-            if not on_node:
-                del self._pods_on[pod.node]
+    def _move_pods(self) -> None:
+        """Let pods follow their nodes to other zones: rare, so all pods are gone through once."""
+        if not self._moved_nodes:
+            return
+        for record in self._pods.values():
+            if record.claims and record.pod.node in self._moved_nodes:
+                self._describe(record)
+        self._moved_nodes.clear()
 
     def _compact(self) -> None:
-        """Let go of endpoints that no claim and no node uses any more, once they are the greater part."""
-        in_use = sum(len(history) for history in self._history.values()) + len(self._nodes)
-        if len(self._endpoints) < COMPACT_ABOVE + 2 * in_use + 2 * len(self._ended):
+        """Let go of endpoints that no claim and no node uses any more, once they are a fifth of all."""
+        in_use = sum(len(history) for history in self._history.values()) + len(self._nodes) + len(self._ended)
+        if len(self._endpoints) < COMPACT_ABOVE + in_use + in_use // 4:
             return
         used = {claim.endpoint for history in self._history.values() for claim in history.claims()}
-        named_by_pods = {self._endpoints.description(endpoint).node for endpoint in used}
-        self._nodes.renumber(named_by_pods)
-        new_ids = self._endpoints.compact([*used, *self._nodes.endpoints_used()], self._nodes.numbers)
+        self._nodes.renumber(self._endpoints.nodes_of(used))
+        used.update(self._nodes.endpoints_used())
+        new_ids = self._endpoints.compact(used, self._nodes.numbers)
+        numbers = new_ids.tolist()
         for history in self._history.values():
             history.renumber(new_ids)
         self._nodes.move(new_ids)
         for record in self._pods.values():
-            record.endpoint = int(new_ids[record.endpoint])
+            record.endpoint = numbers[record.endpoint]
+
+
+def _keys_of(pod: Pod) -> list[tuple[Width, int]]:
+    """What the pod owns."""
+    found: list[tuple[Width, int]] = []
+    families: tuple[tuple[Family, tuple[int, ...]], ...] = ((4, pod.ipv4), (6, pod.ipv6))
+    for family, addresses in families:
+        if pod.owns_addresses:
+            found += [(ADDRESS_WIDTH[family], address) for address in addresses]
+        found += [
+            (PORT_WIDTH[family], port_key(address, port >> 16, port & 0xFFFF))
+            for address in addresses
+            for port in pod.host_ports
+        ]
+    return found

@@ -1,9 +1,9 @@
 """The Kubernetes API as this program uses it: which cluster, with which credentials, list a page, watch.
 
-Contract: `choose_source` says where objects come from, or why nowhere. `KubernetesClient` owns the HTTP
-session and the credentials, opened at the first request and again when the API no longer accepts them;
-`close` ends both. Loading of configurations, credentials and the transport are kubernetes-asyncio's; its
-models are left aside, see `_library`. Every wait has a limit, every answer a greatest size.
+Contract: `KubernetesClient` owns the HTTP session and the credentials, opened at the first request and again
+when the API no longer accepts them; `close` ends both. Loading of configurations, credentials and the
+transport are kubernetes-asyncio's; its models are left aside, see `_library`. Every wait has a limit, every
+answer a greatest size. `SELECTIONS` has what is asked for of each kind.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import types
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -29,6 +28,7 @@ import yaml
 
 from kubenetmon.errors import ConfigurationError, KubenetmonError
 from kubenetmon.server.inventory import Kind
+from kubenetmon.server.kubernetes_source import InCluster, Kubeconfig
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +36,28 @@ LARGEST_PAGE = 256 << 20
 LARGEST_LINE = 16 << 20
 """Bytes. etcd keeps no object above 1.5 MiB; JSON is a few times larger than what etcd keeps."""
 
+_JSON = "application/json"
+
 _PAGE_PATIENCE = 10
 """A page may take so many times the longest silence allowed."""
 
-_THREE_WAYS = (
-    "no cluster to watch: run inside Kubernetes, or have a kubeconfig (KUBECONFIG or ~/.kube/config), "
-    "or set kubernetes_source: file:PATH"
-)
+_LONGEST_WISH = 60.0
+"""Seconds; the API may ask us to stay away so long and no longer."""
 
 
 class ApiError(KubenetmonError):
-    """The Kubernetes API did not give what was asked for; asking again later may help."""
+    """The Kubernetes API did not give what was asked for; asking again later may help.
+
+    `retry_after`: the seconds that the API asks us to wait at least, 0 where it says nothing.
+    """
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RefusedError(ApiError):
+    """The API does not allow this request, or does not know its like: another may do."""
 
 
 class ExpiredError(ApiError):
@@ -58,67 +69,28 @@ class UnauthorizedError(ApiError):
 
 
 @dataclass(frozen=True, slots=True)
-class InCluster:
-    """The cluster that this process runs in, with the service account whose files are in `directory`."""
+class Selection:
+    """What is asked for of a kind: the API sends no more than that.
 
-    directory: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-
-    def __str__(self) -> str:
-        return "in-cluster"
-
-
-@dataclass(frozen=True, slots=True)
-class Kubeconfig:
-    """The current context of a kubeconfig; `path` may be several, separated by colons."""
-
-    path: str
-
-    def __str__(self) -> str:
-        return f"kubeconfig {self.path}"
-
-
-@dataclass(frozen=True, slots=True)
-class DumpFile:
-    """A file with the JSON of `kubectl get pods,nodes,services -A -o json`."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return f"file {self.path}"
-
-
-Source = InCluster | Kubeconfig | DumpFile
-
-
-def choose_source(setting: str, environment: Mapping[str, str]) -> Source:
-    """Where to read the cluster from: "" (find out), "in-cluster", "kubeconfig[:PATH]" or "file:PATH".
-
-    Raises `ConfigurationError` when the setting is none of these or names nothing that exists.
+    `field_selector` leaves objects out, `metadata_only` all but their metadata. `from_cache` reads a list
+    from the API server's memory, whole and perhaps a little old, and spares etcd; for kinds whose lists are
+    small. `streamed` asks for lists as streams of events (beta since Kubernetes 1.32), likewise from memory,
+    but up to date and an object at a time.
     """
-    word, _, path = setting.partition(":")
-    if word == "file" and path:
-        return DumpFile(Path(path))
-    if word == "kubeconfig":
-        path = path or environment.get("KUBECONFIG", "") or _home_kubeconfig(environment)
-        if not any(Path(part).expanduser().is_file() for part in path.split(os.pathsep) if part):
-            raise ConfigurationError(f"kubernetes_source: there is no kubeconfig at {path}")
-        return Kubeconfig(path)
-    if setting == "in-cluster":
-        return InCluster()
-    if setting:
-        raise ConfigurationError(
-            f"kubernetes_source: {setting!r} is none of in-cluster, kubeconfig, kubeconfig:PATH, file:PATH"
-        )
-    if environment.get("KUBERNETES_SERVICE_HOST"):
-        return InCluster()
-    path = environment.get("KUBECONFIG", "") or _home_kubeconfig(environment)
-    if any(Path(part).expanduser().is_file() for part in path.split(os.pathsep) if part):
-        return Kubeconfig(path)
-    raise ConfigurationError(_THREE_WAYS)
+
+    field_selector: str = ""
+    metadata_only: bool = False
+    from_cache: bool = False
+    streamed: bool = False
 
 
-def _home_kubeconfig(environment: Mapping[str, str]) -> str:
-    return str(Path(environment.get("HOME") or Path.home()) / ".kube" / "config")
+SELECTIONS: Mapping[Kind, Selection] = {
+    # Pods that have ended own no address. The API reports a pod that ends as deleted from the selection.
+    "pods": Selection("status.phase!=Succeeded,status.phase!=Failed", streamed=True),
+    "nodes": Selection(streamed=True),
+    # Services are only counted.
+    "services": Selection(metadata_only=True, from_cache=True),
+}
 
 
 @cache
@@ -184,8 +156,10 @@ class KubernetesClient:
                 self._session = await self._load()
 
     async def list_page(self, kind: Kind, limit: int, continue_token: str) -> bytearray:
-        """The body of one page. Raises `ApiError` and its kinds."""
+        """The body of one page, or of a list from the cache as a whole. Raises `ApiError` and its kinds."""
         query: dict[str, str] = {"limit": str(limit)}
+        if SELECTIONS[kind].from_cache:
+            query = {"resourceVersion": "0"}
         if continue_token:
             query["continue"] = continue_token
         body = bytearray()
@@ -204,15 +178,16 @@ class KubernetesClient:
     async def watch(self, kind: Kind, resource_version: str, timeout: int) -> AsyncGenerator[list[bytes]]:
         """Lines of a watch as they come, several at a time, none at first; ends when the server ends it.
 
-        `timeout` in seconds is the server's; our own is a little longer. A line above `LARGEST_LINE` is
-        passed on as an empty one. Raises `ApiError` and its kinds.
+        Without a version it begins with all objects there are, up to a bookmark that ends them;
+        `RefusedError` where the API does not do that. `timeout` in seconds is the server's; our own is a
+        little longer. A line above `LARGEST_LINE` is passed on as an empty one. Raises `ApiError` and its
+        kinds.
         """
-        query = {
-            "watch": "1",
-            "allowWatchBookmarks": "true",
-            "resourceVersion": resource_version,
-            "timeoutSeconds": str(timeout),
-        }
+        query = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(timeout)}
+        if resource_version:
+            query["resourceVersion"] = resource_version
+        else:
+            query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
         patience = aiohttp.ClientTimeout(total=timeout + self._read_timeout, connect=self._connect_timeout)
         async with self._get(kind, "watch", query, patience) as response:
             _keep_alive(response)
@@ -230,7 +205,7 @@ class KubernetesClient:
         session = self._session
         assert session is not None
         for last in (False, True):
-            async with self._answer(session, path, {}, timeout, body) as response:
+            async with self._answer(session, path, {}, timeout, _JSON, body) as response:
                 if response.status == 401 and not last:
                     session = await self._renew(session)
                     continue
@@ -241,7 +216,7 @@ class KubernetesClient:
                         "to this account"
                     )
                 if response.status not in (200, 201):
-                    await self._refuse(session, response, path, "create")
+                    await self._refuse(session, response, path, "create", {})
                 answer = bytearray()
                 async for chunk in response.content.iter_any():
                     answer += chunk
@@ -260,18 +235,24 @@ class KubernetesClient:
     async def _get(
         self, kind: Kind, verb: str, query: dict[str, str], timeout: aiohttp.ClientTimeout
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        if SELECTIONS[kind].field_selector:
+            query["fieldSelector"] = SELECTIONS[kind].field_selector
         await self.open()
         session = self._session
         assert session is not None
-        async with self._answer(session, f"/api/v1/{kind}", query, timeout) as response:
+        accept = _JSON
+        if SELECTIONS[kind].metadata_only:
+            form = "PartialObjectMetadata" if "watch" in query else "PartialObjectMetadataList"
+            accept = f"{_JSON};as={form};g=meta.k8s.io;v=v1,{_JSON}"
+        async with self._answer(session, f"/api/v1/{kind}", query, timeout, accept) as response:
             if response.status != 401:
-                await self._refuse(session, response, kind, verb)
+                await self._refuse(session, response, kind, verb, query)
                 yield response
                 return
         # A token or certificate was replaced: load what there is now and ask once more.
         session = await self._renew(session)
-        async with self._answer(session, f"/api/v1/{kind}", query, timeout) as response:
-            await self._refuse(session, response, kind, verb)
+        async with self._answer(session, f"/api/v1/{kind}", query, timeout, accept) as response:
+            await self._refuse(session, response, kind, verb, query)
             yield response
 
     @contextlib.asynccontextmanager
@@ -281,11 +262,12 @@ class KubernetesClient:
         path: str,
         query: dict[str, str],
         timeout: aiohttp.ClientTimeout,
+        accept: str,
         body: dict[str, object] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         session.users += 1
         try:
-            response = await self._request(session, path, query, timeout, body)
+            response = await self._request(session, path, query, timeout, accept, body)
             try:
                 yield response
             finally:
@@ -306,10 +288,11 @@ class KubernetesClient:
         path: str,
         query: dict[str, str],
         timeout: aiohttp.ClientTimeout,
+        accept: str,
         body: dict[str, object] | None,
     ) -> aiohttp.ClientResponse:
         # Compressing a list costs the API server more than it saves on a cluster's own network.
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "kubenetmon"}
+        headers = {"Accept": accept, "Accept-Encoding": "identity", "User-Agent": "kubenetmon"}
         try:
             authorization = await session.configuration.get_api_key_with_prefix("BearerToken")
         except _library().config.ConfigException as error:
@@ -317,7 +300,7 @@ class KubernetesClient:
         if authorization:
             headers["Authorization"] = authorization.strip()
         if body is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = _JSON
         response: aiohttp.ClientResponse = await session.transport.request(
             "GET" if body is None else "POST",
             f"{session.configuration.host}{path}",
@@ -330,7 +313,12 @@ class KubernetesClient:
         return response
 
     async def _refuse(
-        self, session: _Session, response: aiohttp.ClientResponse, kind: str, verb: str
+        self,
+        session: _Session,
+        response: aiohttp.ClientResponse,
+        kind: str,
+        verb: str,
+        query: Mapping[str, str],
     ) -> None:
         """Raise the error that an answer other than 200 stands for."""
         host = session.configuration.host
@@ -342,14 +330,20 @@ class KubernetesClient:
                 "renew the token or certificate"
             )
         if response.status == 403:
-            raise ApiError(
+            raise RefusedError(
                 f"not allowed to {verb} {kind}: bind the ClusterRole kubenetmon-server "
                 "(get, list, watch on pods, nodes, services) to this account"
             )
+        if "sendInitialEvents" in query and response.status in (400, 404, 405, 406, 415, 422):
+            raise RefusedError(f"the API does not send the list of {kind} as events ({response.status})")
         if response.status == 410 or (verb == "watch" and response.status in (400, 404, 422)):
             raise ExpiredError(f"the API cannot go on from the {kind} known ({response.status})")
         text = (await response.content.read(300)).decode(errors="replace")
-        raise ApiError(f"the Kubernetes API at {host} answers {response.status}: {' '.join(text.split())}")
+        wish = response.headers.get("Retry-After", "")
+        raise ApiError(
+            f"the Kubernetes API at {host} answers {response.status}: {' '.join(text.split())}",
+            min(float(wish), _LONGEST_WISH) if wish.isascii() and wish.isdigit() else 0.0,
+        )
 
     async def _renew(self, rejected: _Session) -> _Session:
         async with self._opening:

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from kubenetmon.errors import ProtocolError
+from kubenetmon.model import TCP, UDP
 from kubenetmon.server.inventory import InventoryConfig, Kind, Pod, Service
 from kubenetmon.server.nodes import Network, Node
 from kubenetmon.server.snapshot import Family
@@ -26,6 +27,7 @@ KubernetesObject = Pod | Node | Service
 _OVER = frozenset({"Succeeded", "Failed"})
 _KIND_NAMES: Mapping[str, Kind] = {"Pod": "pods", "Node": "nodes", "Service": "services"}
 _IPV4_MAPPED = 0xFFFF
+_PROTOCOLS = {"TCP": TCP, "UDP": UDP}
 
 LabelsT = TypeVar("LabelsT")
 ObjectT = TypeVar("ObjectT")
@@ -47,13 +49,21 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of a watch. `object` is None for BOOKMARK and ERROR, and for an object that was skipped."""
+    """One line of a watch. `object` is None for BOOKMARK and ERROR, and for an object that was skipped.
+
+    `ends_list`: a bookmark that says that all objects there were have been sent.
+    """
 
     type: str
     object: KubernetesObject | None
     resource_version: str
     error_code: int
     error_message: str
+    ends_list: bool = False
+
+
+class _Annotations(msgspec.Struct):
+    initial_events_end: str | None = msgspec.field(name="k8s.io/initial-events-end", default=None)
 
 
 class _Metadata(msgspec.Struct, Generic[LabelsT], rename="camel"):
@@ -63,6 +73,7 @@ class _Metadata(msgspec.Struct, Generic[LabelsT], rename="camel"):
     creation_timestamp: datetime | None = None
     resource_version: str | None = None
     labels: LabelsT | None = None
+    annotations: _Annotations | None = None
 
 
 class _PodAddress(msgspec.Struct):
@@ -72,6 +83,20 @@ class _PodAddress(msgspec.Struct):
 class _PodSpec(msgspec.Struct, rename="camel"):
     node_name: str | None = None
     host_network: bool | None = None
+    # Read only of pods on the host's network.
+    containers: msgspec.Raw = msgspec.Raw()
+    init_containers: msgspec.Raw = msgspec.Raw()
+
+
+class _Port(msgspec.Struct, rename="camel"):
+    container_port: int = 0
+    host_port: int = 0
+    protocol: str = "TCP"
+
+
+class _Container(msgspec.Struct, rename="camel"):
+    ports: list[_Port] | None = None
+    restart_policy: str | None = None
 
 
 class _PodStatus(msgspec.Struct):
@@ -85,6 +110,9 @@ class _Pod(msgspec.Struct, Generic[LabelsT]):
     metadata: _Metadata[LabelsT]
     spec: _PodSpec | None = None
     status: _PodStatus | None = None
+
+
+_CONTAINERS = msgspec.json.Decoder(list[_Container] | None)
 
 
 class _NodeAddress(msgspec.Struct):
@@ -204,13 +232,17 @@ class ObjectDecoder:
             decoded = self._event[kind].decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return self._odd_event(line)
-        version = decoded.object.metadata.resource_version or ""
+        metadata = decoded.object.metadata
+        version = metadata.resource_version or ""
+        if decoded.type == "BOOKMARK":
+            annotations = metadata.annotations
+            ends = annotations is not None and annotations.initial_events_end == "true"
+            return Event(decoded.type, None, version, 0, "", ends)
         known: KubernetesObject | None = None
-        if decoded.type != "BOOKMARK":
-            try:
-                known = self._convert[kind](decoded.object)
-            except (ValueError, OverflowError):
-                known = None
+        try:
+            known = self._convert[kind](decoded.object)
+        except (ValueError, OverflowError):
+            known = None
         return Event(decoded.type, known, version, 0, "")
 
     def dump(self, body: bytes) -> dict[Kind, Page]:
@@ -281,6 +313,7 @@ class ObjectDecoder:
             if text:
                 family, address = parse_address(text)
                 (ipv4 if family == 4 else ipv6).append(address)
+        created, started = _seconds(metadata.creation_timestamp), _seconds(status.start_time)
         return Pod(
             _identity(metadata),
             sys.intern(metadata.namespace or ""),
@@ -289,11 +322,12 @@ class ObjectDecoder:
             sys.intern(app),
             sys.intern(getattr(labels, self._instance_id_field, None) or ""),
             sys.intern(getattr(labels, self._cell_field, None) or ""),
-            _seconds(metadata.creation_timestamp),
-            _seconds(status.start_time),
+            created,
+            created if started == created else started,  # one object for both
             not spec.host_network and status.phase not in _OVER,
             tuple(ipv4),
             tuple(ipv6),
+            _host_ports(spec) if spec.host_network and status.phase not in _OVER else (),
         )
 
     def _node(self, decoded: Any) -> Node:
@@ -322,6 +356,28 @@ class ObjectDecoder:
 
     def _service(self, decoded: Any) -> Service:
         return Service(_identity(decoded.metadata))
+
+
+def _host_ports(spec: _PodSpec) -> tuple[int, ...]:
+    """The ports that the containers declare (and sidecars: restartable init containers), as `Pod` has them.
+
+    On the host's network a port of the container is the port of the host, whether hostPort repeats it or not.
+    """
+    found: set[int] = set()
+    for raw, always in ((spec.containers, True), (spec.init_containers, False)):
+        try:
+            containers = _CONTAINERS.decode(raw) if len(bytes(raw)) else None
+        except msgspec.MsgspecError:
+            continue  # the pod is still a pod
+        for container in containers or ():
+            if not (always or container.restart_policy == "Always"):
+                continue
+            for port in container.ports or ():
+                protocol = _PROTOCOLS.get(port.protocol)
+                number = port.container_port or port.host_port
+                if protocol is not None and 0 < number < 1 << 16:
+                    found.add(protocol << 16 | number)
+    return tuple(sorted(found))
 
 
 def parse_address(text: str) -> tuple[Family, int]:

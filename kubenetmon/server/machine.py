@@ -112,6 +112,11 @@ class MachineCluster:
         self._inventory = Inventory(InventoryConfig())
         self._known: Addresses | None = None
 
+    @property
+    def inventory(self) -> Inventory:
+        """The machine as one node."""
+        return self._inventory
+
     def snapshot(self) -> ClusterSnapshot:
         """The machine as last looked at; the first call looks. Raises `MachineError` then only."""
         if self._known is None:

@@ -8,12 +8,14 @@ that is only named by a pod has a number too.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kubenetmon.server.endpoints import Description, Endpoints
+from kubenetmon.server.ranges.table import PrefixMap
 from kubenetmon.server.snapshot import Addresses, Family
 
 HOST_APP = "host"
@@ -40,16 +42,17 @@ class Node(NamedTuple):
 
 
 class _NodeRecord:
-    __slots__ = ("deleted_at", "endpoint", "generation", "node")
+    __slots__ = ("deleted_at", "endpoint", "generation", "node", "of_pods")
 
-    def __init__(self, node: Node, endpoint: int, generation: int) -> None:
+    def __init__(self, node: Node, endpoint: int, of_pods: int, generation: int) -> None:
         self.node = node
         self.endpoint = endpoint
+        self.of_pods = of_pods  # the endpoint of pods that are not known and have an address of the node's
         self.generation = generation
         self.deleted_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NodeLookup:
     """Sorted InternalIPs and their endpoints per family, each node's pod networks and zone. Immutable.
 
@@ -60,6 +63,7 @@ class NodeLookup:
     endpoints: dict[Family, NDArray[np.int32]]
     pod_networks: dict[str, tuple[Network, ...]]
     zones: dict[str, str]
+    of_pods: dict[str, int]
 
     def owners(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
         """Endpoint id of the node with each address; 0 = none. Shape (n,)."""
@@ -71,6 +75,17 @@ class NodeLookup:
         found: NDArray[np.int32] = self.endpoints[family].take(row)
         found *= keys.take(row) == wanted
         return found
+
+    @cached_property
+    def all_pod_networks(self) -> PrefixMap:
+        """Endpoint id of an unknown pod in any node's pod networks; made when first asked for."""
+        return PrefixMap(
+            {
+                address.to_bytes(4 if family == 4 else 16) + bytes((length,)): self.of_pods[name]
+                for name, networks in self.pod_networks.items()
+                for family, address, length in networks
+            }
+        )
 
     def in_pod_networks(self, family: Family, addresses: Addresses, node_name: str) -> NDArray[np.bool_]:
         """Whether each address lies in a pod network of that node. Shape (n,)."""
@@ -127,11 +142,14 @@ class KnownNodes:
                 return False
         else:
             self._alive += 1
-        endpoint = self._endpoints.add(
-            Description(node=node.name, zone=node.zone, app=HOST_APP, cell=node.cell),
-            self.number(node.name),
+        number = self.number(node.name)
+        of_pods = Description(node=node.name, zone=node.zone, cell=node.cell)
+        self._records[node.name] = _NodeRecord(
+            node,
+            self._endpoints.add(of_pods._replace(app=HOST_APP), number),
+            self._endpoints.add(of_pods, number),
+            generation,
         )
-        self._records[node.name] = _NodeRecord(node, endpoint, generation)
         self._lookup = None
         return True
 
@@ -165,7 +183,7 @@ class KnownNodes:
 
     def endpoints_used(self) -> list[int]:
         """The endpoint ids of all nodes."""
-        return [record.endpoint for record in self._records.values()]
+        return [id for record in self._records.values() for id in (record.endpoint, record.of_pods)]
 
     def renumber(self, named_by_pods: set[str]) -> None:
         """Number the nodes anew that are known or named by pods; others lose their number."""
@@ -176,6 +194,7 @@ class KnownNodes:
         """Endpoint id i is called new_ids[i] from now on."""
         for record in self._records.values():
             record.endpoint = int(new_ids[record.endpoint])
+            record.of_pods = int(new_ids[record.of_pods])
         self._lookup = None
 
     def lookup(self) -> NodeLookup:
@@ -203,4 +222,5 @@ class KnownNodes:
             },
             {record.node.name: record.node.pod_networks for record in records if record.node.pod_networks},
             {record.node.name: record.node.zone for record in records},
+            {record.node.name: record.of_pods for record in records},
         )

@@ -6,7 +6,8 @@ the one answer, and a caller that is cancelled changes nothing. Every batch's by
 committed, ignored with a reason, handed back or pending, and nowhere else.
 
 Attribution and encoding run in one worker thread, one batch at a time, over a snapshot taken on the event
-loop; at most `inserters` batches are held in encoded form, the others wait as the arrays they came in.
+loop; at most `inserters` batches and about `encoded_limit` bytes are held in encoded form, the others wait as
+the arrays they came in, which are a fifth of that.
 At shutdown the inserter hands back what it cannot commit; then every `process` returns and `close` ends the
 thread.
 """
@@ -16,11 +17,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from kubenetmon.clickhouse.block import Block, encode
+from kubenetmon.clickhouse.evidence import Tracer
 from kubenetmon.clickhouse.inserter import CommitOutcome
 from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.clock import Clock
@@ -29,9 +32,14 @@ from kubenetmon.metrics import Metrics, MetricSpec, catalogue
 from kubenetmon.model import FlowBatch, empty_records
 from kubenetmon.proto import Outcome
 from kubenetmon.server import rows
-from kubenetmon.server.attribution import Attributed, Attributor, Ignored
+from kubenetmon.server.attributed import NOTHING_IGNORED, Attributed, Ignored, NoSide, Peer
+from kubenetmon.server.attribution import Attributor
+from kubenetmon.server.flood import MemoryBudget
+from kubenetmon.server.latecomers import Latecomers
+from kubenetmon.server.pacing import ReportPacing
 from kubenetmon.server.ranges.table import RangeTable
-from kubenetmon.server.snapshot import ClusterView, Snapshot
+from kubenetmon.server.snapshot import Addresses, ClusterView, Family, Snapshot
+from kubenetmon.server.unattributed import Unattributed
 from kubenetmon.server.verdict import Verdict
 
 logger = logging.getLogger(__name__)
@@ -39,13 +47,27 @@ logger = logging.getLogger(__name__)
 _REMEMBERED = 16384
 """How many committed identities are remembered, so that a repeated one costs no insert."""
 
+_USUAL_BLOCK_BYTES = 300.0
+"""Of the two rows that a record becomes, with names of usual length."""
+_VERDICTS = {
+    CommitOutcome.HANDED_BACK: Verdict(Outcome.RETRY_LATER, "the server is stopping"),
+    CommitOutcome.UNDECIDED: Verdict(
+        Outcome.RETRY_LATER,
+        "ClickHouse no longer knows whether it holds this batch; the server's /ready says what to do",
+    ),
+    CommitOutcome.DROPPED: Verdict(
+        Outcome.REJECTED, "the server's configuration says to drop what ClickHouse does not take"
+    ),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
-    """`inserters`: batches that are encoded and inserted at once."""
+    """`inserters`: batches that are encoded and inserted at once; `encoded_limit`: bytes of their blocks."""
 
     rows: rows.RowsConfig
     inserters: int = 20
+    encoded_limit: int = 32 << 20
 
 
 class RangesHolder(Protocol):
@@ -57,6 +79,14 @@ class RangesHolder(Protocol):
         ...
 
 
+class PeerView(Protocol):
+    """Whoever knows another cluster."""
+
+    def peer(self) -> Peer:
+        """That cluster as known now."""
+        ...
+
+
 class BlockInserter(Protocol):
     """Whoever commits blocks to ClickHouse."""
 
@@ -64,9 +94,29 @@ class BlockInserter(Protocol):
         """The table's columns, as soon as they are known."""
         ...
 
-    async def commit(self, block: Block, token: str) -> CommitOutcome:
-        """Insert the block once; return when ClickHouse holds it, or when it was handed back."""
+    async def commit(self, block: Block, token: str, tracer: Tracer | None = None) -> CommitOutcome:
+        """Insert the block once; return when ClickHouse holds it, or why it does not."""
         ...
+
+
+@dataclass(slots=True)
+class _Leftover:
+    """What of a batch makes no rows, or rows that may be another's."""
+
+    ignored: dict[str, Ignored] = field(default_factory=dict)
+    no_side: Mapping[str, NoSide] = field(default_factory=dict)
+    ambiguous: Ignored = NOTHING_IGNORED
+
+    def add(self, reason: str, part: Ignored) -> None:
+        self.ignored[reason] = self.ignored.get(reason, NOTHING_IGNORED) + part
+
+
+@dataclass(frozen=True, slots=True)
+class _Waits:
+    """That a batch is better attributed a little later, and for whose sake."""
+
+    latecomers: Latecomers
+    strangers: Mapping[Family, Addresses]
 
 
 class Pipeline:
@@ -80,20 +130,33 @@ class Pipeline:
         ranges: RangesHolder,
         attributor: Attributor,
         inserter: BlockInserter | None,
+        pacing: ReportPacing,
         metrics: Metrics,
         clock: Clock,
+        unattributed: Unattributed,
+        peers: Sequence[PeerView] = (),
+        latecomers: Latecomers | None = None,
     ) -> None:
-        """Without an inserter batches are attributed, counted and acknowledged, and nothing is stored."""
+        """Without an inserter batches are attributed, counted and acknowledged, and nothing is stored.
+
+        Without `latecomers` no batch waits for pods.
+        """
         self._config = config
         self._cluster = cluster
         self._ranges = ranges
         self._attributor = attributor
         self._inserter = inserter
+        self._pacing = pacing
         self._metrics = metrics
         self._clock = clock
+        self._unattributed = unattributed
+        self._peers = peers
+        self._latecomers = latecomers
         self._in_flight: dict[str, asyncio.Task[Verdict]] = {}
         self._committed: OrderedDict[str, None] = OrderedDict()
         self._slots = asyncio.Semaphore(config.inserters)
+        self._encoded = MemoryBudget(config.encoded_limit)
+        self._block_bytes_per_record = _USUAL_BLOCK_BYTES
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="attribution")
         self._pending = {"bytes": 0, "packets": 0}
 
@@ -135,14 +198,21 @@ class Pipeline:
     async def _settle(self, batch: FlowBatch, received_at: float) -> Verdict:
         self._count(catalogue.SERVER_RECEIVED, batch)
         self._pend(batch, 1)
-        ignored: dict[str, Ignored] = {}
+        leftover = _Leftover()
         verdict = Verdict(Outcome.RETRY_LATER, "the server is stopping")
         try:
             waiting_since = self._clock.monotonic()
             async with self._slots:
                 waited = (self._clock.monotonic() - waiting_since) * 1e6
                 self._metrics.observe(catalogue.ENQUEUE_WAIT, waited, type="succeeded")
-                verdict = await self._store(batch, received_at, ignored)
+                stored = await self._store(batch, received_at, leftover)
+            if isinstance(stored, _Waits):
+                # Outside of the slot: who waits for a pod keeps no one else waiting.
+                await stored.latecomers.wait(stored.strangers)
+                async with self._slots:
+                    stored = await self._store(batch, received_at, leftover, patient=False)
+            assert isinstance(stored, Verdict)
+            verdict = stored
         except KubenetmonError as error:
             logger.error("Batch %s waits at the agent: %s", batch.identity.token, error)
             self._metrics.add(catalogue.SERVER_ERRORS, type="enqueuing_failed")
@@ -153,69 +223,122 @@ class Pipeline:
             verdict = Verdict(Outcome.RETRY_LATER, "the server failed to process it; its log says why")
         finally:
             self._pend(batch, -1)
+            if verdict.outcome is Outcome.RETRY_LATER:
+                self._count(catalogue.SERVER_HANDED_BACK, batch)
+            else:
+                self._count_settled(batch, leftover)
             if verdict.outcome is Outcome.COMMITTED:
                 self._remember(batch.identity.token)
-                self._count_settled(batch, ignored)
-            else:
-                self._count(catalogue.SERVER_HANDED_BACK, batch)
         return verdict
 
-    async def _store(self, batch: FlowBatch, received_at: float, ignored: dict[str, Ignored]) -> Verdict:
-        """Attribute, encode, commit; fills `ignored` with what makes no rows."""
-        inserter = self._inserter
+    async def _store(
+        self, batch: FlowBatch, received_at: float, leftover: _Leftover, *, patient: bool = True
+    ) -> Verdict | _Waits:
+        """`_store_encoded`, once there is room for the block."""
+        room = min(int(len(batch) * self._block_bytes_per_record), self._config.encoded_limit)
+        await self._encoded.reserve(room)
+        try:
+            return await self._store_encoded(batch, received_at, leftover, patient=patient)
+        finally:
+            self._encoded.release(room)
+
+    async def _store_encoded(
+        self, batch: FlowBatch, received_at: float, leftover: _Leftover, *, patient: bool
+    ) -> Verdict | _Waits:
+        """Attribute, encode, commit; fills `leftover` with what makes no rows.
+
+        One that is patient and meets pods it does not know gives the batch back, and `leftover` untouched.
+        """
+        inserter, not_kept = self._inserter, NOTHING_IGNORED
         schema = None if inserter is None else await inserter.wait_schema()
         if schema is not None and not schema.has_ipv6 and len(batch.ipv6):
             # Only the table says whether IPv6 can be kept; without the columns such rows would merge.
             ipv6 = batch.ipv6
-            ignored["ipv6"] = Ignored(len(ipv6), ipv6.total_bytes(), ipv6.total_packets())
+            not_kept = Ignored(len(ipv6), ipv6.total_bytes(), ipv6.total_packets())
             batch = replace(batch, ipv6=empty_records(6))
-        attributed, block = await asyncio.get_running_loop().run_in_executor(
-            self._worker, self._encode, batch, self._cluster.snapshot(), self._ranges.table, schema
+        peers = [view.peer() for view in self._peers]
+        attributed, encoded = await asyncio.get_running_loop().run_in_executor(
+            self._worker, self._encode, batch, self._cluster.snapshot(), peers, self._ranges.table, schema
         )
+        if patient and self._latecomers is not None and attributed.strangers:
+            fresh = self._latecomers.fresh(attributed.strangers)
+            if fresh:
+                return _Waits(self._latecomers, fresh)
+        if not_kept.records:
+            leftover.add("ipv6", not_kept)
         for reason, part in attributed.ignored.items():
-            before = ignored.get(reason, Ignored(0, 0, 0))
-            ignored[reason] = Ignored(
-                before.records + part.records, before.bytes + part.bytes, before.packets + part.packets
-            )
+            leftover.add(reason, part)
+        leftover.no_side, leftover.ambiguous = attributed.no_side, attributed.ambiguous
         records = len(attributed)
         self._observed("labeled", records)
-        self._observed("ignored", sum(part.records for part in ignored.values()))
+        self._observed("ignored", sum(part.records for part in leftover.ignored.values()))
         if attributed.empty_region:
             self._metrics.add(
                 catalogue.REMOTE_LABELER_ERRORS, attributed.empty_region, type="intra_cloud_empty_region"
             )
-        if inserter is None or block is None:
+        labeled = Ignored(records, attributed.total_bytes(), attributed.total_packets())
+        if inserter is None or encoded is None:
             if inserter is None and records:
-                ignored["disabled"] = Ignored(records, attributed.total_bytes(), attributed.total_packets())
+                leftover.add("disabled", labeled)
             return Verdict(Outcome.COMMITTED)
+        del attributed  # what an insert may wait for through an outage is the block
+        block, tracer = encoded
+        # The longest of late, for the room that the next ones will need.
+        self._block_bytes_per_record = max(
+            _USUAL_BLOCK_BYTES, 0.9 * self._block_bytes_per_record, len(block.body) / max(1, records)
+        )
         self._observed("enqueued", records)
-        outcome = await inserter.commit(block, batch.identity.token)
-        if outcome is not CommitOutcome.COMMITTED:
+        self._pacing.arrived(batch.interval_end - batch.interval_start)
+        begun = self._clock.monotonic()
+        outcome = await inserter.commit(block, batch.identity.token, tracer)
+        if outcome is CommitOutcome.COMMITTED:
+            self._pacing.inserted(self._clock.monotonic() - begun)
+        else:
             self._observed("dropped", records)
-            return Verdict(Outcome.RETRY_LATER, "the server is stopping")
+        if outcome is CommitOutcome.DROPPED:
+            leftover.add("dropped", labeled)
+        if verdict := _VERDICTS.get(outcome):
+            return verdict
         age = max(0.0, self._clock.time() - received_at)
         self._metrics.observe(catalogue.INSERT_BATCH_AGE, age * 1000)
         return Verdict(Outcome.COMMITTED)
 
     def _encode(
-        self, batch: FlowBatch, cluster: Snapshot, ranges: RangeTable, schema: TableSchema | None
-    ) -> tuple[Attributed, Block | None]:
+        self,
+        batch: FlowBatch,
+        cluster: Snapshot,
+        peers: Sequence[Peer],
+        ranges: RangeTable,
+        schema: TableSchema | None,
+    ) -> tuple[Attributed, tuple[Block, Tracer] | None]:
         """In the worker thread: no block when there is nothing to insert."""
-        attributed = self._attributor.attribute(batch, cluster, ranges)
+        attributed = self._attributor.attribute(batch, cluster, ranges, peers)
         if schema is None or not len(attributed):
             return attributed, None
         count, columns = rows.columns(attributed, batch, self._config.rows)
-        return attributed, encode(columns, schema, count) if count else None
+        if not count:
+            return attributed, None
+        tracer = Tracer(
+            columns,
+            count,
+            node=batch.identity.node_name,
+            interval_start=batch.interval_start,
+            interval_end=batch.interval_end,
+        )
+        return attributed, (encode(columns, schema, count), tracer)
 
     def _remember(self, token: str) -> None:
         self._committed[token] = None
         if len(self._committed) > _REMEMBERED:
             self._committed.popitem(last=False)
 
-    def _count_settled(self, batch: FlowBatch, ignored: dict[str, Ignored]) -> None:
-        """What became of a committed batch's bytes and packets: committed = all - ignored."""
+    def _count_settled(self, batch: FlowBatch, leftover: _Leftover) -> None:
+        """What became of a settled batch's bytes and packets: committed = all - ignored."""
+        self._unattributed.record(batch.identity.node_name, batch.interval_end, leftover.no_side)
+        for unit, amount in (("bytes", leftover.ambiguous.bytes), ("packets", leftover.ambiguous.packets)):
+            self._metrics.add(catalogue.AMBIGUOUS_OWNER, amount, unit=unit)
         committed = _amounts(batch)
-        for reason, part in ignored.items():
+        for reason, part in leftover.ignored.items():
             for unit, amount in (("bytes", part.bytes), ("packets", part.packets)):
                 self._metrics.add(catalogue.SERVER_IGNORED, amount, reason=reason, unit=unit)
                 committed[unit] -= amount

@@ -36,15 +36,18 @@ logger = logging.getLogger(__name__)
 PREFIX = struct.Struct(">BI")
 """Before each gRPC message: compressed flag, length (gRPC over HTTP/2, "Length-Prefixed-Message")."""
 
+BATCH_OVERHEAD = 1 << 14
+"""What an unsettled batch takes beside its message: tasks, arrays' heads, its answer. Counted, so that a
+client cannot pile up empty batches."""
+
 PushRpc = grpclib.server.Stream[FlowBatchMessage, BatchAck]
 
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """Seconds a message, an answer or a place in memory may take, and batches unsettled in one stream."""
+    """Seconds a message or an answer may take, and batches unsettled in one stream."""
 
     message_timeout: float
-    memory_timeout: float
     in_flight: int
 
 
@@ -57,7 +60,8 @@ class PushStream:
         buffer: ReceiveBuffer,
         limits: StreamLimits,
         *,
-        memory: MemoryBudget,
+        pace: Callable[[], Awaitable[None]],
+        wished_report_interval: Callable[[], int],
         join: Callable[[FlowBatch], Awaitable[Verdict] | None],
         settle: Callable[[FlowBatch], Awaitable[Verdict]],
         spawn: Callable[[Any], asyncio.Task[None]],
@@ -67,7 +71,9 @@ class PushStream:
         self._rpc = rpc
         self._buffer = buffer
         self._limits = limits
-        self._memory = memory
+        self._memory = buffer.connection.memory
+        self._pace = pace
+        self._wished_report_interval = wished_report_interval
         self._join = join
         self._settle = settle
         self._spawn = spawn
@@ -105,6 +111,7 @@ class PushStream:
     async def _receive_one(self) -> bool:
         """Read one batch and begin to settle it; False at the end of the stream."""
         await self._slots.acquire()
+        await self._pace()
         prefix = await self._buffer.exactly(PREFIX.size)
         if not prefix:
             return False
@@ -115,8 +122,8 @@ class PushStream:
             raise GRPCError(
                 Status.RESOURCE_EXHAUSTED, f"a message of {length} bytes is longer than {MAX_MESSAGE_BYTES}"
             )
-        await reserve(self._memory, length, self._limits.memory_timeout)
-        held = length
+        held = length + BATCH_OVERHEAD
+        await reserve(self._memory, held, self._buffer)
         try:
             message = await self._read_message(length)
             try:
@@ -130,8 +137,8 @@ class PushStream:
             if earlier is not None:
                 self._joined.add(self._begin(self._await_and_answer(batch.identity, earlier), 0))
                 return True
+            self._begin(self._await_and_answer(batch.identity, self._settle(batch)), held)
             held = 0
-            self._begin(self._await_and_answer(batch.identity, self._settle(batch)), length)
             return True
         finally:
             self._memory.release(held)
@@ -170,7 +177,11 @@ class PushStream:
     async def _answer(self, identity: BatchIdentity, verdict: Verdict) -> None:
         """Send the ack if the agent is still there; if not, it will ask again."""
         ack = BatchAck(
-            epoch=identity.epoch, sequence=identity.sequence, outcome=verdict.outcome, reason=verdict.reason
+            epoch=identity.epoch,
+            sequence=identity.sequence,
+            outcome=verdict.outcome,
+            reason=verdict.reason,
+            wished_report_interval=self._wished_report_interval(),
         )
         http_stream = self._rpc._stream
         # The last two: grpclib on a connection that closed meanwhile, and uvloop's transport then.
@@ -192,12 +203,21 @@ class PushStream:
                     self._buffer.connection.cut("does not read its answers")
 
 
-async def reserve(memory: MemoryBudget, size: int, timeout: float) -> None:
-    """Memory for what a client is about to send; raises `GRPCError` when there is none for too long."""
+async def reserve(memory: MemoryBudget, size: int, buffer: ReceiveBuffer) -> None:
+    """Memory for what a client is about to send, however long it takes: to wait costs us nothing, and the
+    client decides when to try another server. Raises `StreamStopped` when reading is ended meanwhile."""
+    if memory.take(size):
+        return
+    reserving = asyncio.ensure_future(memory.reserve(size))
+    stopped = asyncio.ensure_future(buffer.stopped())
     try:
-        async with asyncio.timeout(timeout):
-            await memory.reserve(size)
-    except TimeoutError:
-        raise GRPCError(
-            Status.RESOURCE_EXHAUSTED, "the server holds all the batches it has memory for; send again later"
-        ) from None
+        await asyncio.wait({reserving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not reserving.done():
+            raise StreamStopped
+    except BaseException:
+        if reserving.done() and not reserving.cancelled():
+            memory.release(size)
+        raise
+    finally:
+        reserving.cancel()
+        stopped.cancel()

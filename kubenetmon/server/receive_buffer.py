@@ -44,7 +44,7 @@ class ReceiveBuffer(Buffer):
         self.unread = 0
         """Bytes that have arrived and were not taken."""
         self._ended = False
-        self._stopped = False
+        self._stopped = asyncio.Event()
         self._arrived = asyncio.Event()
 
     def add(self, data: bytes, ack_size: int) -> None:
@@ -71,15 +71,19 @@ class ReceiveBuffer(Buffer):
 
     def stop(self) -> None:
         """End reading: whoever waits for bytes, now or later, gets `StreamStopped`."""
-        self._stopped = True
+        self._stopped.set()
         self._arrived.set()
+
+    async def stopped(self) -> None:
+        """Return once reading was ended from our side."""
+        await self._stopped.wait()
 
     async def arrival(self) -> None:
         """Return when there are bytes or the peer has ended the stream."""
-        while not (self.unread or self._ended or self._stopped):
+        while not (self.unread or self._ended or self._stopped.is_set()):
             self._arrived.clear()
             await self._arrived.wait()
-        if self._stopped:
+        if self._stopped.is_set():
             raise StreamStopped
 
     async def take(self, limit: int) -> bytes:

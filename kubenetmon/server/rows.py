@@ -9,7 +9,6 @@ the endpoints that occur, never one string a row.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from kubenetmon.clickhouse.block import Coded, Column, Constant, FlagMaps, Values
 from kubenetmon.clickhouse.native import used_entries
 from kubenetmon.model import TCP, UDP, FlowBatch
-from kubenetmon.server.attribution import CLASSES, GONE_POD, OWN_LABEL, Attributed, Side
+from kubenetmon.server.attributed import OWN_LABEL, Attributed, Side
 from kubenetmon.server.ranges.parse import Label
 
 MINUTE = 60
@@ -28,6 +27,17 @@ LONGEST_INTERVAL = 65_535
 """Seconds that `intervalSeconds` (UInt16) can say."""
 
 PROTOCOLS = ("", "tcp", "udp")
+
+_COLUMNS_OF_SIDE = {
+    "Cell": "cell",
+    "AvailabilityZone": "zone",
+    "Node": "node",
+    "InstanceID": "instance_id",
+    "Namespace": "namespace",
+    "Pod": "pod",
+    "App": "app",
+}
+"""Column of a side, without "local" or "remote", to field of `Description`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,6 @@ def columns(attributed: Attributed, batch: FlowBatch, config: RowsConfig) -> tup
     rows = _Rows(attributed, len(intervals))
     starts = np.array([piece.start for piece in intervals], np.uint32)
     seconds = np.array([piece.seconds for piece in intervals], np.uint16)
-    of_ours = rows.spread((attributed.remote.endpoint != 0).astype(np.uint8))
     protocol = (attributed.protocol == TCP) + np.uint8(2) * (attributed.protocol == UDP)
     return rows.count, {
         "date": rows.by_piece(starts // DAY),
@@ -73,7 +82,7 @@ def columns(attributed: Attributed, batch: FlowBatch, config: RowsConfig) -> tup
         "intervalSeconds": rows.by_piece(seconds),
         "environment": Constant(config.environment),
         "proto": Coded(rows.spread(protocol), PROTOCOLS),
-        "connectionClass": Coded(rows.spread(attributed.connection_class), CLASSES),
+        "connectionClass": Coded(rows.spread(attributed.connection_class), attributed.classes),
         "connectionFlags": FlagMaps(rows.spread(attributed.flag_code), attributed.flags),
         "direction": Coded(rows.direction, ("out", "in")),
         "localCloud": Constant(config.cloud),
@@ -81,7 +90,6 @@ def columns(attributed: Attributed, batch: FlowBatch, config: RowsConfig) -> tup
         "localCluster": Constant(config.cluster),
         **_side("local", attributed.local, attributed, rows),
         **_label_columns(attributed, rows, config),
-        "remoteCluster": Coded(of_ours, ("UNKNOWN", config.cluster)),
         **_side("remote", attributed.remote, attributed, rows),
         "bytes": Values(rows.bytes),
         "packets": Values(rows.packets),
@@ -156,25 +164,16 @@ def _label_columns(attributed: Attributed, rows: _Rows, config: RowsConfig) -> d
 
 def _side(prefix: str, side: Side, attributed: Attributed, rows: _Rows) -> dict[str, Column]:
     """The columns of one end; `prefix` is local or remote."""
-    table = attributed.table
-    used = used_entries(side.endpoint - GONE_POD, len(table.node_id) + 1)
-    ids = [i + GONE_POD for i in used.ids]
+    world = attributed.world
+    lowest = world.lowest
+    used = used_entries(side.endpoint - lowest, world.end - lowest)
+    strings = world.columns([entry + lowest for entry in used.ids])
     code = rows.spread(used.inverse)
-
-    def strings(of_endpoint: Sequence[str], of_gone_pod: str = "") -> Coded:
-        return Coded(code, [of_gone_pod if i == GONE_POD else of_endpoint[i] for i in ids])
-
-    found: dict[str, Column] = {
-        "Cell": strings(table.cell),
-        "AvailabilityZone": strings(table.zone, attributed.node_zone),
-        "Node": strings(table.node, attributed.node_name),
-        "InstanceID": strings(table.instance_id),
-        "Namespace": strings(table.namespace),
-        "Pod": strings(table.pod),
-        "IPv4": Values(rows.spread(side.ipv4)),
-        "Port": Values(rows.spread(side.port)),
-        "App": strings(table.app),
-    }
+    found: dict[str, Column] = {name: Coded(code, strings[of]) for name, of in _COLUMNS_OF_SIDE.items()}
+    if prefix == "remote":
+        found["Cluster"] = Coded(code, strings["cluster"])
+    found["IPv4"] = Values(rows.spread(side.ipv4))
+    found["Port"] = Values(rows.spread(side.port))
     if side.ipv6 is not None:
         network_order = side.ipv6.astype(">u8").view(np.uint8).reshape(-1, 16)
         found["IPv6"] = Values(rows.spread(network_order))

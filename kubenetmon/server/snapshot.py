@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 Family = Literal[4, 6]
 Addresses = NDArray[np.uint32] | NDArray[np.uint64]
 
+Moment = int | NDArray[np.int64]
+"""Unix seconds: one for all addresses asked about, or one for each, of shape (n,)."""
+
 
 class EndpointTable(Protocol):
     """What is known of each endpoint; the index is the endpoint's id.
@@ -62,16 +65,35 @@ class Snapshot(Protocol):
         """The zone of the node with that name; empty when unknown."""
         ...
 
-    def pods(self, family: Family, addresses: Addresses, at: int) -> NDArray[np.int32]:
-        """Endpoint id of the pod that owned each address at Unix second `at`; 0 = none."""
+    def pods(self, family: Family, addresses: Addresses, at: Moment) -> NDArray[np.int32]:
+        """Endpoint id of the pod that owned each address then; 0 = none."""
         ...
 
     def nodes(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
         """Endpoint id of the node with each address as InternalIP (pod "", app "host"); 0 = none."""
         ...
 
+    def host_pods(
+        self,
+        family: Family,
+        addresses: Addresses,
+        protocols: NDArray[np.uint8],
+        ports: NDArray[np.uint16],
+        at: Moment,
+    ) -> NDArray[np.int32]:
+        """Endpoint id of the pod on the host's network that alone had each port of a node's address then; 0 =
+        none, or several."""
+        ...
+
     def in_pod_cidrs(self, family: Family, addresses: Addresses, node_name: str) -> NDArray[np.bool_]:
         """Whether each address lies inside that node's spec.podCIDRs."""
+        ...
+
+    def of_pod_cidrs(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
+        """Endpoint id of an unknown pod (pod "", app "") of the node whose spec.podCIDRs hold each address.
+
+        0 = no node's do.
+        """
         ...
 
 

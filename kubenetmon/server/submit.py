@@ -23,7 +23,6 @@ from kubenetmon.errors import ProtocolError
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.model import FlowBatch
 from kubenetmon.proto import EPOCH_BYTES, Outcome
-from kubenetmon.server.flood import MemoryBudget
 from kubenetmon.server.observations import (
     CompressedMessage,
     IdentitySource,
@@ -56,7 +55,6 @@ class SubmitLimits:
 
     slice_age: float
     message_timeout: float
-    memory_timeout: float
     in_flight: int
 
 
@@ -68,7 +66,7 @@ class SubmitStream:
         buffer: ReceiveBuffer,
         limits: SubmitLimits,
         *,
-        memory: MemoryBudget,
+        pace: Callable[[], Awaitable[None]],
         settle: Callable[[FlowBatch], Awaitable[Verdict]],
         spawn: Callable[[Any], asyncio.Task[None]],
         metrics: Metrics,
@@ -76,7 +74,8 @@ class SubmitStream:
     ) -> None:
         self._buffer = buffer
         self._limits = limits
-        self._memory = memory
+        self._memory = buffer.connection.memory
+        self._pace = pace
         self._settle = settle
         self._spawn = spawn
         self._metrics = metrics
@@ -114,7 +113,7 @@ class SubmitStream:
             while True:
                 if not self._reserved:
                     await self._buffer.arrival()
-                    await reserve(self._memory, SLICE_BYTES, self._limits.memory_timeout)
+                    await reserve(self._memory, SLICE_BYTES, self._buffer)
                     self._reserved = True
                     self._slice_began = asyncio.get_running_loop().time()
                 data = await self._read()
@@ -188,6 +187,7 @@ class SubmitStream:
 
     async def _commit(self, batches: tuple[FlowBatch, ...]) -> None:
         for batch in batches:
+            await self._pace()
             verdict = await self._settle(batch)
             if verdict.outcome is not Outcome.COMMITTED:
                 self._refusal = verdict.reason

@@ -17,7 +17,8 @@ from kubenetmon.clock import Clock
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.readiness import Readiness
 from kubenetmon.server.access import Reviewed, ReviewFailedError
-from kubenetmon.server.kubernetes import ApiError, InCluster, Kubeconfig, KubernetesClient
+from kubenetmon.server.kubernetes import ApiError, KubernetesClient
+from kubenetmon.server.kubernetes_source import InCluster, Kubeconfig
 
 CHECK = "tokens"
 _PATH = "/apis/authentication.k8s.io/v1/tokenreviews"

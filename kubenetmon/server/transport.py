@@ -37,12 +37,12 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, UnknownFrameReceived
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import GoAwayFrame, SettingsFrame
 
 from kubenetmon._observations import ffi, lib
 from kubenetmon.clock import Clock
 from kubenetmon.server.doorway import Doorway
-from kubenetmon.server.flood import FrameAllowance
+from kubenetmon.server.flood import FrameAllowance, MemoryBudget, Pace, PeerBudgets
 from kubenetmon.server.receive_buffer import ReceiveBuffer
 from kubenetmon.server.refusals import Refusals
 
@@ -72,9 +72,13 @@ class TransportLimits:
     """What the server allows its peers; seconds and bytes."""
 
     max_connections: int
+    max_connections_per_address: int
     max_streams_per_connection: int
+    batch_burst: int
+    batches_per_second: float
     max_connection_age: float
     window_bytes: int
+    stream_window_bytes: int
 
 
 class StreamHandler(Handler):
@@ -129,9 +133,12 @@ class AgentConnection(H2Protocol):
     def __init__(self, handler: StreamHandler, server: GrpcServer) -> None:
         super().__init__(handler, server.grpclib_config, server.h2_config)
         self.streams: set[ReceiveBuffer] = set()
-        self.peer = "?"
+        self.peer = self.address = "?"
         self.carried_rpc = False
-        self.window = server.limits.window_bytes
+        self.window = server.limits.stream_window_bytes
+        self.memory: MemoryBudget
+        """This connection's, from when it is admitted."""
+        self.pace = Pace(burst=server.limits.batch_burst, per_second=server.limits.batches_per_second)
         self._surplus = 0
         self._server = server
         self._clock = server.clock
@@ -155,7 +162,8 @@ class AgentConnection(H2Protocol):
         """Set up HTTP/2, or refuse where there are too many connections."""
         transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
         address = transport.get_extra_info("peername")
-        self.peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "local socket"
+        if isinstance(address, tuple):
+            self.peer, self.address = f"{address[0]}:{address[1]}", str(address[0])
         if not self._server.admit(self):
             transport.abort()
             return
@@ -171,6 +179,11 @@ class AgentConnection(H2Protocol):
         # From the start: h2 applies the peer's acknowledgement only after the frames that came along with it.
         self._h2.max_inbound_frame_size = MAX_FRAME_BYTES
         self.connection.flush()
+        # Past h2, which would hold peers to it before they know: it takes the acknowledgement of any settings
+        # for that of all. A peer that sends before it has read this may leave `window_bytes` unread.
+        transport.write(
+            SettingsFrame(0, settings={SettingCodes.INITIAL_WINDOW_SIZE: self.window}).serialize()
+        )
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the peer: joined, counted, then given to the HTTP/2 stack."""
@@ -303,6 +316,7 @@ class GrpcServer(Server):
         mapping: Mapping[str, RpcHandler],
         limits: TransportLimits,
         *,
+        memory: PeerBudgets,
         clock: Clock,
         connections_changed: Callable[[], None],
         refusals: Refusals,
@@ -315,6 +329,7 @@ class GrpcServer(Server):
         super().__init__([], codec=ProtoCodec(), config=config)
         self._mapping = dict(mapping)
         self.limits = limits
+        self.memory = memory
         self.clock = clock
         self.connections: dict[AgentConnection, None] = {}
         """In the order they came."""
@@ -348,33 +363,57 @@ class GrpcServer(Server):
             self._server.close()
 
     def admit(self, connection: AgentConnection) -> bool:
-        """Whether there is room for one more connection; the oldest that carried no request makes it."""
-        if len(self.connections) >= self.limits.max_connections:
-            idle = next((one for one in self.connections if not one.carried_rpc), None)
-            if idle is not None:
-                self.turn_away(idle)
-        if len(self.connections) >= self.limits.max_connections:
+        """Whether there is room for one more connection, of all and of its address's.
+
+        Where there is none, the oldest that carried no request makes it: of its own address where that has
+        all it may.
+        """
+        most_of_address = self.limits.max_connections_per_address
+        address_is_full = self.memory.connections(connection.address) >= most_of_address
+        if address_is_full or len(self.connections) >= self.limits.max_connections:
+            self._make_room(connection.address if address_is_full else None)
+        of_address = self.memory.connections(connection.address)
+        if len(self.connections) >= self.limits.max_connections or of_address >= most_of_address:
             self._refused += 1
             if self._refused & (self._refused - 1) == 0:
                 logger.warning(
-                    "Refused %d connections so far: %d are open, which is the limit",
+                    "Refused %d connections so far, the last from %s: %d are open (%d may), of them %d from "
+                    "that address (%d may)",
                     self._refused,
+                    connection.peer,
                     len(self.connections),
+                    self.limits.max_connections,
+                    of_address,
+                    most_of_address,
                 )
             return False
+        connection.memory = self.memory.open(connection.address)
         self.connections[connection] = None
         self.accepted += 1
         return True
 
+    def _make_room(self, address: str | None) -> None:
+        idle = (
+            one
+            for one in self.connections
+            if not one.carried_rpc and (address is None or one.address == address)
+        )
+        oldest = next(idle, None)
+        if oldest is not None:
+            self.turn_away(oldest)
+
     def turn_away(self, connection: AgentConnection) -> None:
         """End a connection that does nothing."""
         self._refusals.count("idle", connection.peer, "it asked for nothing after connecting")
-        self.connections.pop(connection, None)
+        self.forget(connection)
         connection.abort()
 
     def forget(self, connection: AgentConnection) -> None:
-        """A connection is gone."""
-        self.connections.pop(connection, None)
+        """A connection is gone, if it was one of ours."""
+        if connection not in self.connections:
+            return
+        del self.connections[connection]
+        self.memory.close(connection.address)
         self.stoppable.difference_update(connection.streams)
         self._connections_changed()
 
@@ -391,6 +430,7 @@ class GrpcServer(Server):
         now = self.clock.monotonic()
         for connection in list(self.connections):
             connection.sweep(now)
+        self.memory.sweep()
 
     async def close_all(self) -> None:
         """Cut every connection, wait for the requests' tasks to end."""

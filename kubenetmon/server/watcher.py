@@ -1,10 +1,11 @@
 """Keeps the inventory true to the cluster: list once, watch from there, list again only in doubt.
 
-Contract: `Watcher` is the only writer of its `Inventory`. Each kind lives on its own: pages of a list are
-put as they come, then changes are followed from the list's version; a list that breaks off or a version that
-expired takes nothing away. Trouble of any kind shows in readiness (check "kubernetes") and in one log line
-when it begins and one when it ends; it is retried for ever with growing, jittered pauses. Only a source that
-cannot be used at start ends the program (`ConfigurationError`). Stop needs no work: nothing is unfinished.
+Contract: `Watcher` is the only writer of its `Inventory`. Each kind lives on its own: a list is put as it
+comes, in pages or as a stream, then changes are followed from the list's version; a list that breaks off or a
+version that expired takes nothing away. Trouble of any kind shows in readiness (check "kubernetes") and in
+one log line when it begins and one when it ends; it is retried for ever with growing, jittered pauses. Only a
+source that cannot be used at start ends the program (`ConfigurationError`). Stop needs no work: nothing is
+unfinished.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from kubenetmon.metrics.catalogue import INVENTORY_OBJECTS, WATCH_EVENTS, WATCH_
 from kubenetmon.readiness import Readiness
 from kubenetmon.server.inventory import KINDS, Inventory, InventoryConfig, Kind, Pod, Service
 from kubenetmon.server.kubernetes import (
+    SELECTIONS,
     ApiError,
-    DumpFile,
     ExpiredError,
     KubernetesClient,
-    choose_source,
+    RefusedError,
 )
 from kubenetmon.server.kubernetes_objects import (
     Event,
@@ -39,6 +40,7 @@ from kubenetmon.server.kubernetes_objects import (
     Page,
     UnreadableError,
 )
+from kubenetmon.server.kubernetes_source import DumpFile, choose_source
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +60,9 @@ _SKIPPED_LOG_INTERVAL = 60.0
 class WatcherConfig:
     """Where to read from and how patiently; all times in seconds.
 
-    `kubernetes_source` is as in `kubenetmon.server.kubernetes.choose_source`. A watch is asked to end after
-    `watch_timeout` to twice that, so that replicas do not all come back at once.
+    `kubernetes_source` is as in `kubenetmon.server.kubernetes_source.choose_source`. A watch is asked to end
+    after `watch_timeout` to twice that, so that replicas do not all come back at once; for the same end they
+    wait up to `relist_spread` per 100,000 objects before they list again what expired.
     """
 
     kubernetes_source: str = ""
@@ -71,6 +74,7 @@ class WatcherConfig:
     read_timeout: float = 30.0
     shortest_pause: float = 0.25
     longest_pause: float = 30.0
+    relist_spread: float = 10.0
     file_poll_interval: float = 1.0
     expire_interval: float = 5.0
 
@@ -99,6 +103,7 @@ class Watcher:
         self._synced: set[Kind] = set()
         self._trouble: dict[Kind, str] = {}
         self._skipped_logged_at: dict[Kind, float] = {}
+        self._pages_wanted: set[Kind] = set()
         self._announced = False
         self._jitter = random.Random()  # noqa: S311 - spreads load, guards nothing
         readiness.expect(CHECK, f"reading pods, nodes and services ({self._source})")
@@ -135,14 +140,15 @@ class Watcher:
         version = ""
         while True:
             began = self._clock.monotonic()
+            wish = 0.0
             try:
                 if not version:
                     self._metrics.add(WATCH_RELISTS, kind=kind, reason=reason)
-                    version = await self._list(client, kind)
-                    self._now_synced(kind)
-                    if kind == "nodes":
-                        nodes_listed.set()
-                async for newest in self._watch(client, kind, version):
+                async for newest in self._bring_up_to_date(client, kind, version):
+                    if not version:
+                        self._now_synced(kind)
+                        if kind == "nodes":
+                            nodes_listed.set()
                     version = newest
                     self._over_trouble(kind)
                 if self._clock.monotonic() - began >= _WORTHWHILE_WATCH:
@@ -156,12 +162,22 @@ class Watcher:
             except (ApiError, ConfigurationError) as error:
                 self._in_trouble(kind, str(error))
                 reason = "error"
+                wish = getattr(error, "retry_after", 0.0)
             # Only what held for a while ends the patience: a list that succeeds before a watch that fails at
             # once must not be repeated in a tight loop.
             if self._clock.monotonic() - began > self._config.longest_pause:
                 pause = self._config.shortest_pause
-            await self._clock.sleep(pause * self._jitter.uniform(0.5, 1.5))
+            wait = max(pause * self._jitter.uniform(0.5, 1.5), wish * self._jitter.uniform(1.0, 1.5))
+            if not version and reason == "expired":
+                # What made one replica's version expire made all: they come back one after the other.
+                wait += self._jitter.uniform(0.0, self._spread(kind))
+            await self._clock.sleep(wait)
             pause = min(2 * pause, self._config.longest_pause)
+
+    def _spread(self, kind: Kind) -> float:
+        """Seconds over which replicas spread their lists of a kind: the larger the list, the longer."""
+        known = self._inventory.counts()[kind]
+        return min(self._config.relist_spread * known / 100_000, self._config.longest_pause)
 
     async def _wait_briefly(self, nodes_listed: asyncio.Event) -> None:
         waiting = asyncio.ensure_future(nodes_listed.wait())
@@ -171,6 +187,27 @@ class Watcher:
         finally:
             waiting.cancel()
             patience.cancel()
+
+    async def _bring_up_to_date(
+        self, client: KubernetesClient, kind: Kind, version: str
+    ) -> AsyncGenerator[str, None]:
+        """List without a version, then watch; gives the newest version once listed and after each lot."""
+        if not version and SELECTIONS[kind].streamed and kind not in self._pages_wanted:
+            # Whatever breaks off is tried as pages the next time, in case that something cannot bear it.
+            self._pages_wanted.add(kind)
+            try:
+                async for newest in self._watch(client, kind, ""):
+                    self._pages_wanted.discard(kind)
+                    yield newest
+                return
+            except RefusedError:
+                pass
+        self._pages_wanted.discard(kind)
+        if not version:
+            version = await self._list(client, kind)
+            yield version
+        async for newest in self._watch(client, kind, version):
+            yield newest
 
     async def _list(self, client: KubernetesClient, kind: Kind) -> str:
         """Read all pages into the inventory; returns the version to watch from."""
@@ -191,22 +228,42 @@ class Watcher:
         return page.resource_version
 
     async def _watch(self, client: KubernetesClient, kind: Kind, version: str) -> AsyncGenerator[str, None]:
-        """Apply changes from `version` on; gives the newest version at the start and after each lot."""
+        """Apply changes from `version` on, or all there is; gives the newest version after each lot."""
         timeout = int(self._config.watch_timeout * self._jitter.uniform(1.0, 2.0)) or 1
+        if not version:
+            self._inventory.begin_relist(kind)
         async with contextlib.aclosing(client.watch(kind, version, timeout)) as changes:
-            async for lines in changes:
+            while True:
+                try:
+                    # Who waits for a list waits as long as for a page; changes may be rare.
+                    async with asyncio.timeout(None if version else self._config.read_timeout):
+                        lines = await anext(changes)
+                except StopAsyncIteration:
+                    break
+                except TimeoutError:
+                    raise ApiError(f"the list of {kind} does not go on") from None
                 skipped = 0
                 for number, line in enumerate(lines, 1):
                     if not line:
                         skipped += 1
                         continue
                     event = self._decoder.event(kind, line)
-                    version = self._apply(kind, event) or version
+                    newest = self._apply(kind, event)
+                    if version:
+                        version = newest or version
+                    elif event.ends_list:
+                        self._inventory.end_relist(kind, self._clock.time())
+                        version = newest
+                    elif event.type == "BOOKMARK":
+                        raise ApiError(f"the API does not say where the list of {kind} ends")
                     if number % _EVENTS_AT_ONCE == 0:
                         await asyncio.sleep(0)
                 self._metrics.add(WATCH_EVENTS, len(lines), kind=kind)
                 self._count_skipped(kind, skipped)
-                yield version
+                if version:
+                    yield version
+        if not version:
+            raise ApiError(f"the list of {kind} broke off")
 
     def _apply(self, kind: Kind, event: Event) -> str:
         """Apply one event; returns its version. Raises `ApiError` for an ERROR event."""

@@ -4,7 +4,8 @@
 #   tests/beds/build-image.sh DIRECTORY
 #
 # buildah does each step in a chroot, on a base made by debootstrap under the base's own name. The image's root
-# file system is laid in DIRECTORY/root, its configuration in DIRECTORY/config.json. Needs root, buildah and
+# file system is laid in DIRECTORY/root, its configuration in DIRECTORY/config.json, the base's megabytes in
+# DIRECTORY/base-size. Needs root, buildah and
 # debootstrap; the base is kept in ${XDG_CACHE_HOME:-~/.cache}/kubenetmon.
 set -euo pipefail
 
@@ -20,6 +21,7 @@ driver=overlay # where the file system bears it; else each step copies everythin
 run info >/dev/null 2>&1 || { driver=vfs; rm -rf "$work/storage" "$work/run"; }
 container=$(run from scratch)
 cp -a "$base/." "$(run mount "$container")/"
+du -sm "$base" | cut -f1 >"$work/base-size"
 run commit --quiet --rm "$container" "$name" >/dev/null
 mkdir -p "$work/context"
 git -C "$checkout" ls-files -z --cached --others --exclude-standard | (cd "$checkout" && xargs -0 cp --parents -t "$work/context")

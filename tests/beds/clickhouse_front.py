@@ -7,11 +7,11 @@ byte, under the settings and the token that the client sent. Everything that is 
 own answer, errors and codes included.
 
 Commands: {"fault": {…}} adds a fault, {"heal": true} forgets all faults, {"listen": false|true} stops or
-resumes to accept, {"drop": true} cuts all connections; any command answers with what was seen. A fault has
-`at` (hello, ping, query, sample, data, before_commit, after_commit), `do` (exception, drop, delay, stall) and
-perhaps `code` and `message` (exception), `seconds` (delay), `bytes` (data: after so many), `times` (default
-1, 0 for ever), `behind_packets` (Progress, Log and ProfileEvents packets precede the exception) and `kind`
-(insert or query: only for those).
+resumes to accept, {"drop": true} cuts all connections, {"certificate": FILE} shows another one; any command
+answers with what was seen. A fault has `at` (hello, ping, query, sample, data, before_commit, after_commit),
+`do` (exception, drop, delay, stall) and perhaps `code` and `message` (exception), `seconds` (delay), `bytes`
+(data: after so many), `times` (default 1, 0 for ever), `behind_packets` (Progress, Log and ProfileEvents
+packets precede the exception) and `kind` (insert or query: only for those).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import re
 import ssl
 import struct
@@ -85,26 +86,27 @@ class Request:
 class Engine:
     """chdb on a directory, one connection in one thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, config: str = "") -> None:
         from chdb.state.sqlitelike import Connection
 
         path.mkdir(parents=True, exist_ok=True)
         forget_tokens_without_part(path)
-        self._connection = Connection(str(path))
+        self._connection = Connection(f"{path}?config-file={config}" if config else str(path))
         self._thread = ThreadPoolExecutor(1, "engine")
 
     async def query(self, sql: str, output: str = "Native") -> bytes:
         return await self._run(lambda: bytes(self._connection.query(sql, output).bytes()))
 
-    async def insert(self, statement: str, block: ScannedBlock) -> None:
+    async def insert(self, into: str, settings: str, block: ScannedBlock) -> None:
+        """As a file in memory: chdb's streaming insert keeps the engine's late errors to itself."""
+
         def work() -> None:
-            inserter = self._connection.send_insert(statement, "Native")
-            try:
-                inserter.append(_varint(len(block.columns)) + _varint(block.rows) + block.body)
-                inserter.finish()
-            except BaseException:
-                inserter.cancel()
-                raise
+            with open(os.memfd_create("block"), "wb") as file:
+                file.write(_varint(len(block.columns)) + _varint(block.rows) + block.body)
+                file.flush()
+                self._connection.query(
+                    f"{into} FROM INFILE '/proc/self/fd/{file.fileno()}' SETTINGS {settings} FORMAT Native"
+                )
 
         await self._run(work)
 
@@ -116,13 +118,20 @@ class Engine:
             raise EngineError(int(found[1]) if found else 1001, found[2] if found else str(error)) from None
 
 
+class DiscardingEngine(Engine):
+    """Answers questions; forgets rows. For who measures the client."""
+
+    async def insert(self, into: str, settings: str, block: ScannedBlock) -> None:
+        """Say that it is done."""
+
+
 class Front:
     def __init__(self, engine: Engine, users: Mapping[str, str], tls: ssl.SSLContext | None) -> None:
         self.engine = engine
         self.users = users
         self.tls = tls
         self.faults: list[Fault] = []
-        self.stats = {"connections": 0, "queries": 0, "inserts": 0, "commits": 0}
+        self.stats = {"connections": 0, "queries": 0, "inserts": 0, "commits": 0, "faults": 0}
         self.port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -134,6 +143,8 @@ class Front:
     async def command(self, command: dict[str, Any]) -> dict[str, Any]:
         if "fault" in command:
             self.faults.append(Fault(**command["fault"]))
+        if "certificate" in command and self.tls is not None:
+            self.tls.load_cert_chain(command["certificate"])  # for handshakes from now on
         if command.get("heal"):
             self.faults.clear()
         if command.get("drop"):
@@ -154,6 +165,7 @@ class Front:
             if fault.times == 1:
                 self.faults.remove(fault)
             fault.times -= fault.times > 0
+            self.stats["faults"] += 1
             await self._do(fault, session, request)
             return
 
@@ -234,14 +246,17 @@ class Session:
         if await self._fixed(1) != b"\0":
             for _ in range(3):
                 await self._string()
-            await self._fixed(8 + 1)
-            for _ in range(3):
-                await self._string()
-            for _ in range(3):
-                await self._varint()
+            await self._fixed(8)
+            over_tcp = await self._fixed(1) == b"\1"  # else another engine passes an INSERT on
+            if over_tcp:
+                for _ in range(3):
+                    await self._string()
+                for _ in range(3):
+                    await self._varint()
             await self._string()  # quota key
             await self._varint()  # distributed depth
-            await self._varint()  # patch
+            if over_tcp:
+                await self._varint()  # patch
             if await self._fixed(1) != b"\0":
                 await self._fixed(24)
                 await self._string()
@@ -315,9 +330,7 @@ class Session:
         settings.pop("network_compression_method", None)
         clause = ", ".join(f"{name} = '{value}'" for name, value in settings.items())
         for block in blocks:
-            await front.engine.insert(
-                f"INSERT INTO {insert['table']} {listed or ''} SETTINGS {clause}", block
-            )
+            await front.engine.insert(f"INSERT INTO {insert['table']} {listed or ''}", clause, block)
         front.stats["commits"] += 1
         self.profile_events()
         await front.fault("after_commit", self, request)
@@ -467,8 +480,10 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--path", type=Path, required=True)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--engine-config", default="", help="a configuration of ClickHouse's own, in XML")
     parser.add_argument("--certificate", default="")
     parser.add_argument("--client-ca", default="")
+    parser.add_argument("--discard", action="store_true", help="say that rows are committed, keep none")
     parser.add_argument("--user", action="append", default=[], help="NAME:PASSWORD")
     arguments = parser.parse_args()
     tls = None
@@ -479,7 +494,8 @@ async def main() -> None:
             tls.load_verify_locations(arguments.client_ca)
             tls.verify_mode = ssl.CERT_REQUIRED
     users = dict(user.split(":", 1) for user in arguments.user) or {"default": ""}
-    front = Front(Engine(arguments.path), users, tls)
+    engine = DiscardingEngine if arguments.discard else Engine
+    front = Front(engine(arguments.path, arguments.engine_config), users, tls)
     front.port = arguments.port
     await front.listen()
     print(json.dumps({"port": front.port}), flush=True)

@@ -1,4 +1,5 @@
-/* Preloaded into a process under test: kills it between two of its system calls, and moves its wall clock.
+/* Preloaded into a process under test: kills it between two of its system calls, moves its wall clock, watches how
+ * long its event loop is away from waiting, makes conntrack's ids collide, and shows another boot.
  *
  * KILL_AT: steps that must happen one after the other, separated by ';'; at the last one the process dies of SIGKILL.
  * A step is CALL:MOMENT:WHERE, WHERE being part of the file's path, or for a socket `events` or `requests` (netlink
@@ -7,11 +8,22 @@
  * its moment is the number of the page that must not be written any more from the step before on, and the process
  * dies of SIGSEGV at that instruction.
  *
- * CLOCK_OFFSET: a file of 8 bytes, seconds that CLOCK_REALTIME is ahead; it may be rewritten at any time. */
+ * CLOCK_OFFSET: a file of 8 bytes, seconds that CLOCK_REALTIME is ahead; it may be rewritten at any time.
+ *
+ * LOOP_LONGEST: a file of 24 bytes, the longest that the first thread was between two waits of its event loop, in
+ * nanoseconds: by the clock; by the clock, less what the thread spent ready to run and without a processor (schedstat
+ * of proc(5)); and of processor time. It may be set to zero at any time.
+ *
+ * ID_MASK: of the ids in messages of conntrack these bits are left.
+ *
+ * BOOT_ID: the file that is opened in place of the kernel's boot_id. */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netfilter/nfnetlink_conntrack.h>
 #include <linux/netlink.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -20,6 +32,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -36,6 +49,18 @@ struct step {
 static struct step steps[STEPS];
 static int step_count, step_next;
 static volatile int64_t *clock_offset;
+static volatile int64_t *loop_longest;
+static uint32_t id_mask;
+static const char *boot_id;
+
+static volatile int64_t *map_file(const char *path, size_t size)
+{
+	int file = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
+	void *mapped = file >= 0 ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0) : MAP_FAILED;
+	if (file >= 0)
+		close(file);
+	return mapped == MAP_FAILED ? NULL : mapped;
+}
 
 __attribute__((constructor)) static void prepare(void)
 {
@@ -48,14 +73,11 @@ __attribute__((constructor)) static void prepare(void)
 		next->moment = strsep(&step, ":");
 		next->where = step;
 	}
-	const char *path = getenv("CLOCK_OFFSET");
-	int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-	if (file >= 0) {
-		void *mapped = mmap(NULL, sizeof *clock_offset, PROT_READ, MAP_SHARED, file, 0);
-		if (mapped != MAP_FAILED)
-			clock_offset = mapped;
-		close(file);
-	}
+	clock_offset = map_file(getenv("CLOCK_OFFSET"), sizeof *clock_offset);
+	const char *mask = getenv("ID_MASK");
+	id_mask = mask ? htonl((uint32_t)strtoul(mask, NULL, 0)) : 0;
+	boot_id = getenv("BOOT_ID");
+	loop_longest = map_file(getenv("LOOP_LONGEST"), 3 * sizeof *loop_longest);
 }
 
 static void protect(const struct step *step)
@@ -117,6 +139,24 @@ static const char *name_of(int descriptor, char *name)
 		found; \
 	})
 
+/* linux/netfilter/nfnetlink_conntrack.h, in messages that begin with struct nfgenmsg. */
+static void mask_ids(uint8_t *bytes, size_t size)
+{
+	const size_t header = NLMSG_ALIGN(sizeof(struct nlmsghdr)), body = header + NLMSG_ALIGN(sizeof(struct nfgenmsg));
+	for (size_t start = 0; start + body <= size;) {
+		struct nlmsghdr *message = (struct nlmsghdr *)(bytes + start);
+		size_t end = start + message->nlmsg_len;
+		bool is_flow = message->nlmsg_type >> 8 == NFNL_SUBSYS_CTNETLINK && end <= size;
+		for (size_t at = start + body; is_flow && at + sizeof(struct nlattr) <= end;) {
+			struct nlattr *attribute = (struct nlattr *)(bytes + at);
+			if ((attribute->nla_type & NLA_TYPE_MASK) == CTA_ID)
+				*(uint32_t *)(attribute + 1) &= id_mask;
+			at += (attribute->nla_len + 3U) & ~3U;
+		}
+		start += (message->nlmsg_len + 3U) & ~3U;
+	}
+}
+
 /* Calls on a descriptor. */
 #define ON_DESCRIPTOR(type, name, call, declaration, arguments) \
 	type name declaration \
@@ -139,10 +179,21 @@ ON_DESCRIPTOR(ssize_t, pwrite, "pwrite", (int descriptor, const void *bytes, siz
 	      (descriptor, bytes, size, offset))
 ON_DESCRIPTOR(ssize_t, pwrite64, "pwrite", (int descriptor, const void *bytes, size_t size, off64_t offset),
 	      (descriptor, bytes, size, offset))
-ON_DESCRIPTOR(ssize_t, recv, "recv", (int descriptor, void *bytes, size_t size, int flags),
-	      (descriptor, bytes, size, flags))
 ON_DESCRIPTOR(ssize_t, recvmsg, "recv", (int descriptor, struct msghdr *message, int flags),
 	      (descriptor, message, flags))
+
+ssize_t recv(int descriptor, void *bytes, size_t size, int flags)
+{
+	char path[PATH];
+	const char *where = step_next < step_count || id_mask ? name_of(descriptor, path) : "";
+	reach("recv", "before", where);
+	ssize_t result = ORIGINAL(recv)(descriptor, bytes, size, flags);
+	if (result > 0 && id_mask && (strcmp(where, "events") == 0 || strcmp(where, "requests") == 0))
+		mask_ids(bytes, (size_t)result < size ? (size_t)result : size);
+	if (result > 0)
+		reach("recv", "after", where);
+	return result;
+}
 
 ssize_t writev(int descriptor, const struct iovec *parts, int count)
 {
@@ -199,10 +250,64 @@ int openat(int directory, const char *path, int flags, ...)
 	return result;
 }
 
+#define OPENS(name) \
+	int name(const char *path, int flags, ...) \
+	{ \
+		va_list rest; \
+		va_start(rest, flags); \
+		mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
+		va_end(rest); \
+		bool other_boot = boot_id && strcmp(path, "/proc/sys/kernel/random/boot_id") == 0; \
+		return ORIGINAL(name)(other_boot ? boot_id : path, flags, mode); \
+	}
+
+OPENS(open)
+OPENS(open64)
+
 int clock_gettime(clockid_t clock, struct timespec *time)
 {
 	int result = ORIGINAL(clock_gettime)(clock, time);
 	if (result == 0 && clock == CLOCK_REALTIME && clock_offset)
 		time->tv_sec += *clock_offset;
+	return result;
+}
+
+enum { MEASURES = 3 };
+
+static int64_t nanoseconds(clockid_t clock)
+{
+	struct timespec time;
+	ORIGINAL(clock_gettime)(clock, &time);
+	return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+static void look(int64_t moment[MEASURES])
+{
+	static int statistics = -1;
+	if (statistics < 0)
+		statistics = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+	char text[80] = "";
+	int64_t waited = 0;
+	if (pread(statistics, text, sizeof text - 1, 0) <= 0 || sscanf(text, "%*d %" SCNd64, &waited) != 1)
+		abort();
+	moment[0] = nanoseconds(CLOCK_MONOTONIC);
+	moment[1] = moment[0] - waited;
+	moment[2] = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
+}
+
+int epoll_pwait(int descriptor, struct epoll_event *events, int most, int timeout, const sigset_t *mask)
+{
+	static int64_t woken[MEASURES];
+	bool watched = loop_longest && gettid() == getpid();
+	if (watched && woken[0]) {
+		int64_t moment[MEASURES];
+		look(moment);
+		for (int i = 0; i < MEASURES; i++)
+			if (moment[i] - woken[i] > loop_longest[i])
+				loop_longest[i] = moment[i] - woken[i];
+	}
+	int result = ORIGINAL(epoll_pwait)(descriptor, events, most, timeout, mask);
+	if (watched)
+		look(woken);
 	return result;
 }

@@ -1,7 +1,7 @@
-"""Faults at an exact place inside a real process: killed between two system calls, its wall clock moved.
+"""Inside a real process: killed between two system calls, lied to, and its event loop watched.
 
-Contract: `library` compiles interpose.c, whose head says what a step is; `killed_at` and `WallClock` give the
-environment in which a process loads it. Nothing of the program under test knows about it.
+Contract: `library` compiles interpose.c, whose head says what it can do; the functions and classes here give
+the environment in which a process loads it. The program under test knows nothing about it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import struct
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 _SOURCE = Path(__file__).with_name("interpose.c")
 
@@ -36,6 +37,16 @@ def killed_at(*steps: str) -> dict[str, str]:
     return {"LD_PRELOAD": str(library()), "KILL_AT": ";".join(steps)}
 
 
+def colliding_ids(mask: int) -> dict[str, str]:
+    """Of each flow's id the process sees only these bits, so that flows share ids."""
+    return {"LD_PRELOAD": str(library()), "ID_MASK": str(mask)}
+
+
+def another_boot(boot_id: Path) -> dict[str, str]:
+    """The process takes what that file holds for the id of the machine's boot."""
+    return {"LD_PRELOAD": str(library()), "BOOT_ID": str(boot_id)}
+
+
 class WallClock:
     """A wall clock that a process under test takes for the machine's; `path` is its file."""
 
@@ -51,3 +62,33 @@ class WallClock:
         """So many seconds ahead of the machine's from now on."""
         with self.path.open("r+b" if self.path.exists() else "w+b") as file:
             file.write(struct.pack("=q", offset))
+
+
+class Held(NamedTuple):
+    """How long an event loop kept others waiting, in seconds."""
+
+    clock: float
+    itself: float
+    """Less what the thread spent ready to run while no processor was free; waiting for a lock counts."""
+    processor: float
+
+
+class LoopWatch:
+    """How long the event loop of a process under test is away from waiting; `path` is its file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.reset()
+
+    def environment(self) -> dict[str, str]:
+        """For the process."""
+        return {"LD_PRELOAD": str(library()), "LOOP_LONGEST": str(self.path)}
+
+    def reset(self) -> None:
+        """Forget what was; what the process is at just now still counts."""
+        with self.path.open("r+b" if self.path.exists() else "w+b") as file:
+            file.write(bytes(24))
+
+    def longest(self) -> Held:
+        """Between two waits at the most since then."""
+        return Held(*(nanoseconds / 1e9 for nanoseconds in struct.unpack("=qqq", self.path.read_bytes())))

@@ -21,6 +21,8 @@ from kubenetmon.demo.actors import Actors
 from kubenetmon.demo.processes import Intervals, Role
 from kubenetmon.demo.run import wait_until_quiet
 from kubenetmon.demo.world import FlowCount, World
+from tests.beds.dual_stack import DualStack, pod_address
+from tests.beds.identity import assert_balanced
 
 Movement = tuple[str, str, str, str, str]
 """Node, local address, remote address, protocol, direction: what rows are summed by."""
@@ -28,7 +30,7 @@ Movement = tuple[str, str, str, str, str]
 BY_MOVEMENT = """
 SELECT localNode, toString(localIPv4), toString(remoteIPv4), proto, toString(direction),
        sum(bytes), sum(packets)
-FROM default.network_flows_0 GROUP BY ALL
+FROM default.network_flows_0 WHERE {which} GROUP BY ALL
 """
 
 
@@ -42,6 +44,7 @@ class MeteredWorld:
         *,
         offloads: bool = True,
         state: bool = False,
+        ipv6: bool = False,
     ) -> None:
         self.directory = directory
         self.database = directory / "clickhouse"
@@ -54,6 +57,13 @@ class MeteredWorld:
         self.agents: dict[str, Role] = {}
         self.server: Role | None = None
         self._config = processes.write_server_files(directory, f"chdb:{self.database}")
+        self.dual_stack: DualStack | None = None
+        if ipv6:
+            try:
+                self.dual_stack = DualStack(self.world, self._config, directory / "cluster.json")
+            except BaseException:
+                self.world.close()
+                raise
 
     def __enter__(self) -> Self:
         return self
@@ -133,14 +143,18 @@ class MeteredWorld:
         wait_until_quiet(self.world)
 
     def finish(self) -> list[FlowCount]:
-        """Agents report what is left, the server commits it; what the counters saw."""
+        """Agents report what is left, the server commits it; what the counters saw.
+
+        Whatever befell them before, the metrics of all add up.
+        """
+        assert_balanced(self.agents.values(), self.server)
         for agent in self.agents.values():
             agent.stop()
         self.agents.clear()
         if self.server is not None:
             self.server.stop()
             self.server = None
-        return self.world.flows()
+        return self.world.flows() + (self.dual_stack.flows() if self.dual_stack is not None else [])
 
     def ask(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a query."""
@@ -158,7 +172,14 @@ class MeteredWorld:
         """Bytes and packets in ClickHouse by movement."""
         sizes: Counter[Movement] = Counter()
         packets: Counter[Movement] = Counter()
-        for *key, size, count in self.ask(BY_MOVEMENT):
+        statements = [BY_MOVEMENT.format(which="1")]
+        if self.dual_stack is not None:
+            is_ipv6 = "localIPv6 != toIPv6('::')"
+            statements = [
+                BY_MOVEMENT.format(which=f"NOT ({is_ipv6})"),
+                BY_MOVEMENT.format(which=is_ipv6).replace("IPv4", "IPv6"),
+            ]
+        for *key, size, count in (row for statement in statements for row in self.ask(statement)):
             movement = (key[0], key[1], key[2], key[3].lower(), key[4])
             sizes[movement], packets[movement] = size, count
         return sizes, packets
@@ -169,7 +190,7 @@ def expected(flows: list[FlowCount]) -> tuple[Counter[Movement], Counter[Movemen
 
     Local is who opened the connection where that is a pod of the node, else who answered.
     """
-    homes = {pod.address: pod.node for pod in plan.PODS}
+    homes = {address: pod.node for pod in plan.PODS for address in (pod.address, pod_address(pod))}
     sizes: Counter[Movement] = Counter()
     packets: Counter[Movement] = Counter()
     for flow in flows:

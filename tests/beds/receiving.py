@@ -69,6 +69,7 @@ async def running_receiver(
     *,
     doorway: Callable[[Refusals], Doorway] | None = None,
     access: Callable[[Refusals], Access] | None = None,
+    wish: int = 0,
     ready: bool = True,
 ) -> AsyncIterator[Rig]:
     """A receiver on a free port of the loopback interface."""
@@ -83,6 +84,7 @@ async def running_receiver(
         metrics=metrics,
         readiness=readiness,
         clock=SYSTEM_CLOCK,
+        wished_report_interval=lambda: wish,
         refusals=refusals,
         access=access(refusals) if access else None,
         doorway=doorway(refusals) if doorway else None,
@@ -106,6 +108,7 @@ def random_arrays(count: int, family: int, seed: int = 0) -> FlowArrays:
     columns["protocol"] = generator.choice(np.array([6, 17], np.uint8), count).tobytes()
     for name in ARRAY_NAMES[-4:]:
         columns[name] = generator.integers(0, 1 << 40, count).astype("<u8").tobytes()
+    columns["start_time"] = generator.bytes(4 * count)
     return FlowArrays(count=count, **columns)
 
 

@@ -92,6 +92,19 @@ class Server:
             assert time.monotonic() < deadline, checks
             time.sleep(0.1)
 
+    def checks(self) -> dict[str, Any]:
+        """The checks in the body of /ready; none where it is not served."""
+        return self._ready()
+
+    def ready(self) -> bool:
+        """Whether /ready says so."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/ready", timeout=5):
+                return True
+        except urllib.error.HTTPError as error:
+            error.close()
+            return False
+
     def _ready(self) -> dict[str, Any]:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/ready", timeout=5) as answer:

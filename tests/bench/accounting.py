@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,28 @@ def cpu_seconds(process: int) -> float:
 
 
 def memory_bytes(process: int, field: str = "VmRSS") -> int:
-    """`VmRSS` resident now, `VmHWM` the most there ever was (proc(5))."""
+    """`VmRSS` resident now, `VmHWM` the most there ever was (proc(5)); of the process and its children."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
+            return int(line.split()[1]) * 1024 + sum(
+                memory_bytes(child, field) for child in _children(process)
+            )
     raise ProcessLookupError(f"process {process} has no {field}: it is gone")
+
+
+def _children(process: int) -> list[int]:
+    """Those that live: an agent's watchdog."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in (thread / "children").read_text().split()]
+    return [child for child in found if "\nState:\tZ" not in _status(child)]
+
+
+def _status(process: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/status").read_text()
+    return "\nState:\tZ"
 
 
 def best(values: Sequence[float]) -> float:

@@ -30,10 +30,10 @@ def pod_address(node: int, pod: int) -> int:
     return _PODS + node * 256 + 10 + pod
 
 
-def document() -> dict[str, object]:
+def document(nodes: int = NODES, pods_per_node: int = PODS_PER_NODE) -> dict[str, object]:
     """The cluster in the form of `kubectl get pods,nodes,services -A -o json`."""
     items: list[dict[str, object]] = []
-    for node in range(NODES):
+    for node in range(nodes):
         cidr = f"{ipaddress.IPv4Address(_PODS + node * 256)}/24"
         items.append(
             {
@@ -53,9 +53,9 @@ def document() -> dict[str, object]:
                 },
             }
         )
-        for pod in range(PODS_PER_NODE):
+        for pod in range(pods_per_node):
             address = str(ipaddress.IPv4Address(pod_address(node, pod)))
-            number = node * PODS_PER_NODE + pod
+            number = node * pods_per_node + pod
             items.append(
                 {
                     "apiVersion": "v1",
@@ -112,6 +112,7 @@ def batch(node: int, sequence: int, start: int, records: int, generator: np.rand
         original_bytes=counter(100_000),
         reply_packets=counter(100),
         reply_bytes=counter(100_000),
+        start_time=(start - generator.integers(0, 600, records)).astype("<u4").tobytes(),
     )
     return FlowBatch(
         node_name=node_name(node),

@@ -10,15 +10,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from tests.beds.clickhouse_front import Engine, Front
-from tests.beds.native_blocks import ScannedBlock
-
-
-class DiscardingEngine(Engine):
-    """Answers questions; forgets rows."""
-
-    async def insert(self, statement: str, block: ScannedBlock) -> None:
-        """Say that it is done."""
+from tests.beds.clickhouse_front import DiscardingEngine, Front
 
 
 async def main(directory: Path, port: int) -> None:

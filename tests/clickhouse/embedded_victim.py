@@ -1,6 +1,7 @@
 """Inserts batch after batch into the embedded engine and says so, until it is killed.
 
-Arguments: the engine's directory, the first batch's number, the number of rows a batch. Prints `ready`, then
+Arguments: the engine's directory, the first batch's number, the number of rows a batch, on how many days
+they lie. Prints `ready`, then
 the number of each batch whose insert has returned.
 """
 
@@ -18,15 +19,16 @@ from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 SETTINGS = {"insert_deduplicate": 1, "async_insert": 0}
 
 
-async def main(path: str, number: int, rows: int) -> None:
+async def main(path: str, number: int, rows: int, days: int) -> None:
     sink = EmbeddedSink(path)
     await schema.apply(sink, schema.SchemaOptions())
     table = await schema.read_table(sink, "default", "network_flows_0")
     print("ready", flush=True)
     while True:
+        dates = 25_000 + np.arange(rows) % days
         columns = {
-            "date": Constant(25_000),
-            "intervalStartTime": Constant(25_000 * 86400),
+            "date": Values(dates),
+            "intervalStartTime": Values(dates * 86400),
             "localNode": Constant(f"batch-{number}"),
             "localPort": Values(np.arange(rows)),
             "bytes": Constant(1),
@@ -39,4 +41,4 @@ async def main(path: str, number: int, rows: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:])))

@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from kubenetmon.clickhouse.block import Column, Constant, encode
+from kubenetmon.clickhouse.block import Column, Constant, Values, encode
 from kubenetmon.clickhouse.deduplication_log import forget_tokens_without_part
 from kubenetmon.clickhouse.schema import SchemaOptions, apply, read_table
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
@@ -26,11 +28,12 @@ ROWS = 50
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def rows_of(node: str) -> dict[str, Column]:
-    """Equal rows of one byte each, far from the table's TTL."""
+def rows_of(node: str, days: int = 0) -> dict[str, Column]:
+    """Rows of one byte each, far from the table's TTL; `days` 0: any number of equal ones on one day."""
+    dates = 25_000 + np.arange(ROWS) % days if days else None
     return {
-        "date": Constant(25_000),
-        "intervalStartTime": Constant(25_000 * 86400),
+        "date": Constant(25_000) if dates is None else Values(dates),
+        "intervalStartTime": Constant(25_000 * 86400) if dates is None else Values(dates * 86400),
         "localNode": Constant(node),
         "bytes": Constant(1),
     }
@@ -39,9 +42,12 @@ def rows_of(node: str) -> dict[str, Column]:
 class Victim:
     """A process that inserts until killed."""
 
-    def __init__(self, path: Path, first: int, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, path: Path, first: int, environment: Mapping[str, str] | None = None, *, days: int = 1
+    ) -> None:
+        arguments = [str(path), *map(str, (first, ROWS, days))]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.clickhouse.embedded_victim", str(path), str(first), str(ROWS)],
+            [sys.executable, "-m", "tests.clickhouse.embedded_victim", *arguments],
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
@@ -49,6 +55,14 @@ class Victim:
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
+        self._said: list[str] = []
+
+    def wait_for_commits(self, count: int) -> float:
+        """Wait until it has said so of so many batches; returns about how long one took, in seconds."""
+        assert self._process.stdout is not None
+        begun = time.monotonic()
+        self._said += [self._process.stdout.readline() for _ in range(count)]
+        return (time.monotonic() - begun) / count
 
     def kill(self) -> list[int]:
         """SIGKILL; returns the numbers of the batches that it said were committed."""
@@ -57,9 +71,12 @@ class Victim:
 
     def wait(self) -> list[int]:
         """Wait for its death; returns the numbers of the batches that it said were committed."""
-        output, _ = self._process.communicate(timeout=30)
+        with self._process:  # not `communicate`, which would miss what came with the first line
+            assert self._process.stdout is not None
+            self._said += self._process.stdout.readlines()
+            self._process.wait(timeout=30)
         assert self._process.returncode == -signal.SIGKILL
-        return [int(line) for line in output.splitlines()]
+        return [int(line) for line in self._said]
 
 
 def output_of(command: list[str]) -> str:
@@ -67,13 +84,13 @@ def output_of(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-async def each_batch_once(path: Path, next_batch: int) -> None:
+async def each_batch_once(path: Path, next_batch: int, *, days: int = 1) -> None:
     """Send the batch again whose outcome is unknown, and the next; every batch must be there once."""
     sink = EmbeddedSink(path)
     try:
         table = await read_table(sink, "default", "network_flows_0")
         for number in (next_batch, next_batch + 1):
-            block = encode(rows_of(f"batch-{number}"), table, ROWS)
+            block = encode(rows_of(f"batch-{number}", days), table, ROWS)
             await sink.insert("default", "network_flows_0", block, f"token-{number}", SETTINGS)
         rows = await sink.query("SELECT localNode, sum(bytes) FROM network_flows_0 GROUP BY localNode")
     finally:
@@ -84,14 +101,14 @@ async def each_batch_once(path: Path, next_batch: int) -> None:
 async def test_random_kills(tmp_path: Path) -> None:
     randomness = random.Random(7)
     path = tmp_path / "engine"
-    next_batch = kills = 0
-    while kills < 8 or next_batch <= 5:  # some commits between the kills, however slow the machine
-        assert kills < 80, "batches are committed"
+    next_batch = 0
+    for _ in range(6):
         victim = Victim(path, next_batch)
-        await asyncio.sleep(randomness.uniform(0.0, 0.1))
+        took = victim.wait_for_commits(randomness.randint(1, 3))
+        await asyncio.sleep(randomness.uniform(0.0, min(took, 1.0)))
         # The last one acknowledged is sent again too: it must not double.
         next_batch = max([*victim.kill(), next_batch])
-        kills += 1
+    assert next_batch >= 3, "batches are committed"
     await each_batch_once(path, next_batch)
 
 
@@ -117,6 +134,18 @@ async def test_killed_at_the_renaming(
         next_batch = max(committed) + 1
         assert forget_tokens_without_part(path) == tokens_taken_back
     await each_batch_once(path, next_batch)
+
+
+@pytest.mark.parametrize("part", [3, 4])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_killed_within_a_batch_over_midnight(
+    tmp_path: Path, kill_at_rename: Path, when: str, part: int
+) -> None:
+    """Of the second batch's two parts none, one or both are in place."""
+    path = tmp_path / "engine"
+    environment = {"LD_PRELOAD": str(kill_at_rename), "KILL_AT": str(part), "KILL_WHEN": when}
+    assert Victim(path, 0, environment, days=2).wait() == [0]
+    await each_batch_once(path, 1, days=2)
 
 
 @pytest.mark.parametrize("repair", [True, False])

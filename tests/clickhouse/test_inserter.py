@@ -174,6 +174,75 @@ async def test_what_an_operator_must_mend_is_shown(
     assert await running.total() == 10
 
 
+async def test_a_refused_batch_is_dropped_only_where_the_operator_says_so(
+    front: RunningFront, config: TcpConfig, remote_table: TableSchema
+) -> None:
+    options = quick(remote_table.database, drop_held_after=0.5, held_delay=0.1)
+    running = Running(options, TcpSink(config))
+    await running.inserter.wait_schema()
+    await front.fault("query", "exception", code=117, times=0, kind="insert")
+    assert await running.commit("refused") is CommitOutcome.DROPPED
+    assert running.metrics.value(catalogue.WORKER_ROWS, type="dropped") == 10
+    assert running.metrics.value(catalogue.INSERT_RETRIES) >= 2
+    await front.command(heal=True)
+    await running.end()
+
+
+async def test_what_may_be_there_is_not_dropped(
+    front: RunningFront, config: TcpConfig, remote_table: TableSchema
+) -> None:
+    options = quick(remote_table.database, drop_held_after=0.1, held_delay=0.1, first_delay=0.5)
+    running = Running(options, TcpSink(config))
+    await running.inserter.wait_schema()
+    await front.fault("before_commit", "drop", kind="insert")
+    in_doubt = asyncio.create_task(running.commit("in doubt"))
+    await running.eventually(lambda: running.metrics.value(catalogue.CLICKHOUSE_ERRORS, code="0") > 0)
+    await front.fault("query", "exception", code=117, times=4, kind="insert")
+    assert await in_doubt is CommitOutcome.COMMITTED
+    assert await running.total() == 10
+    await running.end()
+
+
+async def test_a_profile_that_switches_deduplication_off_changes_nothing(
+    front: RunningFront, running: Running
+) -> None:
+    """ClickHouse 26's `deduplicate_insert` wins over `insert_deduplicate`, which alone would double."""
+    table = await running.inserter.wait_schema()
+    await running.sink.query("SET deduplicate_insert = 'disable'")
+    try:
+        for _ in range(2):
+            await running.commit("ours")
+        assert await running.total() == 10
+        for _ in range(2):
+            only = {"insert_deduplicate": 1, "async_insert": 0}
+            await running.sink.insert(table.database, table.table, make_block(table, 10), "control", only)
+        assert await running.total() == 30
+    finally:
+        await running.sink.query("SET deduplicate_insert = 'enable'")
+
+
+async def test_servers_that_share_no_memory_of_tokens_are_named(
+    front: RunningFront, config: TcpConfig, remote_table: TableSchema
+) -> None:
+    several = replace(config, endpoints=(*config.endpoints, "127.0.0.1:1"))
+    running = Running(quick(remote_table.database), TcpSink(several))
+    await running.inserter.wait_schema()
+    assert "is not replicated" in running.detail()
+    assert running.metrics.value(catalogue.EXACTLY_ONCE) == 0
+    await running.end()
+
+
+async def test_blocks_of_other_writers_shorten_the_window(running: Running) -> None:
+    table = await running.inserter.wait_schema()
+    await running.sink.query(f"ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 5")
+    await running.until("network_flows_0 on")
+    assert running.metrics.value(catalogue.EXACTLY_ONCE) == 1
+    for number in range(6):
+        settings = {"async_insert": 0}
+        await running.sink.insert(table.database, table.table, make_block(table, 1), f"x{number}", settings)
+    await running.until("window of 5 blocks is too short")
+
+
 async def test_one_batch_that_is_refused_does_not_stop_the_others(
     front: RunningFront, running: Running
 ) -> None:

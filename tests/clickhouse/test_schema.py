@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kubenetmon.clickhouse.columns import COLUMNS, IPV6_COLUMNS
-from kubenetmon.clickhouse.schema import SchemaOptions, apply, check, ddl, read_table
+from kubenetmon.clickhouse.schema import SchemaOptions, _extensions, apply, check, ddl, read_table
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
+from kubenetmon.clickhouse.table import Deduplication, Partition, TableSchema
 from kubenetmon.errors import ConfigurationError, SchemaError
 from tests.clickhouse.conftest import original_ddl
 
@@ -134,8 +135,27 @@ async def test_a_view_on_the_table_counts_too(engine: EmbeddedSink, database: st
     table = await read_table(engine, database, "network_flows_0")
     assert table.own_window.blocks == 100_000
     assert table.deduplication.blocks == 0
-    assert table.deduplication.remedy.startswith(f"ALTER TABLE `{database}`.`daily` MODIFY SETTING")
-    await engine.query(table.deduplication.remedy)
+    assert table.deduplication.remedy().startswith(f"ALTER TABLE `{database}`.`daily` MODIFY SETTING")
+    assert any("`daily`" in finding for finding in await check(engine, SchemaOptions(database)))
+    assert await apply(engine, SchemaOptions(database)) == [table.deduplication.remedy()]
+    assert (await read_table(engine, database, "network_flows_0")).deduplication.blocks == 100_000
+    assert await check(engine, SchemaOptions(database)) == []
+
+
+async def test_views_on_what_views_fill_count_too(engine: EmbeddedSink, database: str) -> None:
+    """Behind a Null table, which keeps nothing, there are tables that do."""
+    await apply(engine, SchemaOptions(database))
+    for table, kind in (("passing", "Null"), ("last", "MergeTree ORDER BY b")):
+        await engine.query(f"CREATE TABLE {database}.{table} (b UInt64) ENGINE = {kind}")
+    for source, target in (("network_flows_0", "passing"), ("passing", "last")):
+        column = "bytes AS b" if target == "passing" else "b"
+        await engine.query(
+            f"CREATE MATERIALIZED VIEW {database}.to_{target} TO {database}.{target} AS "
+            f"SELECT {column} FROM {database}.{source}"
+        )
+    table = await read_table(engine, database, "network_flows_0")
+    assert "`last`" in table.deduplication.remedy()
+    await engine.query(table.deduplication.remedy())
     assert (await read_table(engine, database, "network_flows_0")).deduplication.blocks == 100_000
 
 
@@ -154,3 +174,77 @@ async def test_names_are_quoted(engine: EmbeddedSink) -> None:
 def test_impossible_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError):
         SchemaOptions(**options)  # type: ignore[arg-type]
+
+
+async def kept_days(engine: EmbeddedSink, database: str) -> int | None:
+    return (await read_table(engine, database, "network_flows_0")).ttl_days
+
+
+async def test_rows_are_kept_longer_but_never_shorter(engine: EmbeddedSink, database: str) -> None:
+    await engine.query(original_ddl(database))
+    await apply(engine, SchemaOptions(database))
+    assert await kept_days(engine, database) == 90
+    for days, kept in ((30, 90), (365, 365), (90, 365), (0, 0), (90, 0)):
+        options = SchemaOptions(database, ttl_days=days)
+        await apply(engine, options)
+        assert await kept_days(engine, database) == kept
+        assert await apply(engine, options) == []
+    (finding,) = await check(engine, SchemaOptions(database, ttl_days=7))
+    assert "keeps rows for ever, not for 7 days: if rows may go, ALTER TABLE" in finding
+    await engine.query(finding.rpartition("if rows may go, ")[2])
+    assert await kept_days(engine, database) == 7
+    await engine.query(f"ALTER TABLE {database}.network_flows_0 MODIFY TTL date + toIntervalMonth(2)")
+    assert await apply(engine, SchemaOptions(database, ttl_days=0)) == []
+    assert await kept_days(engine, database) is None
+
+
+async def test_the_disk_is_waited_for_where_wished(engine: EmbeddedSink, database: str) -> None:
+    options = SchemaOptions(database, fsync=True)
+    await engine.query(original_ddl(database))
+    await apply(engine, SchemaOptions(database))
+    assert any("--fsync" in finding for finding in await check(engine, options))
+    assert len(await apply(engine, options)) == 1
+    assert await apply(engine, options) == await check(engine, options) == []
+    assert (await read_table(engine, database, "network_flows_0")).fsync
+    await engine.query(ddl(SchemaOptions(database, "new", fsync=True)).removesuffix(";\n"))
+    assert (await read_table(engine, database, "new")).fsync
+
+
+async def test_the_window_grows_with_what_the_table_has_seen(engine: EmbeddedSink, database: str) -> None:
+    """Blocks number themselves: a partition that has taken many an hour asks for a longer memory."""
+    options = SchemaOptions(database)
+    await apply(engine, options)
+    table = f"{database}.network_flows_0"
+    insert = (
+        f"INSERT INTO {table} (date, intervalStartTime, bytes) SETTINGS max_block_size = 1, "
+        "min_insert_block_size_rows = 1, max_insert_block_size = 1, max_insert_threads = 1, "
+        "max_partitions_per_insert_block = 0 SELECT yesterday(), yesterday() + 1, 1 FROM numbers(200)"
+    )
+    await engine.query(insert)
+    (partition,) = (await read_table(engine, database, "network_flows_0")).partitions
+    assert partition.ended - partition.begun == 86_400
+    assert partition.last_block - partition.first_block + 1 == 200
+    # 200 a day are 1,750 a week with a margin: no more than a new table gets.
+    assert await apply(engine, options) == []
+
+
+def test_the_window_is_sized_from_the_rate_and_never_shortened() -> None:
+    def found(blocks: int, a_day: int, engine: str = "SummingMergeTree", seconds: int = 0) -> TableSchema:
+        window = Deduplication(blocks, seconds, "t", engine)
+        columns = {column.name: column.type for column in COLUMNS}
+        partitions = (Partition("p", 0, a_day - 1, 0, 86_400),)
+        return TableSchema("d", "t", columns, engine, "", window, window, partitions=partitions)
+
+    def settings(table: TableSchema) -> list[str]:
+        return [one.partition("MODIFY SETTING ")[2] for one in _extensions(table, SchemaOptions("d", "t"))]
+
+    plain = "non_replicated_deduplication_window = "
+    assert settings(found(0, 10)) == [f"{plain}100000"]
+    assert settings(found(0, 100_000)) == [f"{plain}880000"]
+    assert settings(found(880_000, 100_000)) == settings(found(5_000_000, 100_000)) == []
+    keeper = "replicated_deduplication_window = {}, replicated_deduplication_window_seconds = {}"
+    replicated = "ReplicatedSummingMergeTree"
+    assert settings(found(10_000, 10, replicated, 3600)) == [keeper.format(100_000, 604_800)]
+    assert settings(found(500_000, 10, replicated, 3600)) == [keeper.format(500_000, 604_800)]
+    assert settings(found(10_000, 10, replicated, 999_999)) == [keeper.format(100_000, 999_999)]
+    assert settings(found(100_000, 10, replicated, 604_800)) == []

@@ -150,3 +150,45 @@ async def test_a_refused_block_leaves_the_next_alone(engine: EmbeddedSink, datab
             await engine.insert(database, table.table, bad, "token", INSERT_SETTINGS)
     await engine.insert(database, table.table, good, "token", INSERT_SETTINGS)
     assert await engine.query(f"SELECT sum(bytes) FROM {table}") == [(10,)]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code"),
+    [
+        ("MODIFY SETTING parts_to_throw_insert = 1, parts_to_delay_insert = 1", 252),
+        ("MODIFY SETTING table_readonly = 1", 774),
+        ("ADD CONSTRAINT small CHECK bytes < 5", 469),
+    ],
+)
+async def test_what_the_engine_refuses_is_never_a_success(
+    engine: EmbeddedSink, database: str, trouble: str, code: int
+) -> None:
+    """chdb's own streaming insert reports none of these."""
+    await apply(engine, SchemaOptions(database))
+    table = await read_table(engine, database, "network_flows_0")
+    await engine.insert(database, table.table, make_block(table, 10), "first", INSERT_SETTINGS)
+    await engine.query(f"ALTER TABLE {table} {trouble}")
+    with pytest.raises(ClickHouseError) as error:
+        await engine.insert(database, table.table, make_block(table, 10, bytes_each=7), "x", INSERT_SETTINGS)
+    assert error.value.code == code
+    assert await engine.query(f"SELECT sum(bytes) FROM {table}") == [(10,)]
+
+
+async def test_a_view_that_throws_is_seen_and_mended(engine: EmbeddedSink, database: str) -> None:
+    await apply(engine, SchemaOptions(database))
+    table = await read_table(engine, database, "network_flows_0")
+    target = f"{database}.copy"
+    await engine.query(
+        f"CREATE TABLE {target} (b UInt64) ENGINE = MergeTree ORDER BY b "
+        "SETTINGS non_replicated_deduplication_window = 10"
+    )
+    await engine.query(
+        f"CREATE MATERIALIZED VIEW {database}.to_copy TO {target} AS "
+        f"SELECT bytes + throwIf(bytes = 7) AS b FROM {table}"
+    )
+    with pytest.raises(ClickHouseError, match="395"):
+        await engine.insert(database, table.table, make_block(table, 10, bytes_each=7), "x", INSERT_SETTINGS)
+    await engine.query(f"ALTER TABLE {database}.to_copy MODIFY QUERY SELECT bytes AS b FROM {table}")
+    await engine.insert(database, table.table, make_block(table, 10, bytes_each=7), "x", INSERT_SETTINGS)
+    assert await engine.query(f"SELECT sum(bytes) FROM {table}") == [(70,)]
+    assert await engine.query(f"SELECT sum(b) FROM {target}") == [(70,)]

@@ -95,9 +95,18 @@ def test_the_demo_answers_and_ends_with_equal_sums(tmp_path: Path) -> None:
     assert sums[1] == sums[2]
     assert int(sums[1]) > 10_000_000
     words = [" ".join(line.split()) for line in lines]
-    assert any(line.startswith("backup-0 - INTER_REGION ") for line in words)
-    assert any(line.startswith("backup-0 us-west-2 INTRA_REGION ") for line in words)
-    assert any(line.startswith("checkout us-west-2b frontend us-west-2a ") for line in words)
+    for beginning in (
+        "backup-0 - INTER_REGION ec2 ",
+        "backup-0 s3 aws us-west-2 INTRA_REGION ",
+        "checkout us-west-2b frontend us-west-2a ",
+        "catalog only receives 0 ",
+        "checkout catalog catalog-5f6b-8qv2m ",
+        "node-a 20",
+        "cross-zone aws/cross-zone-out ",
+    ):
+        assert any(line.startswith(beginning) for line in words), (beginning, output)
+    follow_up = next(line for line in lines if "kubenetmon ask top --since" in line)
+    assert f"chdb:{kept}/clickhouse" in follow_up
     assert namespaces_of(process.pid) == []
     assert list(scratch.iterdir()) == []
     assert {"clickhouse", "config.yaml", "cluster.json", "server.log"} <= {

@@ -32,12 +32,13 @@ from kubenetmon.proto import (
 )
 from kubenetmon.proto import FlowBatch as FlowBatchMessage
 from kubenetmon.server.doorway import Doorway
+from kubenetmon.server.push import BATCH_OVERHEAD
 from kubenetmon.server.receiver import ReceiverConfig
 from kubenetmon.server.verdict import Verdict
 from tests.beds.proxy import TcpProxy
 from tests.beds.receiving import Rig, batch_message, framed, observation, running_receiver
 
-QUICK = ReceiverConfig(stop_grace=2.0, message_timeout=1.0, memory_timeout=1.0)
+QUICK = ReceiverConfig(stop_grace=2.0, message_timeout=1.0)
 
 
 @pytest.fixture
@@ -164,8 +165,7 @@ async def test_copies_sent_again_while_the_first_is_unsettled_hold_no_memory(rig
             waiting.append(asyncio.create_task(push(channel, [message])))
             await until(lambda: rig.pipeline.batches)
             rig.pipeline.earlier = lambda batch: asyncio.create_task(wait())
-        await asyncio.sleep(0.3)
-        assert rig.receiver.memory_reserved == len(bytes(message))
+        await until(lambda: rig.receiver.memory_reserved == len(bytes(message)) + BATCH_OVERHEAD)
         assert len(rig.pipeline.batches) == 1
         for task in waiting[:5]:
             task.cancel()
@@ -173,6 +173,12 @@ async def test_copies_sent_again_while_the_first_is_unsettled_hold_no_memory(rig
         for task in waiting[5:]:
             assert (await task)[1].outcome is Outcome.COMMITTED
     await until(lambda: rig.receiver.memory_reserved == 0)
+
+
+async def test_acks_carry_the_wish_for_a_longer_report_interval() -> None:
+    async with running_receiver(QUICK, wish=120) as rig, connected(rig.port) as channel:
+        acks = await push(channel, [current_batch(sequence=i) for i in (1, 2)])
+        assert {ack.wished_report_interval for ack in acks.values()} == {120}
 
 
 async def test_retry_and_reason_reach_the_agent(rig: Rig, channel: grpclib.client.Channel) -> None:

@@ -37,11 +37,12 @@ from hyperframe.frame import (
 
 from kubenetmon.model import FlowBatch
 from kubenetmon.proto import PUSH_METHOD, SUBMIT_METHOD, FlowCollectorStub, Outcome
+from kubenetmon.server.push import BATCH_OVERHEAD
 from kubenetmon.server.receiver import ReceiverConfig
 from kubenetmon.server.verdict import Verdict
 from tests.beds.receiving import Rig, batch_message, framed, observation, running_receiver
 
-QUICK = ReceiverConfig(stop_grace=2.0, message_timeout=0.5, memory_timeout=0.5)
+QUICK = ReceiverConfig(stop_grace=2.0, message_timeout=0.5)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 LONGEST_STALL = 1.0
 """Seconds; generous, for this runs beside other work on few cores."""
@@ -126,8 +127,8 @@ class RawClient:
 
 
 @contextlib.asynccontextmanager
-async def raw_client(rig: Rig) -> AsyncIterator[RawClient]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+async def raw_client(rig: Rig, address: str = "127.0.0.1") -> AsyncIterator[RawClient]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", rig.port, local_addr=(address, 0))
     client = RawClient(reader, writer)
     try:
         yield client
@@ -408,6 +409,16 @@ async def test_bad_streams_get_a_status_and_the_connection_goes_on(
     assert rig.receiver.memory_reserved == 0
 
 
+async def test_before_memory_is_given_a_stream_holds_little(rig: Rig) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(10):
+            client = await stack.enter_async_context(raw_client(rig))
+            await client.receive()  # the server's settings
+            for _ in range(3):
+                stream = await client.request("/grpc.FlowHandler/Submit")
+                assert client.h2.local_flow_control_window(stream) == 16384
+
+
 @pytest.mark.parametrize(
     ("path", "beginning"),
     [
@@ -425,25 +436,104 @@ async def test_a_message_that_does_not_come_is_given_up(rig: Rig, path: str, beg
     assert rig.receiver.memory_reserved == 0
 
 
+async def announce(client: RawClient, size: int = 1 << 20) -> int:
+    """Begin a message of so many bytes and send no more of it; the stream."""
+    stream = await client.request(PUSH_METHOD)
+    await client.send(stream, b"\0" + size.to_bytes(4, "big") + b"x")
+    return stream
+
+
 async def test_slow_clients_do_not_keep_good_ones_waiting_for_memory() -> None:
+    """Twenty connections of twenty addresses hold all there is, until their time is up."""
     async with (
-        running_receiver(replace(QUICK, memory_limit=4 << 20)) as rig,
+        running_receiver(replace(QUICK, memory_limit=8 << 20)) as rig,
         contextlib.AsyncExitStack() as stack,
     ):
+        for number in range(20):
+            await announce(await stack.enter_async_context(raw_client(rig, f"127.0.1.{number + 1}")))
+        await asyncio.sleep(0.1)
+        assert rig.receiver.memory_reserved > 6 << 20
+        await assert_serves(rig)
+        async with asyncio.timeout(5):
+            while rig.receiver.memory_reserved:  # noqa: ASYNC110 - the server has no event for it
+                await asyncio.sleep(0.05)
+
+
+async def test_an_address_cannot_take_all_the_memory_however_it_connects() -> None:
+    config = replace(QUICK, memory_limit=8 << 20, message_timeout=60.0)
+    async with running_receiver(config) as rig:
+        held = 0
+        for _ in range(3):
+            async with contextlib.AsyncExitStack() as stack:
+                for _ in range(20):
+                    client = await stack.enter_async_context(raw_client(rig, "127.0.0.9"))
+                    await announce(client)
+                await asyncio.sleep(0.1)
+                held = max(held, rig.receiver.memory_reserved)
+                async with StallWatch():
+                    await assert_serves(rig)
+        assert 3 << 20 <= held <= 4 << 20
+
+
+async def test_a_connection_cannot_take_all_the_memory_of_its_address() -> None:
+    config = replace(QUICK, memory_limit=16 << 20, message_timeout=60.0)
+    async with running_receiver(config) as rig, raw_client(rig) as client:
+        for _ in range(12):
+            await announce(client)
+        await asyncio.sleep(0.1)
+        assert 3 << 20 <= rig.receiver.memory_reserved <= 4 << 20
+        await assert_serves(rig)
+
+
+async def test_empty_batches_cannot_be_piled_up() -> None:
+    """Nothing can be stored, and a client goes on sending batches of a few bytes, over many streams."""
+    config = replace(QUICK, memory_limit=4 << 20, message_timeout=60.0)
+    async with (
+        running_receiver(replace(config, batch_burst=10_000)) as rig,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        never = asyncio.Event()
+
+        async def answer(batch: FlowBatch) -> Verdict:
+            await never.wait()
+            return Verdict(Outcome.COMMITTED)
+
+        rig.pipeline.answer = answer
+        now = int(time.time())
         for _ in range(20):
             client = await stack.enter_async_context(raw_client(rig))
-            stream = await client.request(PUSH_METHOD)
-            await client.send(stream, b"\0" + (1 << 20).to_bytes(4, "big") + b"x")
-        await asyncio.sleep(0.1)
-        assert rig.receiver.memory_reserved == 4 << 20
+            for _ in range(16):
+                few = [batch_message(1, start=now - 60, end=now, epoch=os.urandom(16)) for _ in range(5)]
+                await client.send(await client.request(PUSH_METHOD), framed(*map(bytes, few)))
+        await asyncio.sleep(0.5)
+        assert 100 <= len(rig.pipeline.batches) <= (2 << 20) // (16 << 10)
+        never.set()
+
+
+async def test_a_connection_brings_so_many_batches_and_no_more() -> None:
+    """Each would become an insert; the others are not kept waiting."""
+    config = replace(QUICK, batch_burst=20, batches_per_second=10.0)
+    async with running_receiver(config) as rig, connected(rig) as greedy:
+        now = int(time.time())
+        messages = [batch_message(1, start=now - 60, end=now, epoch=os.urandom(16)) for _ in range(200)]
+
+        async def push() -> None:
+            async for _ in FlowCollectorStub(greedy).push(messages):
+                pass
+
+        pushing = asyncio.create_task(push())
+        await asyncio.sleep(0.3)
+        first = len(rig.pipeline.batches)
+        assert first >= 20
         await asyncio.sleep(1.0)
+        assert first + 5 <= len(rig.pipeline.batches) <= first + 15
         await assert_serves(rig)
-        assert rig.receiver.memory_reserved == 0
+        pushing.cancel()
 
 
 async def test_memory_is_bounded_while_nothing_can_be_stored() -> None:
     """ClickHouse is away: 40 agents offer 40 MB, the server takes what its limit allows and waits."""
-    config = replace(QUICK, memory_limit=8 << 20, memory_timeout=20.0, message_timeout=20.0)
+    config = replace(QUICK, memory_limit=8 << 20, address_share=1.0, message_timeout=20.0)
     async with running_receiver(config) as rig:
         gate = asyncio.Event()
 
@@ -466,7 +556,7 @@ async def test_memory_is_bounded_while_nothing_can_be_stored() -> None:
 
         agents = [asyncio.create_task(agent(i)) for i in range(40)]
         await asyncio.sleep(2)
-        assert len(rig.pipeline.batches) == (8 << 20) // (len(bytes(template)))
+        assert len(rig.pipeline.batches) == (8 << 20) // (len(bytes(template)) + BATCH_OVERHEAD)
         assert rig.receiver.memory_reserved <= 8 << 20
         assert rig.receiver.bytes_unread <= 40 * 65535
         rig.pipeline.batches.clear()
@@ -499,7 +589,10 @@ async def test_a_thousand_idle_connections_cost_little() -> None:
 
 
 async def test_connections_beyond_the_limit_are_refused_and_the_others_served() -> None:
-    async with running_receiver(replace(QUICK, max_connections=10)) as rig, connected(rig) as good:
+    async with (
+        running_receiver(replace(QUICK, max_connections=10, address_share=1.0)) as rig,
+        connected(rig) as good,
+    ):
         now = int(time.time())
         messages = [batch_message(10, start=now - 60, end=now)]
         assert [ack.outcome async for ack in FlowCollectorStub(good).push(messages)] == [Outcome.COMMITTED]
@@ -512,6 +605,19 @@ async def test_connections_beyond_the_limit_are_refused_and_the_others_served() 
             assert [ack.outcome async for ack in FlowCollectorStub(good).push(messages)] == [
                 Outcome.COMMITTED
             ]
+
+
+async def test_an_address_cannot_take_all_the_connections() -> None:
+    async with (
+        running_receiver(replace(QUICK, max_connections=20)) as rig,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _ in range(30):
+            _, writer = await asyncio.open_connection("127.0.0.1", rig.port, local_addr=("127.0.0.9", 0))
+            stack.callback(writer.close)
+        await asyncio.sleep(0.1)
+        assert rig.receiver.connections == 10
+        await assert_serves(rig)
 
 
 async def test_a_client_that_reads_nothing_is_dropped(rig: Rig) -> None:

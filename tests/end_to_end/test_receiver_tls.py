@@ -28,7 +28,7 @@ from kubenetmon.server.receiver import ReceiverConfig
 from tests.beds.receiving import Rig, batch_message, running_receiver
 from tests.beds.server_process import Server
 
-QUICK = ReceiverConfig(stop_grace=2.0, message_timeout=0.5, memory_timeout=0.5)
+QUICK = ReceiverConfig(stop_grace=2.0, message_timeout=0.5)
 CROWDED = 'kubenetmon_server_refused_total{reason="crowded"}'
 FAILURES = (OSError, GRPCError, StreamTerminatedError, asyncio.CancelledError)
 

@@ -108,6 +108,32 @@ async def test_a_server_that_stops_and_comes_back_elsewhere_is_found() -> None:
         assert [identity.sequence for identity in second.pipeline.identities()] == [2]
 
 
+async def test_stop_does_not_wait_for_who_waits_for_memory() -> None:
+    """While ClickHouse is slow all memory is given out; an agent that queues for it is let go at once."""
+    async with running_receiver(ReceiverConfig(memory_limit=2 << 20)) as rig, sending(rig.port) as bed:
+        gate = asyncio.Event()
+
+        async def answer(batch: FlowBatch) -> Verdict:
+            await gate.wait()
+            return Verdict(Outcome.COMMITTED)
+
+        rig.pipeline.answer = answer
+        bed.put(*[records(9_000, number) for number in range(4)])
+        async with asyncio.timeout(10):
+            while len(rig.pipeline.batches) < 2:  # noqa: ASYNC110 - the pipeline has no event
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        assert len(rig.pipeline.batches) == 2, "there is no memory for more"
+        stopping = asyncio.create_task(rig.receiver.stop())
+        await asyncio.sleep(0.3)
+        gate.set()
+        await asyncio.wait_for(stopping, 3)
+        async with asyncio.timeout(5):
+            while bed.count("committed") < 2:  # noqa: ASYNC110 - nor have metrics
+                await asyncio.sleep(0.01)
+        assert len(bed.outbox.waiting()) == 2
+
+
 async def test_a_malformed_batch_is_rejected_and_the_next_one_passes() -> None:
     async with running_receiver() as rig, sending(rig.port) as bed:
         torn = SealedRecords(FlowArrays(count=2, protocol=b"\x06"), FlowArrays(), 2, 77, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ import pytest
 
 from kubenetmon.demo import plan
 from kubenetmon.demo.world import FlowCount
+from kubenetmon.report.flows import Source
+from kubenetmon.report.questions import QUESTIONS, statement
+from kubenetmon.report.scope import Scope
 from tests.beds.metered_world import MeteredWorld, Movement, expected
 
 pytestmark = [pytest.mark.root, pytest.mark.chdb, pytest.mark.timeout(300)]
@@ -133,6 +137,33 @@ def test_rows_say_who_where_and_how(run: Run) -> None:
         "development", "aws", plan.REGION, plan.CLUSTER, "us-west-2b",
         backup.namespace, backup.name, backup.app, "aws", plan.REGION, "s3",
     )  # fmt: skip
+
+
+def test_answers_count_each_byte_as_the_sender_s_node_s_counters_did(run: Run) -> None:
+    pods = {pod.address: pod for pod in plan.PODS}
+    zones = {node.name: node.zone for node in plan.NODES}
+    wanted: Counter[tuple[str, str]] = Counter()
+    crossing: Counter[tuple[str, str]] = Counter()
+    for flow in run.flows:
+        source, destination = flow.original_source, flow.reply_source
+        if flow.direction != "original":
+            source, destination = destination, source
+        seen_from = pods.get(source) or pods[destination]
+        if seen_from.node != flow.node:
+            continue
+        ends = (pods.get(source), pods.get(destination))
+        wanted[ends[0].name if ends[0] else "", ends[1].name if ends[1] else ""] += flow.count.bytes
+        if ends[0] and ends[1] and ends[0].node != ends[1].node:
+            crossing[zones[ends[0].node], zones[ends[1].node]] += flow.count.bytes
+    scope = Scope(since=int(time.time()) - 86_400, until=int(time.time()) + 3600, by="pod", limit=0)
+    found: Counter[tuple[str, str]] = Counter()
+    for source, destination, *_, total, _ in run.ask(statement(QUESTIONS["top"], scope, Source())):
+        found[source, destination] += total
+    assert found == wanted
+    between: Counter[tuple[str, str]] = Counter()
+    for _, zone, _, other, total, _ in run.ask(statement(QUESTIONS["cross-zone"], scope, Source())):
+        between[zone, other] += total
+    assert between == crossing
 
 
 def test_a_server_that_restarts_in_the_middle_loses_and_doubles_nothing(tmp_path: Path) -> None:

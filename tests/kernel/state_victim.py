@@ -47,7 +47,6 @@ async def main(state_path: Path, deliveries: Path, *, push: bool) -> None:
         guard=NodeGuard(state, readiness=readiness, clock=SYSTEM_CLOCK),
         outbox=outbox,
         collector=collector,
-        metrics=metrics,
     )
     await takeover.run()
     print("metering", flush=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +32,25 @@ def bed() -> Iterator[RouterBed]:
 def injection() -> Iterator[InjectionBed]:
     with InjectionBed("lives") as made:
         yield made
+
+
+@pytest.mark.parametrize("timestamps", [1, 0])
+async def test_a_record_says_when_its_flow_began_where_the_kernel_does(
+    bed: RouterBed, timestamps: int
+) -> None:
+    bed.node.sysctl("net.netfilter.nf_conntrack_timestamp", timestamps)
+    with metering(bed.node) as conntrack, bed.one_tuple(5555) as send:
+        await conntrack.read()
+        before = int(time.time())
+        send(10)
+        after = int(time.time())
+        await asyncio.sleep(1.1)
+        send(10)
+        await conntrack.read()
+        (batch,) = conntrack.seal()
+    assert batch.records == 1
+    (start,) = struct.unpack("<I", batch.ipv4.start_time)
+    assert before <= start <= after if timestamps else start == 0
 
 
 @pytest.mark.parametrize("timestamps", [1, 0])

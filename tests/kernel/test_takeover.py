@@ -19,7 +19,7 @@ from kubenetmon.agent.takeover import Takeover
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.demo.network import Namespace, create_namespace
 from kubenetmon.metrics import Metrics
-from kubenetmon.metrics.catalogue import AGENT_BATCHES, AGENT_EVENT_GAP, AGENT_METRICS
+from kubenetmon.metrics.catalogue import AGENT_BATCHES, AGENT_METRICS
 from kubenetmon.readiness import Readiness
 from tests.beds.router import RouterBed
 
@@ -133,7 +133,6 @@ class Agent:
                 readiness=readiness,
                 clock=SYSTEM_CLOCK,
             ),
-            metrics=self.metrics,
         )
 
     async def report(self, begin: int) -> None:
@@ -152,7 +151,7 @@ def test_what_was_left_unanswered_goes_on_as_it_was_unless_its_outcome_is_unknow
             old, new = Agent(tmp_path), Agent(tmp_path)
             await old.takeover.run()
             assert not old.takeover.waiting
-            assert old.metrics.value(AGENT_EVENT_GAP) == 0
+            assert old.conntrack.totals().gap_nanoseconds == 0
             await old.conntrack.read()
             for begin in (60, 120, 180):
                 await asyncio.to_thread(bed.udp, [100], 1, source_port=5555)
@@ -169,7 +168,7 @@ def test_what_was_left_unanswered_goes_on_as_it_was_unless_its_outcome_is_unknow
             old.takeover.close()
             await asyncio.wait_for(taking, 10)
             assert not new.takeover.waiting
-            assert new.metrics.value(AGENT_EVENT_GAP) == 0
+            assert new.conntrack.totals().gap_nanoseconds == 0
 
             assert [as_sent(batch) for batch in new.outbox.waiting()] == [
                 as_sent(batch) for batch in (untouched, pushed)

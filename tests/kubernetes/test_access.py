@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from kubenetmon.server.kubernetes import InCluster, KubernetesClient, UnauthorizedError
+from kubenetmon.server.kubernetes import KubernetesClient, UnauthorizedError
+from kubenetmon.server.kubernetes_source import InCluster
 from tests.beds.kubernetes import SERVER_ACCOUNT, Cluster, free_port
 from tests.kubernetes.conftest import IMPATIENT, eventually, following
 

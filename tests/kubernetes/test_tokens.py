@@ -23,7 +23,7 @@ from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.metrics import catalogue
 from kubenetmon.proto import FlowCollectorStub, FlowHandlerStub, Outcome
 from kubenetmon.server.access import AccessConfig, Reviewed, TokenAccess
-from kubenetmon.server.kubernetes import Kubeconfig
+from kubenetmon.server.kubernetes_source import Kubeconfig
 from kubenetmon.server.token_review import CHECK, TokenReviewer, TokenReviewerConfig
 from tests.beds.kubernetes import SERVER_ACCOUNT, Cluster
 from tests.beds.manifests import render_chart

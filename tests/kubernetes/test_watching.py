@@ -12,8 +12,9 @@ import pytest
 
 from kubenetmon.metrics.catalogue import INVENTORY_OBJECTS, WATCH_RELISTS
 from kubenetmon.server.inventory import InventoryConfig
-from kubenetmon.server.kubernetes import ExpiredError, Kubeconfig, KubernetesClient
+from kubenetmon.server.kubernetes import ExpiredError, KubernetesClient, RefusedError
 from kubenetmon.server.kubernetes_objects import Event, ObjectDecoder
+from kubenetmon.server.kubernetes_source import Kubeconfig
 from tests.beds.kubernetes import Cluster, running_cluster
 from tests.kubernetes.conftest import IMPATIENT, Follower, Gate, eventually, following
 
@@ -83,6 +84,55 @@ async def test_pod_that_completed_or_uses_the_host_network_owns_nothing(cluster:
         await synced(follower)
         assert follower.owner("10.1.0.1") == ""
         assert follower.owner("192.0.2.10") == ""
+
+
+async def test_pod_that_completes_while_watched_is_over_and_its_address_free(cluster: Cluster) -> None:
+    cluster.create_pod("job", node="node-a", address="10.1.0.1")
+    cluster.create_pod("done", node="node-a")
+    cluster.set_pod_status("done", "10.1.0.3", phase="Failed")
+    async with following(cluster.kubeconfig()) as follower:
+        await synced(follower)
+        assert follower.owner("10.1.0.1") == "job"
+        assert follower.inventory.counts()["pods"] == 1, "pods that have ended are not asked for"
+        cluster.set_pod_status("job", "10.1.0.1", phase="Succeeded")
+        await eventually(lambda: follower.inventory.counts()["pods"] == 0, within=1.0)
+        assert follower.owner("10.1.0.1") == "job", "for the grace time"
+        cluster.create_pod("next", node="node-a", address="10.1.0.1")
+        await eventually(lambda: follower.owner("10.1.0.1", time.time() + 2) == "next", within=1.0)
+
+
+async def test_of_services_only_metadata_is_sent(cluster: Cluster) -> None:
+    cluster.create_service("shop")
+    client = KubernetesClient(Kubeconfig(str(cluster.kubeconfig())), connect_timeout=3, read_timeout=3)
+    try:
+        body = await client.list_page("services", 1, "")
+        assert b'"clusterIP"' not in body
+        page = ObjectDecoder(InventoryConfig()).page("services", body)
+        assert len(page.objects) == 2
+        assert not page.continue_token
+        changes = client.watch("services", page.resource_version, 2)
+        assert await anext(changes) == []
+        cluster.create_service("later")
+        lines = [line async for some in changes for line in some]
+        assert b'"kind":"PartialObjectMetadata"' in lines[0]
+        assert ObjectDecoder(InventoryConfig()).event("services", lines[0]).object is not None
+    finally:
+        await client.close()
+
+
+async def test_api_that_sends_no_lists_as_streams_is_asked_for_pages(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = KubernetesClient(Kubeconfig(str(cluster.kubeconfig())), connect_timeout=3, read_timeout=3)
+    try:
+        with pytest.raises(RefusedError, match="does not send the list of pods as events"):
+            await anext(client.watch("pods", "", 5))
+    finally:
+        await client.close()
+    async with following(cluster.kubeconfig()) as follower:
+        await synced(follower)
+        assert relists(follower, "start") == 3
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_nodes_come_change_and_go(cluster: Cluster) -> None:

@@ -1,135 +1,93 @@
-"""Run the world for so many minutes, watch it, and compare."""
+"""Run the world for so many minutes, kill agents on the way, and compare sums with the nodes' counters."""
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
-import time
-from collections import Counter
 from pathlib import Path
 
-from kubenetmon.demo import network
-from kubenetmon.demo.processes import Intervals, Role
+from kubenetmon.demo import network, plan
+from kubenetmon.demo.processes import Intervals
 from kubenetmon.errors import KubenetmonError
-from tests.beds.metered_world import MeteredWorld, Movement, expected
-from tests.bench.accounting import memory_bytes
-from tests.soak import traffic
-from tests.soak.memory import Memory
+from tests.beds.metered_world import MeteredWorld
+from tests.soak.faults import Fault, schedule
+from tests.soak.run import ENDED_FLOWS_STAY, Soak
 
-SAMPLE_SECONDS = 15.0
-AGENT_GROWTH = 4_000_000
-"""Bytes that an agent may gain after its warm-up."""
-SERVER_GROWTH = 60_000_000
-"""The same for the server, which holds a whole ClickHouse with its caches and merges."""
-_DIFFERENCES_SHOWN = 20
-
-
-class Soak:
-    """One run over a started world."""
-
-    def __init__(self, metered: MeteredWorld, seed: int) -> None:
-        self._metered = metered
-        self._seed = seed
-        self._memory: dict[str, Memory] = {}
-
-    def run(self, seconds: float) -> None:
-        """Traffic and samples until the time is up, then traffic ends."""
-        metered = self._metered
-        metered.actors.begin(traffic.scripts(metered.world, self._seed))
-        metered.actors.go()
-        begin = time.monotonic()
-        while (elapsed := time.monotonic() - begin) < seconds:
-            self._sample(elapsed)
-            metered.run_for(min(SAMPLE_SECONDS, seconds - elapsed))
-        self._sample(time.monotonic() - begin)
-        metered.end_traffic()
-
-    def growing(self) -> list[str]:
-        """A line for each process that has grown more than it may."""
-        return [
-            f"{memory.name} grew by {memory.growth() / 1e6:.1f} MB after its warm-up, "
-            f"{self._limit(memory) / 1e6:.0f} MB are allowed"
-            for memory in self._memory.values()
-            if memory.growth() > self._limit(memory)
-        ]
-
-    def figures(self) -> str:
-        """Peak and growth of each process."""
-        return ", ".join(
-            f"{memory.name} {memory.peak / 1e6:.0f} MB peak {memory.growth() / 1e6:+.1f} MB"
-            for memory in self._memory.values()
-        )
-
-    def _sample(self, elapsed: float) -> None:
-        for role in self._roles():
-            memory = self._memory.setdefault(role.name, Memory(role.name))
-            memory.add(elapsed, memory_bytes(role.process_id))
-        tally = self._metered.actors.tally()
-        sizes = ", ".join(
-            f"{memory.name} {memory.samples[-1][1] / 1e6:.0f} MB" for memory in self._memory.values()
-        )
-        print(
-            f"{elapsed:6.0f} s  {tally.connections:,} connections, {tally.exchanges:,} requests, "
-            f"{tally.failures} failed  {sizes}",
-            flush=True,
-        )
-
-    def _roles(self) -> list[Role]:
-        server = self._metered.server
-        return [*([server] if server is not None else []), *self._metered.agents.values()]
-
-    @staticmethod
-    def _limit(memory: Memory) -> int:
-        return AGENT_GROWTH if "agent" in memory.name else SERVER_GROWTH
+KILLS_PER_MINUTE = 100 / 60
+_SAMPLES = 240
+_SAMPLE_SECONDS = (3.0, 15.0)
 
 
 def main() -> int:
     """Run; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0, help="how long the traffic runs (60)")
-    parser.add_argument("--seed", type=int, default=1, help="of the sizes drawn (1)")
+    parser.add_argument("--seed", type=int, default=1, help="of sizes, and of whom is killed when (1)")
+    parser.add_argument("--kills", type=int, help="agents killed (SIGKILL) and started again (100 an hour)")
+    parser.add_argument(
+        "--outage", type=float, default=0.0, metavar="MINUTES", help="no server for so long in the middle (0)"
+    )
+    parser.add_argument(
+        "--short-connections",
+        type=float,
+        default=0.0,
+        metavar="RATE",
+        help="so many more short connections a second (0)",
+    )
+    parser.add_argument(
+        "--without-state",
+        action="store_true",
+        help="agents forget all when they are killed: a control, whose sums must differ",
+    )
     options = parser.parse_args()
+    seconds = options.minutes * 60
+    kills = round(options.minutes * KILLS_PER_MINUTE) if options.kills is None else options.kills
+    nodes = tuple(node.name for node in plan.NODES)
+    try:
+        faults = schedule(seconds, kills=kills, outage=options.outage * 60, nodes=nodes, seed=options.seed)
+    except ValueError as error:
+        parser.error(str(error))
     network.require_machine()
     network.remove_leftovers()
+    directory = Path(tempfile.mkdtemp(prefix=f"{network.own_prefix()}soak-"))
+    code = 1
     try:
-        with tempfile.TemporaryDirectory(prefix=f"{network.own_prefix()}soak-") as directory:
-            return _soak(Path(directory), options.minutes, options.seed)
+        code = _soak(directory, seconds, faults, options)
     except KubenetmonError as error:
         print(f"the soak failed: {error}", file=sys.stderr)
-        return 1
     finally:
         network.remove_own()
+        if code == 0:
+            shutil.rmtree(directory, ignore_errors=True)
+        else:
+            print(f"logs, state and database are in {directory}", file=sys.stderr)
+    return code
 
 
-def _soak(directory: Path, minutes: float, seed: int) -> int:
-    with MeteredWorld(directory, Intervals(collection=1, report=5)) as metered:
+def _soak(directory: Path, seconds: float, faults: list[Fault], options: argparse.Namespace) -> int:
+    shortest, longest = _SAMPLE_SECONDS
+    with MeteredWorld(
+        directory, Intervals(collection=1, report=5), state=not options.without_state, ipv6=True
+    ) as metered:
+        metered.keep_ended_flows(ENDED_FLOWS_STAY)
         metered.start()
-        soak = Soak(metered, seed)
-        soak.run(minutes * 60)
-        flows = metered.finish()
-        tally = metered.actors.tally()
-        wanted, stored = expected(flows), metered.stored()
-    problems = soak.growing()
-    for unit, seen, found in zip(("bytes", "packets"), wanted, stored, strict=True):
-        problems += _differences(unit, seen, found)
-    for problem in problems:
+        soak = Soak(
+            metered,
+            faults,
+            seed=options.seed,
+            short_rate=options.short_connections,
+            sample=min(max(seconds / _SAMPLES, shortest), longest),
+        )
+        outcome = soak.run(seconds)
+    for problem in outcome.problems:
         print(problem, file=sys.stderr)
-    seen_bytes, stored_bytes = wanted[0].total(), stored[0].total()
     print(
-        f"soak of {minutes:g} min, seed {seed}: {tally.connections:,} connections, "
-        f"{tally.exchanges:,} requests, bytes seen {seen_bytes} stored {stored_bytes}; {soak.figures()}: "
-        f"{'FAILED' if problems else 'passed'}"
+        f"soak of {options.minutes:g} min, seed {options.seed}, server away {options.outage:g} min: "
+        f"{outcome.figures}: {'FAILED' if outcome.problems else 'passed'}"
     )
-    return 1 if problems else 0
-
-
-def _differences(unit: str, seen: Counter[Movement], found: Counter[Movement]) -> list[str]:
-    wrong = [key for key in seen.keys() | found.keys() if seen[key] != found[key]]
-    return [
-        f"{' '.join(key)}: the counters saw {seen[key]} {unit}, ClickHouse has {found[key]}"
-        for key in sorted(wrong)[:_DIFFERENCES_SHOWN]
-    ]
+    return 1 if outcome.problems else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.ranges import RangeTable
 from kubenetmon.server.rows import RowsConfig, columns
 from tests.beds.attribution import CASE_CLOUDS, batch_of, inventory_of, load_cases, load_ranges, plain_rows
+from tests.beds.original_rules import Original
 
 pytestmark = pytest.mark.shared
 
@@ -43,6 +45,17 @@ def test_every_column_is_as_in_the_original(shared_data: Path, real_ranges: Rang
             assert _as_case(out, into) == expected
         compared += len(of_node)
     assert compared == 4000
+
+
+@pytest.mark.parametrize("cloud", CASE_CLOUDS)
+def test_our_account_of_the_originals_rules_is_right(
+    shared_data: Path, real_ranges: RangeTable, cloud: str
+) -> None:
+    cases = load_cases(shared_data, cloud)
+    objects = json.loads(cases.cluster_json)["items"]
+    original = Original(objects, cases.cloud, cases.region, real_ranges, ignore_udp=cases.ignore_udp)
+    for case in cases.cases:
+        assert original.answer(case.flow, case.node) == case.expect
 
 
 def _as_case(out: dict[str, Any], into: dict[str, Any]) -> dict[str, Any]:

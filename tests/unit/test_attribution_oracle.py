@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from kubenetmon.model import UDP
 from kubenetmon.server.attribution import AttributionConfig
 from tests.beds.attribution import Flow, Tuple
-from tests.beds.small_cluster import GONE, NODES, PODS, RANGES, attribute
+from tests.beds.small_cluster import (
+    GONE,
+    HOST_PODS,
+    NETWORKS,
+    NODES,
+    PEER,
+    PEER_NODES,
+    PEER_PODS,
+    PODS,
+    RANGES,
+    attribute,
+)
 
 
 def is_in(address: str, networks: Sequence[str]) -> bool:
@@ -44,7 +55,17 @@ def label_of(address: str) -> tuple[str, str, str]:
     return RANGES.labels[int(found[0])]
 
 
-def by_the_rules(one: Flow, node: str, config: AttributionConfig) -> str | dict[str, Any]:
+def of_peer(address: str) -> dict[str, str] | None:
+    for name, (zone, addresses, _) in PEER_NODES.items():
+        if address in addresses:
+            return {"Pod": "", "Node": name, "AvailabilityZone": zone, "App": "host"}
+    if address in PEER_PODS:
+        pod, on, app = PEER_PODS[address]
+        return {"Pod": pod, "Node": on, "AvailabilityZone": PEER_NODES[on][0], "App": app}
+    return None
+
+
+def by_the_rules(one: Flow, node: str, config: AttributionConfig, peers: bool) -> str | dict[str, Any]:
     source, destination = one.original.source, one.reply.source
     if config.ignore_udp and one.protocol == UDP:
         return "udp"
@@ -54,9 +75,16 @@ def by_the_rules(one: Flow, node: str, config: AttributionConfig) -> str | dict[
     if not config.meter_host_network and (source in node_by_address or destination in node_by_address):
         return "node"
 
-    def describe(address: str) -> dict[str, str] | None:
+    def describe(address: str, port: int) -> dict[str, str] | None:
         if address in node_by_address:
             name = node_by_address[address]
+            alone = [
+                {"Pod": pod, "Node": name, "AvailabilityZone": NODES[name][0], "App": app or "host"}
+                for pod, (on, app, ports) in HOST_PODS.items()
+                if on == name and (one.protocol, port) in ports
+            ]
+            if len(alone) == 1:
+                return alone[0]
             return {"Pod": "", "Node": name, "AvailabilityZone": NODES[name][0], "App": "host"}
         if address in PODS:
             pod, on, app = PODS[address]
@@ -65,7 +93,7 @@ def by_the_rules(one: Flow, node: str, config: AttributionConfig) -> str | dict[
             return {"Pod": "", "Node": node, "AvailabilityZone": NODES[node][0], "App": "", "gone": "yes"}
         return None
 
-    src, dst = describe(source), describe(destination)
+    src, dst = describe(source, one.original.source_port), describe(destination, one.reply.source_port)
 
     def known(end: dict[str, str] | None) -> bool:
         return end is not None and "gone" not in end
@@ -90,7 +118,27 @@ def by_the_rules(one: Flow, node: str, config: AttributionConfig) -> str | dict[
     there, received = ends["destination" if local == "source" else "source"]
     remote = received.source
     cloud, region, service = config.cloud, config.region, ""
-    if there is not None or is_private(remote, config):
+    remote_cluster = "UNKNOWN"
+    of_network = [
+        (network.prefixlen, named)
+        for named in config.networks
+        for network in named.networks
+        if is_in(remote, [str(network)])
+    ]
+    homes = [name for name, (_, _, networks) in NODES.items() if is_in(remote, networks)]
+    if there is not None or homes:
+        connection_class, remote_cluster = "INTRA_VPC", config.cluster
+        if there is None:  # a pod that is gone, of another node
+            there = {"Pod": "", "Node": homes[0], "AvailabilityZone": NODES[homes[0]][0], "App": ""}
+    elif peers and of_peer(remote):
+        there = of_peer(remote)
+        cloud, region, connection_class, remote_cluster = PEER.cloud, PEER.region, "INTER_REGION", "green"
+    elif of_network:
+        named = max(of_network, key=lambda pair: pair[0])[1]
+        cloud, region, service, connection_class = *named.label, named.connection_class
+        remote_cluster = named.cluster or "UNKNOWN"
+        there = {"Pod": "", "Node": "", "AvailabilityZone": named.zone, "App": ""}
+    elif is_private(remote, config):
         connection_class = "INTRA_VPC"
     else:
         cloud, region, service = label_of(remote)
@@ -108,7 +156,7 @@ def by_the_rules(one: Flow, node: str, config: AttributionConfig) -> str | dict[
 
     def side(prefix: str, end: dict[str, str] | None) -> dict[str, str]:
         shown = {key: value for key, value in (end or nothing).items() if key != "gone"}
-        shown["Namespace"] = "default" if shown["Pod"] else ""
+        shown["Namespace"] = "system" if shown["Pod"] in HOST_PODS else "default" if shown["Pod"] else ""
         return {prefix + key: value for key, value in shown.items()}
 
     return {
@@ -123,7 +171,7 @@ def by_the_rules(one: Flow, node: str, config: AttributionConfig) -> str | dict[
         "remoteCloud": cloud,
         "remoteRegion": region,
         "remoteCloudService": service,
-        "remoteCluster": config.cluster if there is not None else "UNKNOWN",
+        "remoteCluster": remote_cluster,
         "connectionFlags": flags,
     }
 
@@ -132,10 +180,13 @@ INTERESTING4 = [
     *[address for address in PODS if "." in address], *[address for address in GONE if "." in address],
     "172.20.0.10", "172.20.0.11", "198.51.100.5", "192.168.7.7", "100.64.0.9", "127.0.0.9", "224.0.0.251",
     "232.0.0.9", "232.0.1.9", "0.0.0.0", "198.51.100.1", "198.51.100.40", "198.51.100.100", "198.51.100.120",
+    *[address for address in PEER_PODS if "." in address], "10.60.0.10", "10.61.1.77", "10.70.0.1",
+    "10.70.3.9", "10.1.2.88",
     "198.51.100.200", "203.0.113.1", "203.0.113.70", "192.0.2.1", "203.0.113.250", "11.1.1.1",
 ]  # fmt: skip
 INTERESTING6 = [
     *[address for address in PODS if ":" in address], *[address for address in GONE if ":" in address],
+    "fd00:61::5", "2001:db8:70::1",
     "fd00:20::10", "fd00:9::1", "fe80::1", "ff02::1", "2001:db8:a::1", "2001:db8:a:1::1", "2001:db8:b::1",
     "2001:db8:c::1", "2001:db8:ffff::1", "::1",
 ]  # fmt: skip
@@ -146,7 +197,7 @@ COUNTER = st.sampled_from([0, 0, 1, 7, 1500, 2**40])
 def flows(draw: st.DrawFn) -> Flow:
     pool = st.sampled_from(INTERESTING4) if draw(st.integers(0, 3)) else st.sampled_from(INTERESTING6)
     source, destination, dialled, seen_from = (draw(pool) for _ in range(4))
-    ports = draw(st.tuples(*[st.sampled_from([1, 80, 65535])] * 4))
+    ports = draw(st.tuples(*[st.sampled_from([1, 80, 8080, 9100])] * 4))
     original = Tuple(source, ports[0], dialled, ports[1], draw(COUNTER), draw(COUNTER))
     reply = Tuple(destination, ports[2], seen_from, ports[3], draw(COUNTER), draw(COUNTER))
     return Flow(draw(st.sampled_from([6, 17])), original, reply)
@@ -162,6 +213,7 @@ CONFIGS = st.builds(
     private_cidrs=st.sampled_from([
         (), (ipaddress.ip_network("100.64.0.0/10"),), (ipaddress.ip_network("11.0.0.0/8"),)
     ]),
+    networks=st.sampled_from([(), NETWORKS]),
     connection_flags=st.sampled_from([
         {},
         {"NAT": (ipaddress.ip_network("198.51.100.0/25"),)},
@@ -173,11 +225,13 @@ CONFIGS = st.builds(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(flows(), max_size=12), CONFIGS, st.sampled_from([*NODES, "node-x"]))
-def test_arrays_say_what_the_rules_say(some: list[Flow], config: AttributionConfig, node: str) -> None:
+@given(st.lists(flows(), max_size=12), CONFIGS, st.sampled_from([*NODES, "node-x"]), st.booleans())
+def test_arrays_say_what_the_rules_say(
+    some: list[Flow], config: AttributionConfig, node: str, peers: bool
+) -> None:
     some.sort(key=lambda one: one.family)  # the order of rows: IPv4 first
-    expected = [by_the_rules(one, node, config) for one in some]
-    rows, ignored, empty_region = attribute(some, config, node)
+    expected = [by_the_rules(one, node, config, peers) for one in some]
+    rows, ignored, empty_region = attribute(some, config, node, peers=[PEER] if peers else [])
 
     reasons = [reason for reason in expected if isinstance(reason, str)]
     assert {reason: one[0] for reason, one in ignored.items()} == Counter(reasons)

@@ -13,7 +13,7 @@ from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.ranges import RangeTable
 from kubenetmon.server.ranges.parse import parse
 from tests.beds.attribution import Flow
-from tests.beds.small_cluster import CONFIG, FILES, attribute, flow
+from tests.beds.small_cluster import CONFIG, FILES, NETWORKS, PEER, attribute, flow
 
 
 def one_row(one: Flow, config: AttributionConfig = CONFIG, node: str = "node-a") -> dict[str, Any]:
@@ -110,6 +110,29 @@ def test_node_traffic_is_metered_to_the_node_on_request() -> None:
     assert (row["localPod"], row["remoteNode"], row["remoteCluster"]) == ("client", "node-b", "blue")
 
 
+def test_node_traffic_is_a_host_network_pods_where_it_alone_has_the_port() -> None:
+    # The original ignores all of it.
+    host = replace(CONFIG, meter_host_network=True)
+
+    def seen(side: str, *flows_of: Any, **more: Any) -> tuple[str, ...]:
+        row = one_row(flow(*flows_of, **more), host)
+        return tuple(row[f"{side}{name}"] for name in ("Pod", "Namespace", "Node", "App"))
+
+    assert seen("local", "198.51.100.1", "172.20.0.10", port=9100) == (
+        "exporter", "system", "node-a", "exporter"
+    )  # fmt: skip
+    assert seen("remote", "10.1.1.5", "172.20.0.10", port=8080) == ("proxy", "system", "node-a", "host")
+    assert seen("local", "fd00:9::1", "fd00:20::10", port=9100)[0] == "exporter"
+    node = ("", "", "node-a", "host")
+    assert seen("local", "198.51.100.1", "172.20.0.10", port=80) == node, "two have it"
+    assert seen("local", "198.51.100.1", "172.20.0.10", port=22) == node
+    assert seen("local", "172.20.0.10", "198.51.100.1", port=9100) == node, "the port of the other end"
+    assert seen("remote", "10.1.1.5", "172.20.0.11", port=9100)[:3] == ("", "", "node-b"), "another node's"
+    tcp_only = replace(host, ignore_udp=False)
+    rows, _, _ = attribute([flow("10.1.1.5", "172.20.0.10", protocol=17, port=8080)], tcp_only)
+    assert rows[0]["remotePod"] == ""
+
+
 def test_flags_name_who_opened_the_connection_and_the_networks_of_the_remote() -> None:
     nat = (ipaddress.ip_network("203.0.113.250/32"),)
     config = replace(CONFIG, connection_flags={"NAT_GATEWAY": nat, "NONE": ()})
@@ -144,3 +167,60 @@ def test_ipv6_has_its_own_columns_and_is_ignored_where_the_table_has_none() -> N
 
 def test_nothing_in_nothing_out() -> None:
     assert attribute([], CONFIG) == ([], {}, 0)
+
+
+def place(row: dict[str, Any]) -> tuple[Any, ...]:
+    names = ("connectionClass", "remoteCloud", "remoteRegion", "remoteAvailabilityZone", "remoteCloudService")
+    return tuple(row[name] for name in (*names, "remoteCluster"))
+
+
+def test_a_named_network_says_where_its_remotes_are_before_private_and_provider_ranges() -> None:
+    # The original: INTRA_VPC in our own region for 10.70/16, the provider's answer for 198.51.100.100.
+    config = replace(CONFIG, networks=NETWORKS)
+    peering = ("INTER_REGION", "aws", "us-east-1", "use1-az1", "peering", "UNKNOWN")
+    partner = ("DEDICATED_LINE", "onprem", "berlin", "", "", "partner-cluster")
+    assert place(one_row(flow("10.1.1.5", "10.70.0.1"), config)) == peering
+    assert place(one_row(flow("fd00:1:1::5", "2001:db8:70::9"), config)) == peering
+    assert place(one_row(flow("10.1.1.5", "10.70.3.1"), config)) == partner  # the longer prefix
+    assert place(one_row(flow("10.1.1.5", "198.51.100.100"), config)) == partner
+    # What is known of the cluster comes before what the configuration says of an address.
+    own = replace(config, networks=(replace(NETWORKS[0], networks=(ipaddress.ip_network("10.1.0.0/16"),)),))
+    assert place(one_row(flow("10.1.1.5", "10.1.2.5"), own)) == (
+        "INTRA_VPC", "aws", "us-west-2", "zone-2", "", "blue"
+    )  # fmt: skip
+
+
+def test_a_pod_already_gone_elsewhere_is_in_the_cluster_whatever_its_address() -> None:
+    # The original looks the address up in the ranges: 203.0.113.17 would be the internet.
+    row = one_row(flow("10.1.1.5", "203.0.113.17"))
+    assert place(row) == ("INTRA_VPC", "aws", "us-west-2", "zone-1", "", "blue")
+    assert (row["remotePod"], row["remoteNode"], row["remoteApp"]) == ("", "node-c", "")
+
+
+def test_pods_and_nodes_of_a_peer_cluster_have_their_names_and_place() -> None:
+    def seen(address: str) -> dict[str, Any]:
+        rows, _, _ = attribute([flow("10.1.1.5", address)], CONFIG, peers=[PEER])
+        return rows[0]
+
+    green = ("INTER_REGION", "aws", "us-east-1", "zone-9", "", "green")
+    for address, pod, app in (
+        ("10.61.1.5", "payments", "payments"), ("198.51.100.41", "edge", "edge"), ("10.60.0.10", "", "host")
+    ):  # fmt: skip
+        row = seen(address)
+        assert place(row) == green
+        assert (row["remotePod"], row["remoteApp"], row["remoteNode"]) == (pod, app, "peer-1")
+    # The original, and we without peers: a private address like any other.
+    row = one_row(flow("10.1.1.5", "10.61.1.5"))
+    assert (row["connectionClass"], row["remotePod"], row["remoteCluster"]) == ("INTRA_VPC", "", "UNKNOWN")
+
+
+def test_an_address_of_ours_is_never_a_peers() -> None:
+    for address in ("10.1.2.5", "10.1.2.9"):  # a pod of ours; inside a pod network of ours
+        rows, _, _ = attribute([flow("10.1.1.5", address)], CONFIG, peers=[PEER])
+        assert rows[0]["remoteCluster"] == "blue"
+        assert "impostor" not in rows[0]["remotePod"]
+
+
+def test_a_peers_pod_is_never_local() -> None:
+    _, ignored, _ = attribute([flow("10.61.1.5", "198.51.100.1")], CONFIG, node="peer-1", peers=[PEER])
+    assert ignored == {"direction": (1, 5300, 8)}

@@ -37,11 +37,25 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def test_help_names_every_role_and_command() -> None:
     shown = run("--help").stdout
-    for word in ("agent", "server", "all", "demo", "schema", "ranges", "config", "metrics", "--set"):
+    for word in (
+        "agent",
+        "server",
+        "all",
+        "demo",
+        "ask",
+        "cost",
+        "schema",
+        "ranges",
+        "config",
+        "metrics",
+        "--set",
+    ):
         assert word in shown
 
 
-@pytest.mark.parametrize("command", ["demo", "schema", "schema apply", "ranges", "ranges download"])
+@pytest.mark.parametrize(
+    "command", ["demo", "ask", "cost", "schema", "schema apply", "ranges", "ranges download"]
+)
 def test_every_command_has_help(command: str) -> None:
     result = run(*command.split(), "--help")
     assert result.returncode == 0
@@ -64,6 +78,9 @@ def test_every_command_has_help(command: str) -> None:
         (("--role", "server", "--set", "clowd=aws"), {}, "did you mean cloud?"),
         (("schema", "apply"), {}, "clickhouse_endpoint is missing"),
         (("schema", "print", "--set", "clickhouse_table=a b"), {}, "clickhouse_table: 'a b' is not"),
+        (("schema", "print", "--table", "a b"), {}, "clickhouse_table: 'a b' is not"),
+        (("schema", "print", "--nodes", "-1"), {}, "--nodes: "),
+        (("schema", "print", "--report-interval", "soon"), {}, "--report-interval: 'soon' is not a duration"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(
@@ -73,6 +90,16 @@ def test_mistakes_are_one_line_and_exit_2(
     assert result.returncode == 2
     assert says in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_schema_takes_names_and_a_size_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--database", "d", "--table", "t", "--nodes", "1000", "--report-interval", "2m", "--fsync"]
+    assert main(["schema", "print", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "CREATE TABLE IF NOT EXISTS `d`.`t`" in printed
+    # A week of 1,000 nodes each two minutes, and a quarter.
+    assert "non_replicated_deduplication_window = 6300000" in printed
+    assert "fsync_after_insert = 1" in printed
 
 
 def test_schema_print_is_what_clickhouse_takes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,8 @@ class FakeTable:
         self.pending = 0
         self.reported = 0
         self.quiet = False
+        self.waiting = 0
+        self.resets = 0
         self.errors: list[KubenetmonError] = []
 
     async def read(self) -> ReadResult:
@@ -58,7 +60,7 @@ class FakeTable:
             self.pending += 100
         return ReadResult(1, 1, 0, self.takes, 0.0, 1, 1)
 
-    def seal(self, begin: int, end: int, end_monotonic: float) -> list[SealedRecords]:
+    async def report(self, begin: int, end: int, end_monotonic: float) -> list[SealedRecords]:
         assert self.reading == 0, "sealing waits for a read"
         if not self.pending:
             return []
@@ -76,6 +78,8 @@ class FakeTable:
                 "reported_bytes": self.reported,
                 "pending_bytes": self.pending,
                 "ignored_loopback_bytes": 7,
+                "waiting_flows": self.waiting,
+                "foreign_resets": self.resets,
                 "reported_flows": 3,
                 "ignored_flows": 2,
             }
@@ -174,6 +178,17 @@ async def test_while_the_outbox_is_full_nothing_is_sealed_and_the_next_report_co
         assert bed.intervals() == [(int(START) + 180, int(START) + 660)]
         assert sum(batch.metered_bytes for batch in bed.outbox.waiting()) == 100 * 12 * 8
         assert len(bed.table.reads) == 1 + 660 // 5
+
+
+async def test_where_many_flows_end_a_report_is_sealed_early_while_the_outbox_has_room() -> None:
+    async with running(start=START) as bed:
+        bed.table.waiting = CollectorConfig().many_waiting
+        await bed.clock.advance(60)
+        assert bed.intervals() == [(int(START) + at, int(START) + at + 5) for at in (0, 5, 10)]
+        bed.table.waiting -= 1
+        bed.commit()
+        await bed.clock.advance(5)
+        assert bed.intervals() == []
 
 
 async def test_stopping_reads_once_more_and_seals_even_into_a_full_outbox() -> None:
@@ -280,6 +295,23 @@ async def test_metrics_show_the_conservation_identity_at_each_scrape() -> None:
         assert value(COLLECTOR_FLOWS, type="ignored") == 2
         assert value(COLLECTION_DURATION) == 250_000
         assert value(LAST_COLLECTION) == int(START) + 60
+
+
+async def test_resets_by_another_process_are_said_at_once_and_then_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running(start=START) as bed:
+        await bed.clock.advance(60)
+        assert "counters to zero" not in caplog.text
+        bed.table.resets = 3
+        await bed.clock.advance(5)
+        assert caplog.text.count("counters to zero (3 so far)") == 1
+        for _ in range(30):
+            bed.table.resets += 1
+            await bed.clock.advance(5)
+        assert caplog.text.count("counters to zero") == 3
+        await bed.clock.advance(3600)
+        assert caplog.text.count("counters to zero") == 4, "the last of them, and then no more"
 
 
 async def test_readiness_waits_for_the_first_read() -> None:

@@ -30,6 +30,7 @@ def test_a_batch_comes_through_unchanged(count: int, ipv6: int, seed: int) -> No
     if parsed.ipv4 is not None:
         for name in ARRAY_NAMES:
             assert getattr(batch.ipv4, name).tobytes() == getattr(parsed.ipv4, name)
+        assert batch.ipv4.start_time is None or batch.ipv4.start_time.tobytes() == parsed.ipv4.start_time
     if parsed.ipv6 is not None:
         for name in ARRAY_NAMES:
             array = getattr(batch.ipv6, name)
@@ -109,6 +110,7 @@ def test_without_identity_the_message_is_refused(damage: Callable[[FlowBatch], N
         (change_arrays(count=11), r"ipv4.protocol has 10 bytes, not 11 x 1"),
         (change_arrays(count=0xFFFF_FFFF), "ipv4.protocol has 10 bytes"),
         (change_arrays(reply_bytes=b"\0" * 79), r"ipv4.reply_bytes has 79 bytes, not 10 x 8"),
+        (change_arrays(start_time=b"\0" * 39), r"ipv4.start_time has 39 bytes, not 10 x 4"),
         (change_arrays(original_source_address=b""), "ipv4.original_source_address has 0 bytes"),
         (change_arrays(protocol=b"\x06" * 9 + b"\x01"), "ipv4.protocol has numbers other than"),
         (change_arrays(original_bytes=b"\xff" * 80), "bytes add up to"),
@@ -123,6 +125,17 @@ def test_with_identity_the_batch_is_rejected_by_name(
     with pytest.raises(InconsistentBatch, match=complaint) as caught:
         decode_batch(bytes(message), NOW)
     assert caught.value.identity == BatchIdentity("node-1", message.epoch, 7)
+
+
+def test_the_time_of_a_flows_start_may_be_missing() -> None:
+    message = batch_message(3)
+    assert message.ipv4 is not None
+    message.ipv4.start_time = b""
+    assert decode_batch(bytes(message), NOW).ipv4.start_time is None
+    message.ipv4.start_time = np.array([0, 1, 2**32 - 1], "<u4").tobytes()
+    decoded = decode_batch(bytes(message), NOW).ipv4.start_time
+    assert decoded is not None
+    assert decoded.tolist() == [0, 1, 2**32 - 1]
 
 
 def test_every_truncation_is_refused() -> None:

@@ -13,6 +13,7 @@ from kubenetmon.demo import arguments, plan, traffic
 from kubenetmon.demo.progress import Progress
 from kubenetmon.demo.traffic import Job, Script, Traffic
 from kubenetmon.report import text
+from tests.soak.faults import schedule
 from tests.soak.memory import Memory
 
 
@@ -20,6 +21,7 @@ def test_a_script_survives_its_line() -> None:
     script = Script(
         tcp_ports=(80, 443),
         udp_ports=(53,),
+        tcp_address="::",
         udp_address="192.0.2.1",
         jobs=(
             Job("tcp", "192.0.2.2", 80, (1, 2), (3, 4), 0.5, per_connection=6, lanes=7, source="192.0.2.3"),
@@ -112,6 +114,41 @@ def test_growth_is_that_of_the_steady_part() -> None:
     assert abs(flat.growth()) < 1
     assert leak.growth() == pytest.approx(1000 * 99 * 15 * 0.75, rel=0.02)
     assert leak.peak == 50_000_000 + 99 * 15_000
+
+
+def test_growth_is_seen_within_a_life_and_from_life_to_life() -> None:
+    steady, within, between = Memory("steady", 30), Memory("within", 30), Memory("between", 30)
+    for life in range(5):
+        for step in range(20):
+            seconds = (life * 20 + step) * 15.0
+            steady.add(seconds, 50_000_000, life)
+            within.add(seconds, 50_000_000 + step * 1_000_000, life)
+            between.add(seconds, 50_000_000 + life * 1_000_000, life)
+    assert steady.growth() == 0
+    assert within.growth() == pytest.approx(14_000_000, rel=0.1)
+    assert between.growth() == pytest.approx(4_000_000, rel=0.3)
+    for memory in (steady, within, between):
+        assert len(memory.lives) == 5
+    for process in list(within.lives):
+        within.excused.add(process)
+    assert within.growth() == 0
+
+
+def test_the_faults_of_a_soak_are_those_of_its_seed() -> None:
+    nodes = ("a", "b")
+    planned = schedule(3600, kills=100, outage=600, nodes=nodes, seed=1)
+    assert planned == schedule(3600, kills=100, outage=600, nodes=nodes, seed=1)
+    assert planned != schedule(3600, kills=100, outage=600, nodes=nodes, seed=2)
+    kills = [fault for fault in planned if fault.kind == "kill"]
+    assert len(kills) == 100
+    assert {fault.target for fault in kills} == set(nodes)
+    assert all(10 <= fault.moment <= 3590 for fault in kills)
+    assert [(fault.kind, fault.moment) for fault in planned if fault.kind != "kill"] == [
+        ("goes", 1500),
+        ("returns", 2100),
+    ]
+    with pytest.raises(ValueError, match="does not fit"):
+        schedule(60, kills=0, outage=60, nodes=nodes, seed=1)
 
 
 async def test_traffic_counts_what_it_moved_and_stops_when_told() -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from kubenetmon import http
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.http import HttpServer, Response
 from kubenetmon.metrics import Metrics
@@ -148,3 +149,22 @@ async def test_a_port_that_a_predecessor_lets_go_is_served() -> None:
     assert (await ask(second, get("/live"))).endswith(b"ok\n")
     new.cancel()
     await asyncio.gather(old, new, return_exceptions=True)
+
+
+async def test_a_local_page_is_for_loopback_only(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.add_local_page("/debug/secret", lambda _: Response(b"ours"))
+    assert (await ask(server, get("/debug/secret"))).endswith(b"ours")
+    monkeypatch.setattr(http, "is_loopback", lambda _: False)
+    answer = await ask(server, get("/debug/secret"))
+    assert b"403" in answer.split(b"\r\n")[0]
+    assert b"ours" not in answer
+    assert b"200" in (await ask(server, get("/live"))).split(b"\r\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("::ffff:127.0.0.1", True),
+     ("10.0.0.1", False), ("::ffff:10.0.0.1", False), ("fe80::1%eth0", False), ("2001:db8::1", False)],
+)  # fmt: skip
+def test_what_counts_as_loopback(host: str, local: bool) -> None:
+    assert http.is_loopback(host) is local

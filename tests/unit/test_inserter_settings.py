@@ -12,6 +12,7 @@ from kubenetmon.clickhouse.block import Block
 from kubenetmon.clickhouse.columns import COLUMNS
 from kubenetmon.clickhouse.inserter import CommitOutcome, Inserter, InserterConfig
 from kubenetmon.clickhouse.sinks import Settings
+from kubenetmon.errors import ConfigurationError
 from kubenetmon.metrics import catalogue
 from kubenetmon.metrics.registry import Metrics
 from kubenetmon.readiness import Readiness
@@ -21,6 +22,7 @@ class RecordingSink:
     """Answers as a server with a Distributed table over so many shards; one machine runs no such cluster."""
 
     address = "recording"
+    servers = 1
 
     def __init__(self, shards: int) -> None:
         self._shards = shards
@@ -49,10 +51,16 @@ class RecordingSink:
     async def close(self) -> None: ...
 
 
+@pytest.mark.parametrize("name", ["async_insert", "insert_deduplicate", "insert_deduplication_token"])
+def test_what_decides_exactness_is_not_the_operators_to_set(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"clickhouse_insert_settings: {name} "):
+        InserterConfig("default", "flows", settings={name: 0})
+
+
 @pytest.mark.parametrize("shards", [1, 3])
 async def test_a_batch_goes_whole_to_the_shard_of_its_token(shards: int) -> None:
     sink = RecordingSink(shards)
-    config = InserterConfig("default", "flows", settings={"insert_quorum": "auto", "async_insert": 0})
+    config = InserterConfig("default", "flows", settings={"insert_quorum": "auto"})
     metrics, readiness = Metrics(catalogue.SERVER_METRICS), Readiness()
     inserter = Inserter(config, sink=sink, metrics=metrics, readiness=readiness)
     running = asyncio.create_task(inserter.run())
@@ -68,9 +76,10 @@ async def test_a_batch_goes_whole_to_the_shard_of_its_token(shards: int) -> None
     shard_of: dict[str, Any] = {}
     for token, settings in sink.inserts:
         assert settings["insert_deduplicate"] == 1
+        assert settings["deduplicate_insert"] == "enable"
         assert settings["deduplicate_blocks_in_dependent_materialized_views"] == 1
         assert settings["async_insert"] == 0
-        assert settings["distributed_foreground_insert"] == 1
+        assert settings["distributed_foreground_insert"] == settings["insert_distributed_sync"] == 1
         assert settings["insert_quorum"] == "auto"
         assert shard_of.setdefault(token, settings["insert_shard_id"]) == settings["insert_shard_id"]
     assert set(shard_of.values()) == set(range(1, shards + 1))

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from kubenetmon.server import inventory as inventory_module
 from kubenetmon.server.inventory import ClusterSnapshot, Inventory, InventoryConfig, Pod, Service
+from kubenetmon.server.kubernetes_objects import ObjectDecoder
 from kubenetmon.server.nodes import Network, Node
 from kubenetmon.server.ownership import FOREVER
+from tests.beds.large_cluster import LargeCluster
 
 GRACE = 30
 HISTORY = 100
@@ -38,10 +44,14 @@ def node(name: str, *ipv4: int, zone: str = "", created: int = 0, ipv6: tuple[in
     return Node(name, zone, created, ipv4, ipv6, ())
 
 
+def halves(addresses: list[int]) -> NDArray[np.uint64]:
+    return np.array([(address >> 64, address & (2**64 - 1)) for address in addresses], np.uint64)
+
+
 def endpoint(known: ClusterSnapshot, address: int, at: int, family: Literal[4, 6] = 4) -> int:
     if family == 4:
         return int(known.pods(4, np.array([address], np.uint32), at)[0])
-    return int(known.pods(6, np.array([[address >> 64, address & (2**64 - 1)]], np.uint64), at)[0])
+    return int(known.pods(6, halves([address]), at)[0])
 
 
 def owner(known: ClusterSnapshot, address: int, at: int, family: Literal[4, 6] = 4) -> str:
@@ -50,6 +60,21 @@ def owner(known: ClusterSnapshot, address: int, at: int, family: Literal[4, 6] =
 
 def node_at(known: ClusterSnapshot, address: int) -> str:
     return str(known.table.node[known.nodes(4, np.array([address], np.uint32))[0]])
+
+
+Key = tuple[int, ...]
+"""(family, address), or (family, address, protocol, port)."""
+
+
+def keys_of(known: Pod) -> set[Key]:
+    """What a pod owns, by the contract of `Pod`."""
+    found: set[Key] = set()
+    for family, addresses in ((4, known.ipv4), (6, known.ipv6)):
+        for address in addresses:
+            if known.owns_addresses:
+                found.add((family, address))
+            found |= {(family, address, port >> 16, port & 0xFFFF) for port in known.host_ports}
+    return found
 
 
 @dataclass
@@ -67,25 +92,32 @@ class Hold:
 class BruteForce:
     """The rules of `kubenetmon.server.ownership`, asked second by second."""
 
-    holds: dict[int, list[Hold]] = field(default_factory=dict)
+    holds: dict[Key, list[Hold]] = field(default_factory=dict)
     made: int = 0
 
-    def take(self, address: int, name: str, start: int, created: int) -> None:
+    def take(self, key: Key, known: Pod, now: int, *, seen_before: bool) -> None:
         self.made += 1
-        self.holds.setdefault(address, []).append(Hold(name, start, created, self.made))
+        start = known.started or known.created
+        if seen_before:
+            for hold in self.holds.get(key, []):
+                start = max(start, hold.end)  # after everyone before, not before now where one is still there
+            start = min(start, now)
+        self.holds.setdefault(key, []).append(Hold(known.uid, start, known.created, self.made))
 
-    def release(self, address: int, name: str, at: int) -> None:
-        for hold in self.holds[address]:
+    def release(self, key: Key, name: str, at: int) -> None:
+        for hold in self.holds[key]:
             if hold.pod == name and hold.end == FOREVER:
                 hold.end = max(at, hold.start)
 
     def forget(self, before: int) -> None:
-        for address, holds in self.holds.items():
-            self.holds[address] = [hold for hold in holds if hold.end == FOREVER or hold.end >= before]
+        for key, holds in self.holds.items():
+            self.holds[key] = [hold for hold in holds if hold.end == FOREVER or hold.end >= before]
 
-    def owner(self, address: int, at: int) -> str:
-        holds = self.holds.get(address, [])
+    def owner(self, key: Key, at: int) -> str:
+        holds = self.holds.get(key, [])
         now = [hold for hold in holds if hold.start <= at < hold.end]
+        if len(key) == 4 and len({hold.pod for hold in now}) > 1:
+            return ""
         if now:
             return max(now, key=lambda hold: (hold.created, hold.number)).pod
         lately = [hold for hold in holds if hold.end <= at < hold.end + GRACE]
@@ -97,8 +129,36 @@ class BruteForce:
         return ""
 
 
+NODES = ["node-a", "node-b", ""]
+PORTS = [6 << 16 | 80, 6 << 16 | 9100, 17 << 16 | 53]
+IPV6 = [1, 0xFD00 << 112 | 7, 2**128 - 1]
+
+
+KEYS: list[list[Key]] = [
+    [(4, address) for address in [*ADDRESSES, 99]],
+    [(6, address) for address in [*IPV6, 99]],
+    [(4, address, port >> 16, port & 0xFFFF) for address in ADDRESSES for port in PORTS],
+    [(6, address, port >> 16, port & 0xFFFF) for address in IPV6 for port in PORTS],
+]
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> dict[str, Any]:
+    """What of a pod may change, and what another may have as well."""
+    kind = draw(st.sampled_from(["pod", "pod", "pod", "host", "over"]))
+    return {
+        "node": draw(st.sampled_from(NODES)),
+        "app": draw(st.sampled_from(["a", "b"])),
+        "ipv4": tuple(draw(st.lists(st.sampled_from(ADDRESSES), unique=True, max_size=2))),
+        "ipv6": tuple(draw(st.lists(st.sampled_from(IPV6), unique=True, max_size=1))),
+        "owns_addresses": kind == "pod",
+        "host_ports": tuple(draw(st.sets(st.sampled_from(PORTS)))) if kind == "host" else (),
+    }
+
+
 class PodLives(RuleBasedStateMachine):
-    """Pods are created, take, change and lose addresses, complete and go; lists break off and end."""
+    """Pods are created, take over and lose addresses and ports, move, complete and go; nodes come, change and
+    go; what happens is told late, in any order, or only by a list, and lists break off."""
 
     pods = Bundle("pods")
 
@@ -108,7 +168,8 @@ class PodLives(RuleBasedStateMachine):
         self.inventory = Inventory(CONFIG)
         self.truth = BruteForce()
         self.alive: dict[str, Pod] = {}
-        self.unseen: set[str] | None = None
+        self.zones: dict[str, str] = {}
+        self.untold: dict[str, Pod | None] = {}
         self.numbers = 0
 
     @rule(seconds=st.integers(1, 40))
@@ -117,54 +178,63 @@ class PodLives(RuleBasedStateMachine):
         self.inventory.expire(self.now)
         self.truth.forget(self.now - HISTORY)
 
-    @rule(
-        target=pods,
-        addresses=st.lists(st.sampled_from(ADDRESSES), unique=True, max_size=2),
-        age=st.integers(0, 50),
-        owns=st.sampled_from([True, True, True, False]),
-    )
-    def create(self, addresses: list[int], age: int, owns: bool) -> str:
+    @rule(target=pods, shape=shapes(), age=st.integers(0, 50), started=st.integers(0, 20))
+    def create(self, shape: dict[str, Any], age: int, started: int) -> str:
         self.numbers += 1
         name = f"pod-{self.numbers}"
-        self._put(pod(name, *addresses, created=self.now - age, owns=owns))
+        created = self.now - age
+        start = min(self.now, created + started) if started else 0
+        self._put(replace(pod(name, created=created), started=start, **shape))
         return name
 
-    @rule(
-        name=pods,
-        addresses=st.lists(st.sampled_from(ADDRESSES), unique=True, max_size=2),
-        owns=st.booleans(),
-        app=st.sampled_from(["a", "b"]),
-    )
-    def change(self, name: str, addresses: list[int], owns: bool, app: str) -> None:
-        if name in self.alive:
-            old = self.alive[name]
-            self._put(pod(name, *addresses, created=old.created, owns=owns, app=app))
+    @rule(name=pods, shape=shapes())
+    def change(self, name: str, shape: dict[str, Any]) -> None:
+        if name in self.alive and name not in self.untold:
+            self._put(replace(self.alive[name], **shape))
+
+    @rule(name=consumes(pods), successor=shapes())
+    def hand_over(self, name: str, successor: dict[str, Any]) -> None:
+        """What it had goes to another, which is told of first."""
+        old = self.alive.get(name)
+        if old is None or name in self.untold:
+            return
+        self.numbers += 1
+        given = {"ipv4": old.ipv4, "ipv6": old.ipv6, "owns_addresses": old.owns_addresses}
+        given["host_ports"] = old.host_ports
+        self._put(replace(pod(f"pod-{self.numbers}", created=self.now), **{**successor, **given}))
+        self._remove(name)
 
     @rule(name=consumes(pods))
     def delete(self, name: str) -> None:
-        self.inventory.remove_pod(name, self.now)
-        self._gone(name)
+        if name not in self.untold:
+            self._remove(name)
 
-    @rule(name=pods)
-    def delete_without_being_told(self, name: str) -> None:
+    @rule(name=pods, shape=shapes(), gone=st.booleans())
+    def happen_untold(self, name: str, shape: dict[str, Any], gone: bool) -> None:
         """The watch was down; only the next list shows it."""
-        if self.unseen is None:
-            self.unseen = set()
-        self.unseen.add(name)
+        if name in self.alive:
+            self.untold[name] = None if gone else replace(self.alive[name], **shape)
 
-    @rule(seed=st.integers(0, 99), breaks_off=st.booleans())
-    def relist(self, seed: int, breaks_off: bool) -> None:
-        gone = (self.unseen or set()) & self.alive.keys()
-        listed = [known for name, known in self.alive.items() if name not in gone]
-        random.Random(seed).shuffle(listed)
+    @rule(order=st.randoms(use_true_random=False), breaks_off=st.booleans())
+    def relist(self, order: random.Random, breaks_off: bool) -> None:
+        listed = {**self.alive, **self.untold}
+        shown = [known for known in listed.values() if known is not None]
+        order.shuffle(shown)
         self.inventory.begin_relist("pods")
-        for known in listed[: len(listed) // 2] if breaks_off else listed:
-            self.inventory.put_pod(known, self.now)
+        for known in shown[: len(shown) // 2] if breaks_off else shown:
+            self.untold.pop(known.uid, None)
+            self._put(known)
         if not breaks_off:
+            gone = [name for name, known in listed.items() if known is None]
             assert self.inventory.end_relist("pods", self.now) == len(gone)
             for name in gone:
                 self._gone(name)
-            self.unseen = None
+            self.untold.clear()
+
+    @rule(name=st.sampled_from(NODES[:2]), zone=st.sampled_from(["z1", "z2"]))
+    def put_node(self, name: str, zone: str) -> None:
+        self.zones[name] = zone
+        self.inventory.put_node(node(name, zone=zone))
 
     @invariant()
     def answers_like_the_brute_force(self) -> None:
@@ -172,10 +242,35 @@ class PodLives(RuleBasedStateMachine):
             return
         known = self.inventory.snapshot()
         assert known is self.inventory.snapshot()
-        addresses = np.array([*ADDRESSES, 99], np.uint32)
-        for at in range(self.now - 70, self.now + GRACE + 2, 3):
-            found = [known.table.pod[number] for number in known.pods(4, addresses, at)]
-            assert found == [self.truth.owner(int(address), at) for address in addresses], at
+        for keys in KEYS:
+            moments = self._edges(keys)
+            asked = [(key, at) for key in keys for at in moments]
+            for (key, at), number in zip(asked, self._ask(known, asked), strict=True):
+                assert known.table.pod[number] == self.truth.owner(key, at), (key, at)
+
+    def _edges(self, keys: list[Key]) -> list[int]:
+        """Around every moment at which the owner of one of these may change, and now."""
+        holds = [hold for key in keys for hold in self.truth.holds.get(key, [])]
+        edges = {hold.start for hold in holds} | {hold.end for hold in holds if hold.end != FOREVER}
+        edges |= {edge + GRACE for edge in edges} | {self.now}
+        return sorted({moment for edge in edges for moment in (edge - 1, edge)})
+
+    def _ask(self, known: ClusterSnapshot, asked: list[tuple[Key, int]]) -> list[int]:
+        """The endpoint of each key at its moment, all in one call, and the first one by one."""
+        family: Literal[4, 6] = 4 if asked[0][0][0] == 4 else 6
+        plain = [key[1] for key, _ in asked]
+        addresses = np.array(plain, np.uint32) if family == 4 else halves(plain)
+        moments = np.array([at for _, at in asked], np.int64)
+        if len(asked[0][0]) == 2:
+            found = known.pods(family, addresses, moments)
+            assert known.pods(family, addresses[:1], asked[0][1]) == found[:1]
+        else:
+            protocols = np.array([key[2] for key, _ in asked], np.uint8)
+            ports = np.array([key[3] for key, _ in asked], np.uint16)
+            found = known.host_pods(family, addresses, protocols, ports, moments)
+            first = known.host_pods(family, addresses[:1], protocols[:1], ports[:1], asked[0][1])
+            assert first == found[:1]
+        return [int(number) for number in found]
 
     @invariant()
     def describes_the_living(self) -> None:
@@ -187,28 +282,42 @@ class PodLives(RuleBasedStateMachine):
             current = self.alive.get(known.table.pod[number])
             if current is not None and current.owns_addresses and address in current.ipv4:
                 assert known.table.app[number] == current.app
+                assert known.table.node[number] == current.node
+                assert known.table.zone[number] == self.zones.get(current.node, "")
+                assert known.table.node_id[number] == known.node_id(current.node)
+
+    @invariant()
+    def tells_the_same_history(self) -> None:
+        if not hasattr(self, "inventory"):
+            return
+        for address in ADDRESSES:
+            told = [(one.owner.pod, one.start, one.end) for one in self.inventory.tenures(4, address)]
+            holds = self.truth.holds.get((4, address), [])
+            assert told == [
+                (hold.pod, hold.start, None if hold.end == FOREVER else hold.end) for hold in holds
+            ]
 
     def _put(self, new: Pod) -> None:
-        old = self.alive.get(new.name)
-        held = set(old.ipv4) if old is not None and old.owns_addresses else set()
-        wanted = set(new.ipv4) if new.owns_addresses else set()
-        for address in held - wanted:
-            self.truth.release(address, new.name, self.now)
-        start = new.created if old is None else self.now
-        for address in new.ipv4:
-            if address in wanted - held:
-                self.truth.take(address, new.name, start, new.created)
-        self.alive[new.name] = new
+        old = self.alive.get(new.uid)
+        held = keys_of(old) if old is not None else set()
+        for key in held - keys_of(new):
+            self.truth.release(key, new.uid, self.now)
+        for key in keys_of(new) - held:
+            self.truth.take(key, new, self.now, seen_before=old is not None)
+        self.alive[new.uid] = new
         self.inventory.put_pod(new, self.now)
+
+    def _remove(self, name: str) -> None:
+        self.inventory.remove_pod(name, self.now)
+        self._gone(name)
 
     def _gone(self, name: str) -> None:
         old = self.alive.pop(name, None)
-        if old is not None and old.owns_addresses:
-            for address in old.ipv4:
-                self.truth.release(address, name, self.now)
+        for key in keys_of(old) if old is not None else ():
+            self.truth.release(key, name, self.now)
 
 
-PodLives.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+PodLives.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestPodLives = PodLives.TestCase
 
 
@@ -219,7 +328,40 @@ def test_address_handed_over_within_seconds_is_right_on_both_sides() -> None:
     inventory.remove_pod("old", 160)
     inventory.put_pod(pod("new", 7, created=150), 163)
     known = inventory.snapshot()
-    assert [owner(known, 7, at) for at in (90, 159, 162, 163, 10_000)] == ["old", "old", "old", "new", "new"]
+    # What came after the old one's end was the new one's, though its address was heard of late.
+    assert [owner(known, 7, at) for at in (90, 159, 160, 163, 10_000)] == ["old", "old", "new", "new", "new"]
+
+
+def test_address_taken_before_the_end_of_the_one_before_is_heard_of_is_right_on_both_sides() -> None:
+    inventory = Inventory(CONFIG)
+    inventory.put_pod(pod("old", 7, created=100), 100)
+    inventory.put_pod(pod("new", created=150), 150)
+    inventory.put_pod(pod("new", 7, created=150), 163)
+    inventory.remove_pod("old", 165)
+    known = inventory.snapshot()
+    assert [owner(known, 7, at) for at in (159, 162, 163, 10_000)] == ["old", "old", "new", "new"]
+
+
+def test_port_of_the_host_is_a_pods_where_one_alone_has_it() -> None:
+    inventory = Inventory(CONFIG)
+    inventory.put_node(node("node-a", 50))
+    one = replace(pod("one", 50, owns=False), host_ports=(6 << 16 | 9100, 6 << 16 | 80))
+    inventory.put_pod(one, 10)
+    inventory.put_pod(replace(pod("two", 50, owns=False, created=20), host_ports=(6 << 16 | 80,)), 20)
+
+    def on(protocol: int, port: int, at: int) -> str:
+        known = inventory.snapshot()
+        wanted = (np.array([50], np.uint32), np.array([protocol], np.uint8), np.array([port], np.uint16))
+        return known.table.pod[known.host_pods(4, *wanted, at)[0]]
+
+    assert owner(inventory.snapshot(), 50, 30) == "", "the address itself is the node's"
+    assert [on(6, 9100, 30), on(6, 80, 30), on(17, 9100, 30), on(6, 9101, 30)] == ["one", "", "", ""]
+    assert on(6, 80, 15) == "one", "alone until the other came"
+    inventory.remove_pod("one", 40)
+    assert [on(6, 80, 45), on(6, 9100, 45), on(6, 9100, 40 + GRACE)] == ["two", "one", ""]
+    known = inventory.snapshot()
+    number = known.ownership[7].endpoints[-1]
+    assert known.table.app[number] == "host", "an app of its own it has not"
 
 
 def test_grace_ends_and_is_cut_short_by_the_next_owner() -> None:
@@ -314,7 +456,7 @@ def test_deleted_node_stays_for_the_grace_time_and_yields_to_the_living() -> Non
 def test_pods_take_zone_and_cell_of_a_node_that_comes_later_or_changes() -> None:
     inventory = Inventory(CONFIG)
     inventory.put_pod(pod("one", 7), 10)
-    inventory.put_pod(pod("celled", 8)._replace(cell="own"), 10)
+    inventory.put_pod(replace(pod("celled", 8), cell="own"), 10)
     first = inventory.snapshot()
     assert first.table.zone[endpoint(first, 7, 10)] == first.node_zone("node-a") == ""
     for place in ("1", "2"):
@@ -373,3 +515,39 @@ def test_address_that_changes_hands_without_end_keeps_a_bounded_history() -> Non
     assert owner(known, 9, 990) == "pod-990"
     assert owner(known, 9, 1000) == "last"
     assert len(known.ownership[4].keys) < 100
+
+
+def test_a_pod_takes_less_than_a_kilobyte() -> None:
+    made, decoder = LargeCluster(5000, 250), ObjectDecoder(InventoryConfig())
+    pages = [
+        b'{"items":[%s]}' % b",".join(made.items("pods", first, first + 500, 0))
+        for first in range(0, 5000, 500)
+    ]
+    inventory = Inventory(InventoryConfig())
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for page in pages:
+            for one in decoder.page("pods", page).objects:
+                assert isinstance(one, Pod)
+                inventory.put_pod(one, 10)
+        inventory.snapshot()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert inventory.counts()["pods"] == 5000
+    assert (after - before) / 5000 < 1000, "725 measured"
+
+
+def test_what_ended_is_kept_within_bounds_whatever_the_churn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory_module, "_MOST_ENDED_CLAIMS", 100)
+    inventory = Inventory(CONFIG)
+    for number in range(1000):
+        inventory.put_pod(pod(f"pod-{number}", 1 + number % 50, created=number), number)
+        if number >= 50:
+            inventory.remove_pod(f"pod-{number - 50}", number)
+        inventory.expire(number)
+    known = inventory.snapshot()
+    owners = [known.table.pod[endpoint(known, 1 + number % 50, 1000)] for number in range(950, 1000)]
+    assert owners == [f"pod-{number}" for number in range(950, 1000)]
+    assert sum(len(inventory.tenures(4, 1 + address)) for address in range(50)) <= 150

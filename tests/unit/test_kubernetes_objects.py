@@ -293,3 +293,64 @@ def test_no_bytes_break_the_decoder(body: bytes) -> None:
     for decode in decoders:
         with contextlib.suppress(UnreadableError):
             decode()
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({"containers": [{"ports": [{"containerPort": 80}]}]}, {(6, 80)}),
+        (
+            {
+                "containers": [
+                    {
+                        "ports": [
+                            {"containerPort": 53, "protocol": "UDP"},
+                            {"hostPort": 53, "protocol": "TCP"},
+                        ]
+                    },
+                    {"name": "no ports"},
+                    {"ports": [{"containerPort": 9100, "hostPort": 9100}, {"containerPort": 9100}]},
+                ]
+            },
+            {(17, 53), (6, 53), (6, 9100)},
+        ),
+        (
+            {
+                "initContainers": [
+                    {"restartPolicy": "Always", "ports": [{"containerPort": 15021}]},
+                    {"ports": [{"containerPort": 1}]},
+                ]
+            },
+            {(6, 15021)},
+        ),
+        (
+            {"containers": [{"ports": [{"containerPort": n} for n in (0, -1, 65536, 65535)]}]},
+            {(6, 65535)},
+        ),
+        ({"containers": [{"ports": [{"containerPort": 132, "protocol": "SCTP"}]}]}, set()),
+        ({"containers": "odd", "initContainers": None}, set()),
+        ({}, set()),
+    ],
+)
+def test_the_ports_of_a_pod_on_the_hosts_network(
+    spec: dict[str, Any], expected: set[tuple[int, int]]
+) -> None:
+    def ports(phase: str = "Running", host_network: bool = True) -> set[tuple[int, int]]:
+        found = {**POD, "spec": {"nodeName": "node-a", "hostNetwork": host_network, **spec}}
+        found["status"] = {**POD["status"], "phase": phase}
+        page = DECODER.page("pods", json.dumps({"items": [found]}).encode())
+        (pod,) = page.objects
+        assert isinstance(pod, Pod)
+        assert pod.owns_addresses is not host_network
+        return {(port >> 16, port & 0xFFFF) for port in pod.host_ports}
+
+    assert ports() == expected
+    assert ports(host_network=False) == set()
+
+
+def test_a_host_network_pod_that_is_over_has_no_ports() -> None:
+    spec = {"hostNetwork": True, "containers": [{"ports": [{"containerPort": 80}]}]}
+    over = {**POD, "spec": spec, "status": {**POD["status"], "phase": "Succeeded"}}
+    (pod,) = DECODER.page("pods", json.dumps({"items": [over]}).encode()).objects
+    assert isinstance(pod, Pod)
+    assert (pod.host_ports, pod.owns_addresses) == ((), False)

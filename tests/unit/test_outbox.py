@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kubenetmon.agent.batch import serialise
 from kubenetmon.agent.conntrack import SealedRecords
-from kubenetmon.agent.outbox import MAX_REPORTS, Outbox, SealedBatch
+from kubenetmon.agent.outbox import MAX_REPORTS, MAX_WAITING_BYTES, Outbox, SealedBatch
 from kubenetmon.metrics import Metrics
 from kubenetmon.metrics.catalogue import (
     AGENT_BATCH_BYTES,
@@ -70,6 +70,15 @@ def test_it_is_full_at_a_number_of_reports_not_of_batches() -> None:
         assert outbox.full
     outbox.settle(outbox.epoch, 5, Outcome.COMMITTED, "")
     assert not outbox.full
+
+
+def test_large_reports_fill_it_earlier() -> None:
+    outbox, _ = make()
+    large = SealedRecords(FlowArrays(count=1, protocol=bytes(MAX_WAITING_BYTES // 4)), FlowArrays(), 1, 1, 1)
+    outbox.put([large] * 2, 0, 1)
+    assert not outbox.full
+    outbox.put([large] * 2, 1, 2)
+    assert outbox.full
 
 
 def test_an_interval_needs_a_length() -> None:

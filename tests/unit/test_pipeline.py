@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -11,20 +13,24 @@ import numpy as np
 import pytest
 
 from kubenetmon.clickhouse.block import Block
+from kubenetmon.clickhouse.evidence import Tracer
 from kubenetmon.clickhouse.inserter import CommitOutcome
 from kubenetmon.clickhouse.schema import SchemaOptions
 from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.errors import SchemaError
 from kubenetmon.metrics import Metrics, MetricSpec, catalogue
-from kubenetmon.model import BatchIdentity, FlowBatch
+from kubenetmon.model import ARRAY_NAMES, BatchIdentity, FlowBatch
 from kubenetmon.proto import Outcome
 from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.inventory import Inventory, InventoryConfig, Pod
+from kubenetmon.server.latecomers import Latecomers, LatecomersConfig
 from kubenetmon.server.nodes import Network, Node
+from kubenetmon.server.pacing import PacingConfig, ReportPacing
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges import RangeTable
 from kubenetmon.server.rows import RowsConfig
+from kubenetmon.server.unattributed import KEPT, Unattributed
 from kubenetmon.server.verdict import Verdict
 from tests.beds.attribution import CASE_TIME, Flow, Tuple, batch_of
 
@@ -49,7 +55,7 @@ class RecordingInserter:
     async def wait_schema(self) -> TableSchema:
         return self.table
 
-    async def commit(self, block: Block, token: str) -> CommitOutcome:
+    async def commit(self, block: Block, token: str, tracer: Tracer | None = None) -> CommitOutcome:
         assert token not in self.blocks, "inserted twice"
         self.blocks[token] = block
         self.waiting += 1
@@ -94,6 +100,8 @@ def batch(flows: list[Flow] = MIXED, sequence: int = 1) -> FlowBatch:
 
 @dataclass
 class Rig:
+    unattributed: Unattributed
+    cluster: Inventory
     pipeline: Pipeline
     inserter: RecordingInserter
     ranges: Ranges
@@ -127,22 +135,38 @@ Build = Callable[..., Rig]
 async def build() -> AsyncIterator[Build]:
     made: list[Pipeline] = []
 
-    def make(config: PipelineConfig | None = None, *, ready: bool = True, stores: bool = True) -> Rig:
+    def make(
+        config: PipelineConfig | None = None,
+        *,
+        ready: bool = True,
+        stores: bool = True,
+        patience: float = 0.0,
+    ) -> Rig:
         inserter, metrics = RecordingInserter(), Metrics(catalogue.SERVER_METRICS)
-        ranges = Ranges(RangeTable([]))
+        ranges, unattributed = Ranges(RangeTable([])), Unattributed(metrics=metrics)
+        cluster = inventory()
         if ready:
             inserter.gate.set()
-        pipeline = Pipeline(
-            config or PipelineConfig(RowsConfig("test", "aws", "us-west-2", "blue")),
-            cluster=inventory(),
-            ranges=ranges,
-            attributor=Attributor(AttributionConfig("aws", "us-west-2", "blue", ipv6=True)),
-            inserter=inserter if stores else None,
+        latecomers = Latecomers(
+            LatecomersConfig(patience=patience, most_waiting=3, most_remembered=5),
+            cluster=cluster,
             metrics=metrics,
             clock=SYSTEM_CLOCK,
         )
+        pipeline = Pipeline(
+            config or PipelineConfig(RowsConfig("test", "aws", "us-west-2", "blue")),
+            cluster=cluster,
+            ranges=ranges,
+            attributor=Attributor(AttributionConfig("aws", "us-west-2", "blue", ipv6=True)),
+            inserter=inserter if stores else None,
+            pacing=ReportPacing(PacingConfig(25, 20), metrics=metrics, clock=SYSTEM_CLOCK),
+            metrics=metrics,
+            clock=SYSTEM_CLOCK,
+            unattributed=unattributed,
+            latecomers=latecomers if patience else None,
+        )
         made.append(pipeline)
-        return Rig(pipeline, inserter, ranges, metrics)
+        return Rig(unattributed, cluster, pipeline, inserter, ranges, metrics)
 
     yield make
     for pipeline in made:
@@ -219,6 +243,23 @@ async def test_what_the_inserter_hands_back_may_come_again(build: Build) -> None
     assert rig.bytes_by_fate()["committed"] == 10600
 
 
+async def test_what_the_operator_drops_is_counted_in_bytes_and_never_acked(build: Build) -> None:
+    rig = build()
+    rig.inserter.outcome = CommitOutcome.DROPPED
+    verdict = await rig.pipeline.process(batch(), time.time())
+    assert verdict.outcome is Outcome.REJECTED
+    assert rig.bytes_by_fate() == {"dropped": 10600, "udp": 5300, "node": 5300, "direction": 5300}
+
+
+async def test_what_the_table_cannot_tell_stays_with_the_agent(build: Build) -> None:
+    rig = build()
+    rig.inserter.outcome = CommitOutcome.UNDECIDED
+    verdict = await rig.pipeline.process(batch(), time.time())
+    assert verdict.outcome is Outcome.RETRY_LATER
+    assert "/ready" in verdict.reason
+    assert rig.bytes_by_fate() == {"handed_back": 26500}
+
+
 async def test_where_all_is_ignored_nothing_is_inserted(build: Build) -> None:
     rig = build()
     assert await rig.pipeline.process(batch([UDP, STRANGERS]), time.time()) == COMMITTED
@@ -279,6 +320,22 @@ async def test_only_so_many_batches_are_held_in_encoded_form(build: Build) -> No
     assert rig.bytes_by_fate()["committed"] == 10 * 10600
 
 
+async def test_encoded_batches_take_so_much_memory_and_no_more(build: Build) -> None:
+    records = len(batch())
+    config = PipelineConfig(
+        RowsConfig("test", "aws", "us-west-2", "blue"), inserters=20, encoded_limit=2 * 300 * records
+    )
+    rig = build(config, ready=False)
+    processing = [
+        asyncio.create_task(rig.pipeline.process(batch(sequence=i), time.time())) for i in range(1, 11)
+    ]
+    await rig.until_inserting(2)
+    await asyncio.sleep(0.05)
+    assert len(rig.inserter.blocks) == 2
+    rig.inserter.gate.set()
+    assert await asyncio.gather(*processing) == [COMMITTED] * 10
+
+
 async def test_the_event_loop_stays_free_while_a_large_batch_is_encoded(build: Build) -> None:
     rig = build()
     flows = [flow(f"10.1.{i % 2 + 1}.{i % 250}", f"203.0.{i % 200}.{i % 250}") for i in range(1000)]
@@ -288,9 +345,7 @@ async def test_the_event_loop_stays_free_while_a_large_batch_is_encoded(build: B
         ipv4=replace(
             small.ipv4,
             **{  # type: ignore[arg-type]
-                name: np.tile(getattr(small.ipv4, name), 15)
-                for name in type(small.ipv4).__dataclass_fields__
-                if name != "family"
+                name: np.tile(getattr(small.ipv4, name), 15) for name in ARRAY_NAMES
             },
         ),
     )
@@ -307,3 +362,85 @@ async def test_the_event_loop_stays_free_while_a_large_batch_is_encoded(build: B
     assert await rig.pipeline.process(large, time.time()) == COMMITTED
     watching.cancel()
     assert longest < 0.25
+
+
+async def test_what_finds_no_side_is_shown_by_cause_with_samples_and_no_more_than_a_few(build: Build) -> None:
+    rig = build()
+    for sequence in range(1, 41):
+        flows = [flow("203.0.113.1", "203.0.113.2", size=10 * sequence + number) for number in range(9)]
+        await rig.pipeline.process(batch([*flows, OURS], sequence), time.time())
+    stranger = replace(batch([OURS]), identity=BatchIdentity("node-x", bytes(16), 1))
+    await rig.pipeline.process(replace(stranger, ipv4=batch([STRANGERS]).ipv4), time.time())
+    shown = json.loads(rig.unattributed.page({}).body)
+    assert {cause: found["records"] for cause, found in shown.items()} == {
+        "unknown_node": 1, "both_unknown": 360, "both_elsewhere": 0, "no_node": 0
+    }  # fmt: skip
+    assert len(shown["both_unknown"]["samples"]) == KEPT
+    assert shown["unknown_node"]["samples"] == [
+        {
+            "time": "2025-11-24T16:01:00Z", "node": "node-x", "protocol": 6, "source": "203.0.113.1",
+            "source_port": 40000, "destination": "203.0.113.2", "destination_port": 80, "bytes": 5300,
+            "packets": 8,
+        }
+    ]  # fmt: skip
+    newest_and_largest = max(flow["bytes"] for flow in shown["both_unknown"]["samples"])
+    assert newest_and_largest == 5000 + 10 * 40 + 8
+    assert sum(rig.count(catalogue.NO_SIDE, cause=cause, unit="bytes") for cause in shown) == rig.count(
+        catalogue.SERVER_IGNORED, reason="direction", unit="bytes"
+    )
+
+
+async def test_a_batch_that_is_handed_back_leaves_no_trace_among_the_unattributed(build: Build) -> None:
+    rig = build()
+    rig.inserter.outcome = CommitOutcome.HANDED_BACK
+    await rig.pipeline.process(batch(), time.time())
+    assert json.loads(rig.unattributed.page({}).body)["both_unknown"]["records"] == 0
+
+
+def latecomer(name: str, address: int) -> Pod:
+    return Pod(name, "default", name, "node-a", "app", "", "", CASE_TIME, CASE_TIME, True, (address,), ())
+
+
+@pytest.mark.parametrize("address", ["10.1.1.99", "198.51.100.99"], ids=["pod network", "elsewhere"])
+async def test_a_batch_waits_for_a_pod_that_the_api_shows_a_moment_later(build: Build, address: str) -> None:
+    rig = build(PipelineConfig(RowsConfig("test", "aws", "us-west-2", "blue"), inserters=1), patience=1.0)
+    waiting = asyncio.create_task(rig.pipeline.process(batch([flow(address, "203.0.113.9")]), time.time()))
+    await asyncio.sleep(0.05)
+    assert await rig.pipeline.process(batch([OURS], 2), time.time()) == COMMITTED, "others go on meanwhile"
+    assert not waiting.done()
+    rig.cluster.put_pod(latecomer("late-pod", int(ipaddress.IPv4Address(address))), time.time())
+    assert await asyncio.wait_for(waiting, 5) == COMMITTED
+    assert b"late-pod" in rig.inserter.blocks[batch().identity.token].body
+    assert rig.bytes_by_fate() == {"committed": 10600}
+    assert rig.count(catalogue.LATE_ADDRESSES, outcome="known") == 1
+
+
+async def test_who_stays_unknown_is_waited_for_once(build: Build) -> None:
+    rig = build(patience=0.3)
+    unknown = [flow("10.1.1.99", "203.0.113.9"), IPV6, STRANGERS]
+    began = time.monotonic()
+    assert await rig.pipeline.process(batch(unknown), time.time()) == COMMITTED
+    assert time.monotonic() - began >= 0.3
+    assert rig.count(catalogue.LATE_ADDRESSES, outcome="unknown") == 4
+    assert rig.bytes_by_fate() == {"committed": 10600, "direction": 5300}
+    began = time.monotonic()
+    for sequence in range(2, 6):
+        await rig.pipeline.process(batch(unknown, sequence), time.time())
+    assert time.monotonic() - began < 0.3
+    assert rig.count(catalogue.LATE_ADDRESSES, outcome="unknown") == 4
+
+
+async def test_only_so_many_batches_wait_and_only_so_much_is_remembered(build: Build) -> None:
+    rig = build(patience=0.5)
+    began = time.monotonic()
+    waiting = [
+        asyncio.create_task(
+            rig.pipeline.process(batch([flow(f"10.1.1.{100 + i}", "203.0.113.9")], i), time.time())
+        )
+        for i in range(1, 9)
+    ]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    assert time.monotonic() - began < 0.4
+    assert await asyncio.gather(*waiting) == [COMMITTED] * 8
+    assert rig.count(catalogue.LATE_ADDRESSES, outcome="unknown") == 3
+    assert rig.bytes_by_fate() == {"committed": 8 * 5300}

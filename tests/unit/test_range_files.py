@@ -7,21 +7,37 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubenetmon.errors import ConfigurationError
-from kubenetmon.server.ranges import PROVIDERS, Label
-from kubenetmon.server.ranges.parse import normalised, parse, resolve
+from kubenetmon.server.ranges import PROVIDERS, Label, RangeTable
+from kubenetmon.server.ranges import parse as parse_module
+from kubenetmon.server.ranges.parse import NO_LABEL, ProviderRanges, normalised, parse
+from kubenetmon.server.ranges.resolve import resolve
 from kubenetmon.server.ranges.table import packed_network
 
 FILES = Path(__file__).parents[1] / "data" / "ranges"
 
 
 def labels_of(documents: dict[str, Any]) -> dict[str, Label]:
-    found = resolve(parse(name, json.dumps(document).encode(), name) for name, document in documents.items())
-    return {f"{ipaddress.ip_address(prefix[:-1])}/{prefix[-1]}": label for prefix, label in found.items()}
+    ranges = [parse(name, json.dumps(document).encode(), name) for name, document in documents.items()]
+    return {
+        f"{ipaddress.ip_address(prefix[:-1])}/{prefix[-1]}": label
+        for prefix, label in winners(ranges).items()
+    }
+
+
+def winners(ranges: list[ProviderRanges]) -> dict[bytes, Label]:
+    numbers = {NO_LABEL: 0}
+    found = {}
+    for family in (4, 6):
+        prefixes, of = resolve(ranges, 4 if family == 4 else 6, numbers)
+        found.update(zip(prefixes.tolist(), of.tolist(), strict=True))
+    labels = list(numbers)
+    return {prefix: labels[number] for prefix, number in found.items()}
 
 
 def aws(*claims: tuple[str, str, str]) -> dict[str, Any]:
@@ -129,7 +145,7 @@ def test_azure_leaves_other_clouds_prefixes_alone() -> None:
 def test_all_files_of_documentation_addresses_are_read() -> None:
     ranges = [parse(name, (FILES / f"{name}.json").read_bytes(), name) for name in PROVIDERS]
     assert [one.distinct for one in ranges] == [9, 3, 3, 6]
-    assert len(resolve(ranges)) == 20
+    assert len(winners(ranges)) == 20
 
 
 @pytest.mark.parametrize(
@@ -180,6 +196,78 @@ def test_too_many_kinds_are_refused() -> None:
     document = aws(*[(f"10.{i >> 8 & 255}.{i & 255}.0/24", str(i), "x") for i in range(70_000)])
     with pytest.raises(ConfigurationError, match="65536"):
         parse("aws", json.dumps(document).encode(), "x.json")
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "says"),
+    [
+        ([f"{i}.0.0.0/8" for i in range(1, 34)], "it claims 12.89% of all IPv4 addresses for aws"),
+        ([f"{i}.{j}.0.0/16" for i in range(64) for j in range(256)], "it claims 25.00% of all IPv4"),
+        ([f"2a{i:02x}::/16" for i in range(65)], "it claims 0.10% of all IPv6 addresses for aws"),
+    ],
+)
+def test_a_file_that_claims_half_the_internet_is_refused(prefixes: list[str], says: str) -> None:
+    document = aws(*[(prefix, "r", "s") for prefix in prefixes])
+    with pytest.raises(ConfigurationError, match=says):
+        parse("aws", json.dumps(document).encode(), "x.json")
+    nested = aws(*[(f"{i % 32 + 1}.0.0.0/{8 + i // 32}", "r", "s") for i in range(600)])
+    assert parse("aws", json.dumps(nested).encode(), "x.json").distinct == 600
+
+
+def test_more_prefixes_than_any_provider_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parse_module, "_MOST_CLAIMS", 100)
+    document = azure(("Sql", "", "AzureSQL", [f"10.0.{i}.0/24" for i in range(101)]))
+    with pytest.raises(ConfigurationError, match="more than 100 prefixes: not azure's"):
+        parse("azure", json.dumps(document).encode(), "x.json")
+
+
+@st.composite
+def damaged_files(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A provider's file in which bytes were changed, removed, repeated or put in, as in a bad transfer."""
+    provider = draw(st.sampled_from(PROVIDERS))
+    content = bytearray((FILES / f"{provider}.json").read_bytes())
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(content) - 1))
+        length = draw(st.integers(1, 40))
+        damage = draw(st.sampled_from(["change", "digit", "cut", "repeat", "insert", "end"]))
+        if damage == "change":
+            content[place] = draw(st.integers(0, 255))
+        elif damage == "digit":
+            digits = [index for index, byte in enumerate(content) if chr(byte).isdigit()]
+            if digits:
+                content[digits[place % len(digits)]] = draw(st.sampled_from(b"0123456789/.:f"))
+        elif damage == "cut":
+            del content[place : place + length]
+        elif damage == "repeat":
+            content[place:place] = content[place : place + length]
+        elif damage == "insert":
+            content[place:place] = draw(st.binary(max_size=8))
+        else:
+            del content[place:]
+        if not content:
+            break
+    return provider, bytes(content)
+
+
+@settings(max_examples=300, deadline=None)
+@given(damaged_files())
+def test_a_damaged_file_is_refused_in_one_line_or_makes_a_sound_table(damaged: tuple[str, bytes]) -> None:
+    provider, content = damaged
+    try:
+        ranges = parse(provider, content, "x.json")
+    except ConfigurationError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert "x.json" in refusal
+        assert "\n" not in refusal
+        assert len(refusal) < 400
+        return
+    table = RangeTable([ranges])
+    assert 0 < len(table) == ranges.distinct
+    edges = np.array([0, 1, 0xC0000200, 0xFFFFFFFF], np.uint32)
+    assert all(number < len(table.labels) for number in table.lookup(4, edges).tolist())
 
 
 @given(st.binary(max_size=200), st.sampled_from(PROVIDERS))
@@ -273,6 +361,5 @@ def _by_the_rules(
 
 def test_packed_networks_are_what_files_give() -> None:
     network = ipaddress.ip_network("2001:db8::/32")
-    assert packed_network(network) in resolve(
-        [parse("aws", json.dumps(aws((str(network), "r", "s"))).encode(), "x")]
-    )
+    ranges = parse("aws", json.dumps(aws((str(network), "r", "s"))).encode(), "x")
+    assert winners([ranges]) == {packed_network(network): Label("aws", "r", "s")}

@@ -76,9 +76,13 @@ class Bed:
         await self.until(lambda: self.readiness.ready)
 
     def detail(self) -> str:
+        """What is wrong."""
+        return "" if self.check()["ok"] else str(self.check()["detail"])
+
+    def check(self) -> dict[str, object]:
         checks = self.readiness.report()["checks"]
         assert isinstance(checks, dict)
-        return "" if checks["cloud ranges"]["ok"] else checks["cloud ranges"]["detail"]
+        return dict(checks["cloud ranges"])
 
     def prefixes(self) -> dict[str, float]:
         return {name: self.metrics.value(RANGE_PREFIXES, provider=name) for name in PROVIDERS}
@@ -114,6 +118,7 @@ async def test_a_directory_is_read_and_nothing_is_downloaded(publisher: Publishe
         await bed.until_ready()
         assert bed.detail() == ""
         assert bed.prefixes() == {"aws": 9, "gcp": 0, "google": 3, "azure": 0}
+        assert bed.check()["detail"] == "12 prefixes, none of gcp, azure"
         found = bed.keeper.table.lookup(4, np.array([0xC6336401], np.uint32))
         assert bed.keeper.table.labels[found[0]] == ("aws", "us-west-2", "s3")
     assert publisher.requests.total() == 0
@@ -143,6 +148,24 @@ async def test_a_changed_file_is_read_again_and_a_bad_one_is_not_taken(
         directory_with(directory, "aws", "gcp", "azure")
         await bed.until(lambda: bed.prefixes()["azure"] == 6)
         await bed.until(lambda: bed.metrics.value(RANGE_REFRESHES, result="succeeded") >= 2)
+        assert bed.detail() == ""
+
+
+async def test_a_file_that_lost_the_own_region_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = directory_with(tmp_path / "ranges", "aws")
+    bed = Bed(RangesConfig("aws", "us-west-2", directory), HastyClock(0.001))
+    async with bed.running():
+        await bed.until_ready()
+        before = bed.keeper.table
+        elsewhere = BODIES["aws"].replace(b"us-west-2", b"us-west-9")
+        (directory / "aws.json").write_bytes(elsewhere)
+        await bed.until(
+            lambda: "holds nothing of the region us-west-2 and the copy in use does" in caplog.text
+        )
+        assert "if it is right, restart the server" in caplog.text
+        assert bed.keeper.table is before
         assert bed.detail() == ""
 
 
@@ -312,6 +335,5 @@ async def test_a_cache_that_cannot_be_written_costs_only_a_warning(
     config = RangesConfig("aws", "us-west-2", None, tmp_path / "file", fetch=published(publisher))
     bed = Bed(config)
     async with bed.running():
-        await bed.until(lambda: min(bed.prefixes().values()) > 0)
-        assert bed.detail() == ""
+        await bed.until(lambda: min(bed.prefixes().values()) > 0 and bed.detail() == "")
     assert "could not be kept" in caplog.text

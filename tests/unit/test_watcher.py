@@ -7,8 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,9 @@ from aiohttp import web
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.metrics.catalogue import WATCH_RELISTS, WATCH_SKIPPED
 from kubenetmon.server import kubernetes
-from kubenetmon.server.kubernetes import (
-    DumpFile,
-    InCluster,
-    Kubeconfig,
-    KubernetesClient,
-    LineSplitter,
-    choose_source,
-)
+from kubenetmon.server.inventory import KINDS
+from kubenetmon.server.kubernetes import KubernetesClient, LineSplitter
+from kubenetmon.server.kubernetes_source import DumpFile, InCluster, Kubeconfig, choose_source
 from tests.kubernetes.conftest import IMPATIENT, Follower, eventually, following
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -51,12 +47,20 @@ def event(kind: str, known: object) -> bytes:
 
 
 class FakeApi:
-    """An API server that answers as a test wants; kinds that the test does not care for are empty."""
+    """An API server that answers as a test wants; kinds that the test does not care for are empty.
 
-    def __init__(self, directory: Path, lists: Handler, watches: Handler) -> None:
-        self._lists, self._watches = lists, watches
+    Without `streams` it knows nothing of lists as events, as before Kubernetes 1.27.
+    """
+
+    def __init__(
+        self, directory: Path, lists: Handler, watches: Handler, streams: Handler | None = None
+    ) -> None:
+        self._lists, self._watches, self._streams = lists, watches, streams
         self._directory = directory
+        directory.mkdir(exist_ok=True)
         self.watch_requests = 0
+        self.lists = 0
+        self.queries: list[dict[str, str]] = []
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Path]:
@@ -82,11 +86,17 @@ class FakeApi:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         watching = "watch" in request.query
+        self.queries.append({"kind": request.match_info["kind"], **request.query})
+        if "sendInitialEvents" in request.query:
+            if self._streams is None or request.match_info["kind"] != "pods":
+                return web.json_response({"kind": "Status", "code": 422}, status=422)
+            return await self._streams(request)
         if request.match_info["kind"] != "pods":
             if watching:
                 await asyncio.sleep(30)
             return listed()
         self.watch_requests += watching
+        self.lists += not watching
         return await (self._watches if watching else self._lists)(request)
 
 
@@ -211,6 +221,117 @@ async def test_list_that_breaks_off_takes_nothing_away(tmp_path: Path) -> None:
     async with FakeApi(tmp_path, breaks_off, garbage).running() as config, following(config) as follower:
         await eventually(lambda: lists >= 4)
         assert [follower.owner("10.1.0.1"), follower.owner("10.1.0.2")] == ["a", "b"]
+
+
+def bookmark(version: str, *, ends_list: bool = False) -> bytes:
+    annotations = {"k8s.io/initial-events-end": "true"} if ends_list else {}
+    return event(
+        "BOOKMARK", {"kind": "Pod", "metadata": {"resourceVersion": version, "annotations": annotations}}
+    )
+
+
+async def test_list_comes_as_a_stream_where_the_api_can(tmp_path: Path) -> None:
+    listing, gone = asyncio.Event(), asyncio.Event()
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        assert request.query["resourceVersionMatch"] == "NotOlderThan"
+        assert "resourceVersion" not in request.query
+        response = web.StreamResponse()
+        await response.prepare(request)
+        pods = [pod("kept", "10.1.0.1")] if gone.is_set() else [pod("kept", "10.1.0.1"), pod("b", "10.1.0.2")]
+        for one in pods:
+            await response.write(event("ADDED", one))
+        await listing.wait()
+        await response.write(bookmark("70", ends_list=True) + event("ADDED", pod("new", "10.1.0.3")))
+        await gone.wait()
+        return response
+
+    async def expired(request: web.Request) -> web.StreamResponse:
+        assert request.query["resourceVersion"] in ("5", "70")
+        return web.Response(status=410)
+
+    api = FakeApi(tmp_path, one_pod, expired, stream)
+    async with api.running() as config, following(config) as follower:
+        await eventually(lambda: follower.owner("10.1.0.2") == "b")
+        assert not follower.readiness.ready, "what has come so far is known, and not yet all"
+        listing.set()
+        await eventually(lambda: follower.readiness.ready and follower.owner("10.1.0.3") == "new")
+        gone.set()
+        await eventually(lambda: follower.inventory.counts()["pods"] == 2)
+        assert relists(follower, "expired") >= 1
+        assert api.lists == 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "complaint"),
+    [
+        ([event("ADDED", pod("kept", "10.1.0.1"))], "the list of pods broke off"),
+        ([bookmark("9")], "does not say where the list of pods ends"),
+        ([b"garbage\n"], "a line of the watch is unreadable"),
+        (None, "the list of pods does not go on"),
+    ],
+)
+async def test_stream_that_does_not_do_is_replaced_by_pages(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, parts: list[bytes] | None, complaint: str
+) -> None:
+    async def stream(request: web.Request) -> web.StreamResponse:
+        return await streamed(request, *(parts or ()), then_wait=0 if parts else 30.0)
+
+    api = FakeApi(tmp_path, one_pod, streamed, stream)
+    async with (
+        api.running() as config,
+        following(config, replace(IMPATIENT, read_timeout=0.3)) as follower,
+    ):
+        await eventually(lambda: follower.readiness.ready and bool(follower.check()["ok"]))
+        assert follower.owner("10.1.0.1") == "kept"
+        assert api.lists == 1
+    assert complaint in caplog.text
+
+
+async def test_each_kind_is_asked_for_as_little_as_is_kept(tmp_path: Path) -> None:
+    api = FakeApi(tmp_path, one_pod, streamed)
+    async with api.running() as config, following(config) as follower:
+        await eventually(lambda: follower.readiness.ready and api.watch_requests > 0)
+    of = {kind: [query for query in api.queries if query["kind"] == kind] for kind in KINDS}
+    assert {query.get("fieldSelector") for query in of["pods"]} == {
+        "status.phase!=Succeeded,status.phase!=Failed"
+    }
+    assert all("fieldSelector" not in query for kind in ("nodes", "services") for query in of[kind])
+    [services] = [query for query in of["services"] if "watch" not in query]
+    assert services == {"kind": "services", "resourceVersion": "0"}
+
+
+async def test_api_that_asks_for_patience_gets_it(tmp_path: Path) -> None:
+    async def busy(request: web.Request) -> web.Response:
+        return web.Response(status=429, text="later", headers={"Retry-After": "1"})
+
+    api = FakeApi(tmp_path, busy, streamed)
+    async with api.running() as config, following(config) as follower:
+        await eventually(lambda: "answers 429: later" in follower.check()["detail"])
+        await asyncio.sleep(1.7)
+        assert 2 <= api.lists <= 3, "without the wish it is ten"
+
+
+async def test_replicas_list_a_large_cluster_again_one_after_the_other(tmp_path: Path) -> None:
+    async def many(request: web.Request) -> web.Response:
+        return listed(*[pod(f"pod-{number}", f"10.1.1.{number + 1}") for number in range(100)])
+
+    async def expired(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=410)
+
+    # A hundred objects as if they were a hundred thousand; each watcher stands for a replica.
+    config = replace(IMPATIENT, relist_spread=1000.0, longest_pause=2.0, shortest_pause=0.01)
+    times: list[float] = []
+    async with AsyncExitStack() as stack:
+        apis = [FakeApi(tmp_path / str(replica), many, expired) for replica in range(6)]
+        for api in apis:
+            path = await stack.enter_async_context(api.running())
+            await stack.enter_async_context(following(path, config))
+        began = time.monotonic()
+        for api in apis:
+            await eventually(lambda api=api: api.lists >= 2)  # type: ignore[misc]
+            times.append(time.monotonic() - began)
+    assert max(times) - min(times) > 0.1, "six all at once in a second's spread: once in ten thousand runs"
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """Cloud ranges: which provider, region and service a public address belongs to.
 
-`parse` reads the providers' own files, `table` is the immutable longest-prefix match made of them, `fetch`
+`parse` reads the providers' own files, `resolve` decides between claims, `table` is the immutable
+longest-prefix match made of them, `fetch`
 downloads, `cache` keeps last good copies on disk, `keeper` is the component that owns the table in use.
 """
 

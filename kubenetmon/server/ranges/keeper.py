@@ -191,11 +191,22 @@ class RangeKeeper:
             logger.info("Loaded %d prefixes of %s from %s", ranges.distinct, ranges.provider, origin.url)
 
     def _refuse_shrunken(self, ranges: ProviderRanges, source: str) -> None:
+        """Raise `ConfigurationError` for a file that lost what no provider gives up within a day."""
         known = self._ranges.get(ranges.provider)
-        if known is not None and 2 * ranges.distinct < known.distinct:
+        if known is None:
+            return
+        lost = ""
+        if 2 * ranges.distinct < known.distinct:
+            lost = f"{ranges.distinct} prefixes and the copy in use {known.distinct}"
+        elif (
+            ranges.provider == self._config.cloud
+            and self._config.region in known.regions() - ranges.regions()
+        ):
+            lost = f"nothing of the region {self._config.region} and the copy in use does"
+        if lost:
+            way = "" if self._config.directory else "remove the cached copy and "
             raise ConfigurationError(
-                f"{source} holds {ranges.distinct} prefixes and the copy in use {known.distinct}: refused as"
-                " cut off; if it is right, remove the cached copy and restart the server"
+                f"{source} holds {lost}: refused as cut off; if it is right, {way}restart the server"
             )
 
     def _note_failure(self, message: str) -> None:
@@ -236,7 +247,9 @@ class RangeKeeper:
         if problem:
             self._readiness.failed(CHECK, problem)
         else:
-            self._readiness.passed(CHECK, f"{len(self._table)} prefixes")
+            missing = [provider for provider in PROVIDERS if provider not in self._ranges]
+            lacking = f", none of {', '.join(missing)}" if missing else ""
+            self._readiness.passed(CHECK, f"{len(self._table)} prefixes{lacking}")
 
     def _export_ages(self) -> None:
         now = self._clock.time()

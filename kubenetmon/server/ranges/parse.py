@@ -1,8 +1,8 @@
 """The providers' files, read into claims: "this prefix is ours, in this region, for this service".
 
 Contract: pure. `parse` checks a file as a whole and raises `ConfigurationError` with one line that names the
-file and the item at fault; what it returns is small (a few MB for all providers) and immutable. Which of
-several claims to one prefix wins is decided in `resolve`, in the order the claims were published.
+file and the item at fault; what it returns is small (2 MB for all providers) and immutable. Which of
+several claims to one prefix wins is for `kubenetmon.server.ranges.resolve` to decide.
 
 Formats:
 AWS https://docs.aws.amazon.com/vpc/latest/userguide/aws-ip-ranges.html,
@@ -12,15 +12,17 @@ Azure's "Service Tags" https://learn.microsoft.com/azure/virtual-network/service
 
 from __future__ import annotations
 
-import socket
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import NamedTuple, TypeVar
 
 import msgspec
+import numpy as np
 
 from kubenetmon.errors import ConfigurationError
+from kubenetmon.server.snapshot import Family
 
 AWS, GCP, GOOGLE, AZURE = "aws", "gcp", "google", "azure"
 PROVIDERS: tuple[str, ...] = (AWS, GCP, GOOGLE, AZURE)
@@ -29,8 +31,20 @@ PROVIDERS: tuple[str, ...] = (AWS, GCP, GOOGLE, AZURE)
 CLOUDS = (AWS, GCP, AZURE)
 """The clouds that labels name; Google's services count as gcp."""
 
-SHORTEST_PREFIX = {4: 8, 6: 16}
+_SHORTEST4, _SHORTEST6 = 8, 16
 """No provider holds a network wider than this; one that does would swallow the internet by mistake."""
+
+_MOST_CLAIMS = 500_000
+"""Five times Azure's, which are the most: a larger file costs time and memory and is none of theirs."""
+
+_MOST_CLAIMS_OF_ONE = 1000
+"""Claims to one prefix; Azure makes five."""
+
+_LARGEST_SHARE: Mapping[Family, float] = {4: 1 / 8, 6: 1 / 1024}
+"""Of all addresses. AWS, the largest, holds 2.2 % of IPv4 and less than a hundred millionth of IPv6."""
+
+_LENGTHS = {str(length): length for length in range(129)}
+_LENGTH_BYTES = [bytes((length,)) for length in range(129)]
 
 
 class Label(NamedTuple):
@@ -57,18 +71,42 @@ class Tag(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ProviderRanges:
-    """One provider's claims in the order of its file.
+class Claims:
+    """Claims to prefixes of one family, packed, since they are kept until the provider publishes others.
 
-    A prefix is its address in network order (4 or 16 bytes) and its length (1 byte); `tag_of[i]` indexes
-    `tags` for `prefixes[i]`. `distinct` is the number of different prefixes.
+    A prefix is its address in network order (4 or 16 bytes) and its length (1 byte), `width` bytes in all,
+    one behind the other in `prefixes`; `tag_of[i]` says which tag the i-th has.
     """
 
+    width: int
+    prefixes: bytes
+    tag_of: array[int]
+
+    def extent(self) -> tuple[int, int, float]:
+        """How many different prefixes, how often one is named at most, and their share of all addresses."""
+        packed = np.frombuffer(self.prefixes, f"S{self.width}")
+        different, counts = np.unique(packed, return_counts=True)
+        octets = different.view(np.uint8).reshape(-1, self.width)
+        # By the first 48 bits: no shorter network is missed, and a longer one is as nothing.
+        starts = octets[:, : min(self.width - 1, 6)] @ (256.0 ** -np.arange(1, 1 + min(self.width - 1, 6)))
+        ends = starts + 0.5 ** octets[:, -1]
+        reached = np.maximum.accumulate(np.concatenate(([0.0], ends)))
+        share = np.maximum(ends - np.maximum(starts, reached[:-1]), 0).sum()
+        return len(different), int(counts.max(initial=0)), float(share)
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderRanges:
+    """One provider's claims by family; `distinct` is the number of different prefixes."""
+
     provider: str
-    prefixes: Sequence[bytes]
     tags: Sequence[Tag]
-    tag_of: Sequence[int]
+    families: Mapping[Family, Claims]
     distinct: int
+
+    def regions(self) -> set[str]:
+        """Every region named, normalised."""
+        return {normalised(tag.region) for tag in self.tags}
 
 
 class _AwsPrefix(msgspec.Struct, gc=False):
@@ -79,8 +117,8 @@ class _AwsPrefix(msgspec.Struct, gc=False):
 
 
 class _AwsFile(msgspec.Struct, gc=False):
-    prefixes: list[_AwsPrefix]
-    ipv6_prefixes: list[_AwsPrefix] = []
+    prefixes: list[msgspec.Raw]
+    ipv6_prefixes: list[msgspec.Raw] = []
 
 
 class _GooglePrefix(msgspec.Struct, rename="camel", gc=False):
@@ -106,47 +144,62 @@ class _AzureTag(msgspec.Struct, gc=False):
 
 
 class _AzureFile(msgspec.Struct, gc=False):
-    values: list[_AzureTag]
+    values: list[msgspec.Raw]
 
 
-class _Claim(NamedTuple):
-    item: str  # where in the file, for people
-    text: str
+_ItemT = TypeVar("_ItemT")
+
+
+def _one_by_one(items: Sequence[msgspec.Raw], kind: type[_ItemT], where: str) -> Iterator[tuple[int, _ItemT]]:
+    """Each item and its index: all objects of a file at once would take three times the file's size."""
+    decoder = msgspec.json.Decoder(kind)
+    for index, raw in enumerate(items):
+        try:
+            yield index, decoder.decode(raw)
+        except msgspec.ValidationError as error:
+            problem, _, inside = str(error).partition(" - at `$")
+            place = f"$.{where}[{index}]{inside or '`'}"
+            raise msgspec.ValidationError(f"{problem} - at `{place}") from error
+
+
+class _Group(NamedTuple):
+    """Prefixes of one tag, and where they are in the file; `{index}` stands for the index in the group."""
+
+    where: str
+    texts: Sequence[str]
     tag: Tag
 
 
-def _aws_claims(content: bytes) -> Iterable[_Claim]:
+def _aws_claims(content: bytes) -> Iterator[_Group]:
     document = msgspec.json.decode(content, type=_AwsFile)
-    for name, key, items in (
-        ("prefixes", "ip_prefix", document.prefixes),
-        ("ipv6_prefixes", "ipv6_prefix", document.ipv6_prefixes),
-    ):
-        for index, item in enumerate(items):
-            text = item.ip_prefix if key == "ip_prefix" else item.ipv6_prefix
-            yield _Claim(f"{name}[{index}].{key}", text, Tag(item.region, item.service, item.service))
+    for index, item in _one_by_one(document.prefixes, _AwsPrefix, "prefixes"):
+        tag = Tag(item.region, item.service, item.service)
+        yield _Group(f"prefixes[{index}].ip_prefix", (item.ip_prefix,), tag)
+    for index, item in _one_by_one(document.ipv6_prefixes, _AwsPrefix, "ipv6_prefixes"):
+        tag = Tag(item.region, item.service, item.service)
+        yield _Group(f"ipv6_prefixes[{index}].ipv6_prefix", (item.ipv6_prefix,), tag)
 
 
-def _google_claims(content: bytes, fixed: Tag | None) -> Iterable[_Claim]:
+def _google_claims(content: bytes, fixed: Tag | None) -> Iterator[_Group]:
     document = msgspec.json.decode(content, type=_GoogleFile)
     for index, item in enumerate(document.prefixes):
         tag = fixed or Tag(item.scope, item.service, item.service)
         if item.ipv4_prefix:
-            yield _Claim(f"prefixes[{index}].ipv4Prefix", item.ipv4_prefix, tag)
+            yield _Group(f"prefixes[{index}].ipv4Prefix", (item.ipv4_prefix,), tag)
         if item.ipv6_prefix:
-            yield _Claim(f"prefixes[{index}].ipv6Prefix", item.ipv6_prefix, tag)
+            yield _Group(f"prefixes[{index}].ipv6Prefix", (item.ipv6_prefix,), tag)
 
 
-def _azure_claims(content: bytes) -> Iterable[_Claim]:
+def _azure_claims(content: bytes) -> Iterator[_Group]:
     document = msgspec.json.decode(content, type=_AzureFile)
-    for value in document.values:
+    for _, value in _one_by_one(document.values, _AzureTag, "values"):
         published = value.properties.system_service
         stand_in = "azurecloud" if "azurecloud" in value.name.lower() else "azureservice"
         tag = Tag(value.properties.region or "global", published or stand_in, published)
-        for index, text in enumerate(value.properties.address_prefixes):
-            yield _Claim(f"{value.name}.addressPrefixes[{index}]", text, tag)
+        yield _Group(f"{value.name:.100}.addressPrefixes[{{index}}]", value.properties.address_prefixes, tag)
 
 
-_READERS: Mapping[str, Callable[[bytes], Iterable[_Claim]]] = {
+_READERS: Mapping[str, Callable[[bytes], Iterator[_Group]]] = {
     AWS: _aws_claims,
     GCP: lambda content: _google_claims(content, None),
     GOOGLE: lambda content: _google_claims(content, Tag("global", "googleservice", "googleservice")),
@@ -160,17 +213,24 @@ def parse(provider: str, content: bytes, source: str) -> ProviderRanges:
     Raises `ConfigurationError` when the file is not JSON, not of this provider's form, holds no prefix, or
     holds one that is no network or wider than any provider's.
     """
-    prefixes: list[bytes] = []
-    tag_of = array("H")
+    packed = {5: bytearray(), 17: bytearray()}
+    tag_of = {5: array("H"), 17: array("H")}
     tags: dict[Tag, int] = {}
-    known: dict[str, bytes] = {}
     try:
-        for item, text, tag in _READERS[provider](content):
-            prefix = known.get(text)
-            if prefix is None:
-                prefix = known[text] = _packed(text, item, source)
-            prefixes.append(prefix)
-            tag_of.append(tags.setdefault(tag, len(tags)))
+        for where, texts, tag in _READERS[provider](content):
+            number = tags.setdefault(tag, len(tags))
+            for index, text in enumerate(texts):
+                try:
+                    prefix = _packed(text)
+                except ValueError as error:
+                    item = where.replace("{index}", str(index))
+                    raise ConfigurationError(f"{source}: {item} is {error}: {text!r:.100}") from None
+                packed[len(prefix)] += prefix
+                tag_of[len(prefix)].append(number)
+            if len(tag_of[5]) + len(tag_of[17]) > _MOST_CLAIMS:
+                raise ConfigurationError(
+                    f"{source} holds more than {_MOST_CLAIMS} prefixes: not {provider}'s"
+                )
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"{source} is not the ranges file of {provider}: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -181,79 +241,47 @@ def parse(provider: str, content: bytes, source: str) -> ProviderRanges:
         raise ConfigurationError(
             f"{source} holds more than 65536 kinds of ranges: not {provider}'s"
         ) from error
-    if not prefixes:
+    families: dict[Family, Claims] = {
+        4: Claims(5, bytes(packed[5]), tag_of[5]),
+        6: Claims(17, bytes(packed[17]), tag_of[17]),
+    }
+    distinct = 0
+    for family, claims in families.items():
+        count, most, share = claims.extent()
+        distinct += count
+        if most > _MOST_CLAIMS_OF_ONE:
+            raise ConfigurationError(f"{source} is absurd: it names a prefix {most} times")
+        if share > _LARGEST_SHARE[family]:
+            raise ConfigurationError(
+                f"{source} is absurd: it claims {share:.2%} of all IPv{family} addresses for {provider}"
+            )
+    if not distinct:
         raise ConfigurationError(f"{source} holds no prefixes: fetch the ranges of {provider} again")
-    return ProviderRanges(provider, prefixes, tuple(tags), tag_of, len(set(prefixes)))
+    return ProviderRanges(provider, tuple(tags), families, distinct)
 
 
-def _packed(text: str, item: str, source: str) -> bytes:
-    """A prefix's address in network order and its length; a bare address is a prefix of full length."""
+def _packed(text: str) -> bytes:
+    """A prefix's address in network order and its length; a bare address is a prefix of full length.
+
+    Raises `ValueError` that says what it is instead.
+    """
     address_text, slash, length_text = text.partition("/")
-    family, version = (socket.AF_INET6, 6) if ":" in address_text else (socket.AF_INET, 4)
+    family, bits, shortest = (AF_INET6, 128, _SHORTEST6) if ":" in address_text else (AF_INET, 32, _SHORTEST4)
     try:
-        address = socket.inet_pton(family, address_text)
-    except (OSError, ValueError):  # ValueError: an embedded null character
-        raise ConfigurationError(f"{source}: {item} is no network: {text!r:.100}") from None
-    bits = 8 * len(address)
-    if not slash:
-        length = bits
-    elif (
-        length_text.isascii() and length_text.isdigit() and len(length_text) <= 3 and int(length_text) <= bits
-    ):
-        length = int(length_text)
-    else:
-        raise ConfigurationError(f"{source}: {item} is no network: {text!r:.100}")
-    if length < SHORTEST_PREFIX[version]:
-        raise ConfigurationError(f"{source}: {item} is absurdly wide: {text!r:.100}")
-    if length < bits and int.from_bytes(address) & ((1 << (bits - length)) - 1):
-        raise ConfigurationError(f"{source}: {item} is no network, host bits are set: {text!r:.100}")
-    return address + bytes((length,))
-
-
-_AWS_RANK = {"s3": -1, "amazon": 1, "ec2": 2}  # any other service: 0; the lower wins
+        address = inet_pton(family, address_text)
+        length = _LENGTHS[length_text] if slash else bits
+    except (OSError, ValueError, KeyError):  # ValueError: an embedded null character
+        raise ValueError("no network") from None
+    if length < bits:
+        if length < shortest:
+            raise ValueError("absurdly wide")
+        if int.from_bytes(address) & ((1 << (bits - length)) - 1):
+            raise ValueError("no network, host bits are set")
+    elif length > bits:
+        raise ValueError("no network")
+    return address + _LENGTH_BYTES[length]
 
 
 def normalised(text: str) -> str:
     """Clouds, regions and services as the table spells them: lower case, no spaces."""
     return text.lower().replace(" ", "")
-
-
-def resolve(providers: Iterable[ProviderRanges]) -> dict[bytes, Label]:
-    """One label a prefix, IPv4 and IPv6 together; DESIGN section 7 has the rules.
-
-    The providers count in the order of `PROVIDERS` whatever the order given.
-    """
-    winners: dict[bytes, Label] = {}
-    for ranges in sorted(providers, key=lambda ranges: PROVIDERS.index(ranges.provider)):
-        cloud = GCP if ranges.provider == GOOGLE else ranges.provider
-        labels = [Label(cloud, normalised(tag.region), normalised(tag.service)) for tag in ranges.tags]
-        if ranges.provider == AWS:
-            rank = [_AWS_RANK.get(label.service, 0) for label in labels]
-            best: dict[bytes, int] = {}
-            for prefix, tag in zip(ranges.prefixes, ranges.tag_of, strict=True):
-                if rank[tag] <= best.get(prefix, 3):
-                    best[prefix] = rank[tag]
-                    winners[prefix] = labels[tag]
-        elif ranges.provider == AZURE:
-            _resolve_azure(winners, ranges, labels)
-        else:
-            for prefix, tag in zip(ranges.prefixes, ranges.tag_of, strict=True):
-                winners[prefix] = labels[tag]
-    return winners
-
-
-def _resolve_azure(winners: dict[bytes, Label], ranges: ProviderRanges, labels: Sequence[Label]) -> None:
-    for prefix, index in zip(ranges.prefixes, ranges.tag_of, strict=True):
-        holder = winners.get(prefix)
-        if holder is None:
-            winners[prefix] = labels[index]
-            continue
-        tag = ranges.tags[index]
-        # The original compares what it stored (normalised) with what was published (not): so the second
-        # and third rule can only fire where a published name is in lower case. The cases show its answers.
-        if (
-            (holder.service in ("azurecloud", "azureservice", "") and tag.published_service)
-            or tag.published_service == "azurestorage"
-            or (holder.region == "global" and tag.region != "global" and holder.service == tag.service)
-        ):
-            winners[prefix] = labels[index]

@@ -7,20 +7,25 @@ Addresses are as in `kubenetmon.model`: uint32 of shape (n,), or uint64 of shape
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kubenetmon.errors import ConfigurationError
-from kubenetmon.server.ranges.parse import NO_LABEL, Label, ProviderRanges, resolve
+from kubenetmon.server.ranges.parse import NO_LABEL, Label, ProviderRanges
+from kubenetmon.server.ranges.prefixes import PrefixList
+from kubenetmon.server.ranges.resolve import resolve
 from kubenetmon.server.snapshot import Addresses, Family
 
 _LOW_HALF = (1 << 64) - 1
 
+Network = IPv4Network | IPv6Network
 
-def packed_network(network: IPv4Network | IPv6Network) -> bytes:
+
+def packed_network(network: Network) -> bytes:
     """A network as the key of a `PrefixMap`: address in network order and length."""
     return network.network_address.packed + bytes((network.prefixlen,))
 
@@ -30,15 +35,23 @@ class PrefixMap:
 
     def __init__(self, values: Mapping[bytes, int]) -> None:
         """`values`: prefix (address in network order, 4 or 16 bytes, and length, 1 byte) → int32 above 0."""
-        starts, found = _flatten(sorted(key for key in values if len(key) == 5), values, 32)
-        self._starts4 = np.array(starts, np.uint32)
-        self._values4 = np.array(found, np.int32)
-        starts, found = _flatten(sorted(key for key in values if len(key) == 17), values, 128)
-        self._values6 = np.array(found, np.int32)
+        ipv4, ipv6 = (sorted(key for key in values if len(key) == width) for width in (5, 17))
+        self._build(((key, values[key]) for key in ipv4), ((key, values[key]) for key in ipv6))
+
+    @classmethod
+    def of_sorted(cls, prefixes: NDArray[np.bytes_], values: NDArray[np.int32]) -> PrefixMap:
+        """The same for prefixes of one family, as `resolve` gives them."""
+        found = cls.__new__(cls)
+        pairs = _in_lots(prefixes, values)
+        found._build(*((pairs, ()) if prefixes.itemsize == 5 else ((), pairs)))
+        return found
+
+    def _build(self, ipv4: Iterable[tuple[bytes, int]], ipv6: Iterable[tuple[bytes, int]]) -> None:
+        _, low, self._values4 = _flatten(ipv4, 32)
+        self._starts4 = low.astype(np.uint32)
+        high, low, self._values6 = _flatten(ipv6, 128)
         # A 128-bit boundary becomes one 64-bit number that keeps the order: the rank of its high half among
         # all high halves, then the rank of its low half among all low halves.
-        high = np.array([start >> 64 for start in starts], np.uint64)
-        low = np.array([start & _LOW_HALF for start in starts], np.uint64)
         self._high6, high_rank = np.unique(high, return_inverse=True)
         self._low6, low_rank = np.unique(low, return_inverse=True)
         self._starts6 = (high_rank + 1) * (len(self._low6) + 1) + (low_rank + 1)
@@ -48,7 +61,7 @@ class PrefixMap:
         self._divided6 = (np.bincount(high_rank) > 1) | (low[last] != 0)
 
     @classmethod
-    def of_networks(cls, networks: Iterable[IPv4Network | IPv6Network]) -> PrefixMap:
+    def of_networks(cls, networks: Iterable[Network]) -> PrefixMap:
         """Membership: 1 inside any of the networks, 0 outside."""
         return cls({packed_network(network): 1 for network in networks})
 
@@ -77,28 +90,40 @@ class PrefixMap:
         return sum(one.nbytes for one in arrays)
 
 
-def _flatten(keys: list[bytes], values: Mapping[bytes, int], bits: int) -> tuple[list[int], list[int]]:
-    """Disjoint intervals, as their starts (the first is 0, ascending) and the value from there on.
+def _in_lots(prefixes: NDArray[np.bytes_], values: NDArray[np.int32]) -> Iterator[tuple[bytes, int]]:
+    """Pairs of plain objects, never many at once."""
+    for start in range(0, len(prefixes), 4096):
+        lot = slice(start, start + 4096)
+        yield from zip(prefixes[lot].tolist(), values[lot].tolist(), strict=True)
 
-    `keys` are sorted: by address, and of equal addresses the wider prefix first.
+
+def _flatten(
+    pairs: Iterable[tuple[bytes, int]], bits: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int32]]:
+    """Disjoint intervals: high and low halves of their starts (the first is 0, ascending), and their values.
+
+    `pairs` of prefix and value are sorted: by address, and of equal addresses the wider prefix first.
     """
-    starts, found = [0], [0]
+    last = 0
+    high, low, found = array("Q", [0]), array("Q", [0]), array("i", [0])
     open_ends: list[int] = []
     open_values = [0]
 
     def boundary(start: int, value: int) -> None:
-        if start == starts[-1]:
+        nonlocal last
+        if start == last:
             found[-1] = value
         elif value != found[-1]:
-            starts.append(start)
+            last = start
+            high.append(start >> 64)
+            low.append(start & _LOW_HALF)
             found.append(value)
 
-    for key in keys:
+    for key, value in pairs:
         start = int.from_bytes(key[:-1])
         while open_ends and open_ends[-1] <= start:
             open_values.pop()
             boundary(open_ends.pop(), open_values[-1])
-        value = values[key]
         boundary(start, value)
         open_ends.append(start + (1 << (bits - key[-1])))
         open_values.append(value)
@@ -107,23 +132,29 @@ def _flatten(keys: list[bytes], values: Mapping[bytes, int], bits: int) -> tuple
         end = open_ends.pop()
         if end < 1 << bits:
             boundary(end, open_values[-1])
-    return starts, found
+    return np.array(high, np.uint64), np.array(low, np.uint64), np.array(found, np.int32)
 
 
 class RangeTable:
     """All providers' prefixes with their labels."""
 
     def __init__(self, providers: Iterable[ProviderRanges] = ()) -> None:
-        winners = resolve(providers)
-        ids: dict[Label, int] = {NO_LABEL: 0}
-        values: dict[bytes, int] = {}
-        for prefix, label in winners.items():
-            values[prefix] = ids.setdefault(label, len(ids))
-        self._map = PrefixMap(values)
-        self.labels: Sequence[Label] = tuple(ids)
-        self.prefixes = len(winners)
+        providers = list(providers)
+        numbers: dict[Label, int] = {NO_LABEL: 0}
+        self._maps: dict[Family, PrefixMap] = {}
+        self._lists: dict[Family, PrefixList] = {}
+        self.prefixes = 0
+        used: set[int] = set()
+        # One family after the other: what it takes to build a table is larger than the table.
+        for family in (4, 6):
+            prefixes, winners = resolve(providers, family, numbers)
+            self._maps[family] = PrefixMap.of_sorted(prefixes, winners)
+            self._lists[family] = PrefixList(family, prefixes, winners)
+            self.prefixes += len(prefixes)
+            used.update(np.unique(winners).tolist())
+        self.labels: Sequence[Label] = tuple(numbers)
         self._regions: dict[str, set[str]] = {}
-        for label in self.labels[1:]:
+        for label in (self.labels[number] for number in used):
             regions = self._regions.setdefault(label.cloud, set())
             if label.region not in ("", "global"):
                 regions.add(label.region)
@@ -134,11 +165,16 @@ class RangeTable:
     @property
     def nbytes(self) -> int:
         """Memory of the arrays."""
-        return self._map.nbytes
+        maps, lists = self._maps.values(), self._lists.values()
+        return sum(one.nbytes for one in maps) + sum(one.nbytes for one in lists)
 
     def lookup(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
         """The id of each address' label, shape (n,); 0 = in nobody's ranges."""
-        return self._map.lookup(family, addresses)
+        return self._maps[family].lookup(family, addresses)
+
+    def holders(self, family: Family, address: int) -> list[tuple[Network, Label]]:
+        """Every prefix that holds the address, the longest (which `lookup` answers with) first."""
+        return [(one.network, self.labels[one.value]) for one in self._lists[family].holders(address)]
 
     def covers(self, cloud: str) -> bool:
         """True when the ranges of that cloud's own regions are here, so that a miss means "not theirs"."""

@@ -89,6 +89,7 @@ class FlowArrays(betterproto2.Message):
     One record a row, one field a column. Every column holds `count` items of fixed width, little-endian, but
     for IPv6 addresses, which are 16 bytes in network order. An IPv4 address is the 32-bit number that
     `ipaddress.IPv4Address` takes. Packets and bytes are what the interval added to the kernel's counters.
+    `start_time` may be missing whole; 0 in it: not known, or several flows in one record.
     """
 
     count: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
@@ -156,6 +157,11 @@ class FlowArrays(betterproto2.Message):
     reply_bytes: "bytes" = betterproto2.field(14, betterproto2.TYPE_BYTES)
     """
     uint64
+    """
+
+    start_time: "bytes" = betterproto2.field(15, betterproto2.TYPE_BYTES)
+    """
+    uint32, Unix seconds: when the flow began
     """
 
 

@@ -1,0 +1,93 @@
+"""`kubenetmon ask` and `kubenetmon cost`: the table that the configuration names, asked and shown.
+
+An embedded engine is opened here when no process holds it, and else asked through the one that does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
+from kubenetmon.clickhouse.local_queries import LocalQuerySink, answers
+from kubenetmon.clickhouse.sinks import Sink
+from kubenetmon.config.server import ServerConfig
+from kubenetmon.errors import ConfigurationError
+from kubenetmon.report.answers import Answer, render
+from kubenetmon.report.arguments import scope_of
+from kubenetmon.report.cost import cost
+from kubenetmon.report.cost import statement as cost_statement
+from kubenetmon.report.flows import Flows, Span, read_source
+from kubenetmon.report.limits import read_limits
+from kubenetmon.report.prices import read_prices
+from kubenetmon.report.questions import QUESTIONS, ask, statement
+from kubenetmon.report.reconcile import read_bill, reconcile
+
+
+@contextlib.asynccontextmanager
+async def reading_sink(config: ServerConfig) -> AsyncIterator[Sink]:
+    """A sink to ask. Raises `KubenetmonError`."""
+    endpoint = config.clickhouse_endpoint
+    directory = Path(endpoint.removeprefix(EMBEDDED_PREFIX))
+    sink: Sink
+    if endpoint.startswith(EMBEDDED_PREFIX):
+        if not await asyncio.to_thread(directory.is_dir):
+            raise ConfigurationError(
+                f"{endpoint}: there is no such directory; name another clickhouse_endpoint"
+            )
+        sink = LocalQuerySink(directory) if await answers(directory) else make_sink(config)
+    else:
+        sink = make_sink(config)
+    try:
+        yield sink
+    finally:
+        await sink.close()
+
+
+async def run_ask(options: argparse.Namespace, config: ServerConfig) -> int:
+    """Answer one question on standard output. Raises `KubenetmonError`."""
+    question = QUESTIONS[options.question]
+    if options.by and options.by not in question.keys:
+        raise ConfigurationError(
+            f"{question.name} cannot be grouped by {options.by}"
+            + (f": choose {', '.join(question.keys)}" if question.keys else "")
+        )
+    scope = scope_of(options, by=options.by, client=options.client, service=options.service)
+    limits = read_limits(options.nodes, options.instance_type, options.limits)
+    async with reading_sink(config) as sink:
+        source = await read_source(sink, config.clickhouse_database, config.clickhouse_table, raw=options.raw)
+        if options.sql:
+            print(statement(question, scope, source))
+            return 0
+        _show(await ask(sink, question, scope, source, limits), options.format)
+    return 0
+
+
+async def run_cost(options: argparse.Namespace, config: ServerConfig) -> int:
+    """Price the span, or compare it with a bill. Raises `KubenetmonError`."""
+    scope = scope_of(options)
+    by = options.by or "workload"
+    prices = read_prices(options.prices)
+    if options.mtu and not 100 <= options.mtu <= 65_535:
+        raise ConfigurationError(f"--mtu {options.mtu} is not a packet's size (100 to 65535)")
+    bill = list(read_bill(options.reconcile)) if options.reconcile else None
+    async with reading_sink(config) as sink:
+        source = await read_source(sink, config.clickhouse_database, config.clickhouse_table, raw=options.raw)
+        if options.sql:
+            print(cost_statement(Flows(source, Span.of(scope.since, scope.until)), scope, by))
+        elif bill is not None:
+            _show(await reconcile(sink, source, scope, prices, bill, options.mtu), options.format)
+        else:
+            _show(await cost(sink, source, scope, by, prices, explain=options.explain), options.format)
+    return 0
+
+
+def _show(answer: Answer, form: str) -> None:
+    print(render(answer, form))
+    if form == "csv":
+        for note in answer.notes:
+            print(note, file=sys.stderr)

@@ -1,0 +1,310 @@
+"""The rows that questions are asked of, so that no byte counts twice: SQL, and what the table is.
+
+Contract: pure but for `read_source`. Every relation here is a SELECT over one span of time.
+
+- `flows`: the rows of the table as they are, or, for whole hours and days, those of its rollups
+  (`kubenetmon.clickhouse.rollups`), which have the same columns.
+- `transfers`: every byte once, from `source` to `destination`. A connection between pods of two nodes is seen
+  on both; of each byte the observation at its **sender** is used (direction `out`). What only its receiver
+  saw counts there (direction `in`): what came from outside, replies within one node (seen once, by the side
+  that opened), and what came from a node that reports nothing in the span.
+- `ends`: every end of a connection with what it sent and received, each as its own node saw it; the end that
+  no node reports (the other pod of the same node) is mirrored from the one that does.
+
+An end counts as reported elsewhere when its node is another one that reports in the span, or, where it is
+not known whose a private address is, when rows with that address as the local one name this end as theirs.
+
+Who opened a connection is the flag `LOCAL_INITIATED` where a node's rows of a day carry it at all, else
+inferred from ports: the side with an ephemeral port (32768 and up, Linux's default range) opened, when the
+other side's is below. Port 0 is the client's side of connections that an agent merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kubenetmon.clickhouse.rollups import (
+    COMMON_COLUMNS,
+    DAY,
+    HOUR,
+    HOUR_OF_MINUTE,
+    LONGEST_INTERVAL,
+    MINUTES_ARRAY,
+    PORT_OPENER,
+    Coverage,
+    RollupNames,
+    connection,
+    coverage_of,
+    local_address,
+    minutes_of_rows,
+    qualified,
+    remote_address,
+)
+from kubenetmon.clickhouse.sinks import Sink
+from kubenetmon.clickhouse.table import literal
+from kubenetmon.errors import SchemaError
+
+SIDE_COLUMNS = {
+    "app": "App",
+    "pod": "Pod",
+    "namespace": "Namespace",
+    "node": "Node",
+    "zone": "AvailabilityZone",
+    "cloud": "Cloud",
+    "region": "Region",
+    "cluster": "Cluster",
+}
+"""Word to the column's name behind `local` or `remote`."""
+
+_OUT = "direction = 'out'"
+_FLAG = "connectionFlags['LOCAL_INITIATED']"
+_FLAGGED = f"(date, localNode) GLOBAL IN (SELECT date, localNode FROM flows WHERE {_FLAG})"
+"""True where the rows of this node and day say who opened."""
+_OPENER = f"if({_FLAGGED}, if({_FLAG}, 1, -1), portOpener)"
+"""1 where the local side opened, -1 where the remote did, 0 unclear."""
+_REPORTED_ELSEWHERE = (
+    "(remoteNode != '' AND remoteNode != localNode AND remoteNode GLOBAL IN (SELECT localNode FROM flows)\n"
+    "    OR remoteAddress != toIPv6('::')\n"
+    "    AND ((remoteAddress, localPod, localNode) GLOBAL IN (SELECT localAddress, remotePod, remoteNode\n"
+    "      FROM flows WHERE remoteNode != '' AND localAddress GLOBAL IN (\n"
+    "        SELECT remoteAddress FROM flows WHERE remoteAddress != toIPv6('::')))\n"
+    "    OR (remoteAddress, localAddress) GLOBAL IN (SELECT localAddress, remoteAddress\n"
+    "      FROM flows WHERE remoteAddress != toIPv6('::'))))"
+)
+"""True where the remote end's own node reports this connection too."""
+_NEEDED = frozenset(
+    f"{side}{name}" for side in ("local", "remote") for name in (*SIDE_COLUMNS.values(), "IPv4", "Port")
+) | {"date", "intervalStartTime", "direction", "connectionClass", "connectionFlags", "bytes", "packets"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The table that is asked. `ipv6`: it has the IPv6 columns. `coverage` says for which days its rollups
+    stand for its rows; None where it has no rollups."""
+
+    database: str = "default"
+    table: str = "network_flows_0"
+    ipv6: bool = False
+    coverage: Coverage | None = None
+
+    @property
+    def name(self) -> str:
+        """Quoted, for SQL."""
+        return qualified(self.database, self.table)
+
+
+async def read_source(sink: Sink, database: str, table: str, *, raw: bool = False) -> Source:
+    """What the table is now; `raw`: without its rollups.
+
+    Raises `SchemaError` when it is not there or lacks columns, and what the sink raises.
+    """
+    rows = await sink.query(
+        f"SELECT name FROM system.columns WHERE database = {literal(database)} AND table = {literal(table)}"
+    )
+    columns = {str(row[0]) for row in rows}
+    if not columns:
+        raise SchemaError(
+            f"the table {database}.{table} does not exist on {sink.address} or may not be seen: name another "
+            "with --set clickhouse_table=…, make it with `kubenetmon schema apply`, or grant SELECT on it"
+        )
+    if missing := sorted(_NEEDED - columns):
+        raise SchemaError(f"{database}.{table} is no table of flows: it lacks {', '.join(missing[:5])}")
+    ipv6 = {"localIPv6", "remoteIPv6"} <= columns
+    coverage = None if raw else await coverage_of(sink, database, table)
+    return Source(database, table, ipv6, coverage)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A span of time as SQL expressions of type DateTime. `begin` and `end` are the same in Unix seconds,
+    None where they are parameters."""
+
+    since: str
+    until: str
+    begin: int | None = field(default=None)
+    end: int | None = field(default=None)
+
+    @classmethod
+    def of(cls, since: int, until: int) -> Span:
+        """The span between two times in Unix seconds."""
+        return cls(f"toDateTime({since})", f"toDateTime({until})", since, until)
+
+    @classmethod
+    def parameters(cls) -> Span:
+        """The span that the parameters `since` and `until` of a view name."""
+        return cls("{since:DateTime}", "{until:DateTime}")
+
+    def condition(self) -> str:
+        """The rows that begin in the span; `date` finds the partitions, whatever time zone it was made in."""
+        return (
+            f"date >= toDate({self.since}, 'UTC') - 1 AND date <= toDate({self.until}, 'UTC') + 1 "
+            f"AND intervalStartTime >= {self.since} AND intervalStartTime < {self.until}"
+        )
+
+
+class Flows:
+    """The relations over one span of one table.
+
+    `connections` and `connections_if` are aggregate expressions over them that count connections: exact from
+    raw rows, within 1 % from rollups.
+    """
+
+    def __init__(self, source: Source, span: Span) -> None:
+        self.source = source
+        self._span = span
+        self._segments = _segments(source, span)
+        self.from_rollups = any(grain for grain, _ in self._segments)
+
+    def define(self) -> str:
+        """The rows as `flows`, with the columns of the rollups: how a statement over relations begins."""
+        parts = "\n  UNION ALL\n".join(self._part(grain, span) for grain, span in self._segments)
+        return f"WITH flows AS (\n{parts}\n)\n"
+
+    def connections(self) -> str:
+        """How many connections."""
+        return "uniqCombined64Merge(14)(connections)" if self.from_rollups else "uniqExact(connections)"
+
+    def connections_if(self, condition: str) -> str:
+        """How many connections under a condition."""
+        if self.from_rollups:
+            return f"uniqCombined64MergeIf(14)(connections, {condition})"
+        return f"uniqExactIf(connections, {condition})"
+
+    def transfers(self, *ends: str, opener: bool = False) -> str:
+        """Every byte once: the columns of `flows`, and `source…` and `destination…` of each of `ends`, words
+        of `SIDE_COLUMNS` (`sourceApp`, …); with `opener` that column, 1 where the source opened, -1 the
+        destination, 0 unclear."""
+        names = [SIDE_COLUMNS[word] for word in dict.fromkeys(ends)]
+        columns = [
+            *(f"if({_OUT}, local{name}, remote{name}) AS source{name}" for name in names),
+            *(f"if({_OUT}, remote{name}, local{name}) AS destination{name}" for name in names),
+            *([f"if({_OUT}, 1, -1) * {_OPENER} AS opener"] if opener else []),
+        ]
+        listed = "".join(f",\n    {column}" for column in columns)
+        return f"SELECT *{listed}\n  FROM flows\n  WHERE {_OUT} OR NOT {_REPORTED_ELSEWHERE}"
+
+    def ends(self, where: str = "") -> str:
+        """Every end of a connection: `app`, `pod`, … of it, `opened` (1 this end did, -1 the other, 0
+        unclear), `sent`, `received`, connections. `where` is a condition on the end's columns."""
+        ends = "".join(
+            f"    if(mirrored, remote{name}, local{name}) AS {word},\n" for word, name in SIDE_COLUMNS.items()
+        )
+        inner = (
+            f"SELECT\n{ends}    if(mirrored, -1, 1) * {_OPENER} AS opened,\n"
+            f"    ({_OUT}) != mirrored AS sending, if(sending, bytes, 0) AS sent, "
+            "if(sending, 0, bytes) AS received, connections\n  FROM flows\n"
+            "  ARRAY JOIN if((remotePod != '' OR remoteNode != '') AND NOT "
+            f"{_REPORTED_ELSEWHERE}, [false, true], [false]) AS mirrored"
+        )
+        return f"SELECT * FROM (\n  {inner}\n)" + (f" WHERE {where}" if where else "")
+
+    def hours_of_minutes(self, key: str, where: str) -> str:
+        """Each hour's minutes, `name` being the end's `key`: name, sending (1 the end sent),
+        intervalStartTime (the hour), `minutes` (the bytes of its 60 minutes). `where`
+        is a condition on the end's columns `app`, `pod`, `namespace`, `node`, `zone`."""
+        conditions = [*([where] if where else []), *(["withinNode = 0"] if key in ("node", "zone") else [])]
+        parts = [self._hours(grain, span, key, conditions) for grain, span in self._minute_segments()]
+        return "\nUNION ALL\n".join(parts)
+
+    def _minute_segments(self) -> list[tuple[int, Span]]:
+        """Like `_segments`; a row of an uncovered day can reach into the next: then raw rows answer."""
+        span, coverage = self._span, self.source.coverage
+        if coverage is None:
+            return [(0, span)]
+        if span.begin is None or span.end is None:
+            return _parameter_segments(coverage, span)
+        first, last = span.begin + -span.begin % HOUR, span.end - span.end % HOUR
+        whole = (span.begin - DAY, span.end)
+        if coverage.within(*whole) != [whole] or first >= last:
+            return [(0, span)]
+        parts = ((0, span.begin, first), (HOUR, first, last), (0, last, span.end))
+        return [(grain, Span.of(begin, end)) for grain, begin, end in parts if begin < end]
+
+    def _hours(self, grain: int, span: Span, key: str, conditions: Sequence[str]) -> str:
+        if grain:
+            names = RollupNames(self.source.table)
+            condition = " AND ".join((f"({span.condition()})", *conditions))
+            return (
+                f"SELECT {key} AS name, sending, intervalStartTime, sumForEachMerge(minutes) AS minutes "
+                f"FROM {qualified(self.source.database, names.minutes)} WHERE {condition} "
+                "GROUP BY name, sending, intervalStartTime"
+            )
+        rows = (
+            f" WHERE date >= toDate({span.since}, 'UTC') - 2 AND date <= toDate({span.until}, 'UTC') + 1 "
+            f"AND intervalStartTime >= {span.since} - {LONGEST_INTERVAL} AND intervalStartTime < {span.until}"
+        )
+        condition = " AND ".join((f"minute >= {span.since}", f"minute < {span.until}", *conditions))
+        by_minute = (
+            f"SELECT {key} AS name, sending, minute, sum(share) AS total "
+            f"FROM ({minutes_of_rows(self.source.name, rows)}) WHERE {condition} "
+            "GROUP BY name, sending, minute"
+        )
+        return (
+            f"SELECT name, sending, {HOUR_OF_MINUTE} AS intervalStartTime, {MINUTES_ARRAY} AS minutes "
+            f"FROM ({by_minute}) GROUP BY name, sending, intervalStartTime"
+        )
+
+    def silent_nodes(self) -> str:
+        """The nodes that pods of others talk with and that report nothing in the span."""
+        return (
+            "SELECT DISTINCT remoteNode FROM flows WHERE remoteNode != '' "
+            "AND remoteNode GLOBAL NOT IN (SELECT localNode FROM flows)"
+        )
+
+    def _part(self, grain: int, span: Span) -> str:
+        columns = ",\n    ".join((", ".join(COMMON_COLUMNS[:7]), ", ".join(COMMON_COLUMNS[7:])))
+        if grain:
+            names = RollupNames(self.source.table)
+            table = qualified(self.source.database, names.daily if grain == DAY else names.hourly)
+            return (
+                f"  SELECT {columns},\n"
+                "    localAddress, remoteAddress, portOpener, connections, bytes, packets\n"
+                f"  FROM {table}\n  WHERE {span.condition()}"
+            )
+        ipv6 = self.source.ipv6
+        connections = connection(ipv6)
+        if self.from_rollups:
+            connections = f"initializeAggregation('uniqCombined64State(14)', {connections})"
+        return (
+            f"  SELECT {columns},\n    {local_address(ipv6)} AS localAddress,\n"
+            f"    {remote_address(ipv6)} AS remoteAddress,\n    {PORT_OPENER} AS portOpener,\n"
+            f"    {connections} AS connections, bytes, packets\n"
+            f"  FROM {self.source.name}\n  WHERE {span.condition()}"
+        )
+
+
+def _segments(source: Source, span: Span) -> list[tuple[int, Span]]:
+    """The span cut into parts, each with the rollup's grain in seconds that answers it, 0 for raw rows."""
+    if source.coverage is None:
+        return [(0, span)]
+    if span.begin is None or span.end is None:
+        return _parameter_segments(source.coverage, span)
+    parts: list[tuple[int, int, int]] = []
+    at = span.begin
+    for begin, end in source.coverage.within(span.begin, span.end):
+        parts.append((0, at, begin))
+        parts.extend(_rolled(begin, end))
+        at = end
+    parts.append((0, at, span.end))
+    return [(grain, Span.of(begin, end)) for grain, begin, end in parts if begin < end] or [(0, span)]
+
+
+def _rolled(begin: int, end: int) -> list[tuple[int, int, int]]:
+    """Raw rows up to the first whole hour, hours up to the first whole day, days, and down again."""
+    first_hour, last_hour = begin + -begin % HOUR, end - end % HOUR
+    if first_hour >= last_hour:
+        return [(0, begin, end)]
+    first_day, last_day = begin + -begin % DAY, end - end % DAY
+    inner = [(HOUR, first_hour, last_hour)]
+    if first_day < last_day:
+        inner = [(HOUR, first_hour, first_day), (DAY, first_day, last_day), (HOUR, last_day, last_hour)]
+    return [(0, begin, first_hour), *inner, (0, last_hour, end)]
+
+
+def _parameter_segments(coverage: Coverage, span: Span) -> list[tuple[int, Span]]:
+    if not coverage.complete:
+        return [(0, span)]
+    first = f"least(toStartOfHour({span.since} + 3599, 'UTC'), {span.until})"
+    last = f"greatest(toStartOfHour({span.until}, 'UTC'), {first})"
+    return [(0, Span(span.since, first)), (HOUR, Span(first, last)), (0, Span(last, span.until))]

@@ -1,0 +1,221 @@
+"""Servers that die, stop and lose answers at every step between an agent and ClickHouse: sums stay equal.
+
+Agents are the real collector, outbox and sender; servers are real processes; ClickHouse is the real engine
+behind the native front. Only the kernel's table is made up, so that what was sealed is known to the byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.beds.fleet import Fleet
+from tests.beds.proxy import TcpProxy
+from tests.beds.replica import Replica, serve_acking_before_commit
+from tests.beds.site import Site, site
+from tests.bench import cluster
+from tests.unit.sending import FAST
+
+pytestmark = [pytest.mark.chdb, pytest.mark.timeout(180)]
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Site]:
+    async with site(tmp_path) as running:
+        yield running
+
+
+async def started(replica: Replica) -> Replica:
+    replica.start()
+    await replica.wait_ready()
+    return replica
+
+
+def fleet(running: Site, agents: int = 1, *, flows: int = 500, addresses: list[str] | None = None) -> Fleet:
+    return Fleet(
+        agents, flows=flows, port=running.port, addresses=addresses or running.addresses, sender=FAST
+    )
+
+
+async def until_reached(running: Site, count: int = 1) -> None:
+    """Until so many faults of the front have begun."""
+    async with asyncio.timeout(20):
+        while (await running.front.command())["faults"] < count:  # noqa: ASYNC110 - another process's
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("step", "do"),
+    [
+        ("query", "stall"),  # before ClickHouse knows of the insert
+        ("data", "stall"),  # in the middle of the block
+        ("before_commit", "stall"),  # all sent, and ClickHouse forgets it with the connection
+        ("before_commit", "delay"),  # all sent, and ClickHouse commits after the server's death
+        ("after_commit", "stall"),  # committed, the server does not know
+    ],
+)
+async def test_a_server_killed_around_an_insert(running: Site, step: str, do: str) -> None:
+    server = await started(running.replica())
+    agents = fleet(running)
+    async with agents.running():
+        await agents.report()
+        await agents.drained()
+        await running.front.fault(step, do, kind="insert", bytes=1000, seconds=1.0)
+        await agents.report()
+        await until_reached(running)
+        server.kill()
+        assert agents.unanswered == 1
+        await started(server)
+        await agents.drained()
+    await running.wait_stored(agents.truth)
+
+
+async def test_an_acknowledgement_that_is_lost(running: Site) -> None:
+    """The connection dies behind the commit, byte by byte of the answer; the batch comes again and again."""
+    server = await started(running.replica())
+    host = "127.0.0.50"
+    async with TcpProxy(server.host, server.port, host=host, port=running.port) as proxy:
+        agents = fleet(running, addresses=[host])
+        async with agents.running():
+            await agents.report()
+            await agents.drained()
+            for cut in range(0, 45, 3):
+                await running.front.fault("after_commit", "delay", kind="insert", seconds=0.1)
+                await agents.report()
+                await until_reached(running, cut // 3 + 1)
+                proxy.to_client.cut_after_bytes(cut + 1)
+                await agents.drained()
+            assert proxy.accepted > 10
+    await running.wait_stored(agents.truth)
+    assert server.metrics()['kubenetmon_server_ignored_total{reason="duplicate",unit="bytes"}'] > 0
+
+
+@pytest.mark.parametrize("step", ["before_commit", "after_commit"])
+async def test_the_same_batch_to_another_replica_while_the_first_still_inserts_it(
+    running: Site, step: str
+) -> None:
+    first, second = await started(running.replica()), await started(running.replica())
+    host = "127.0.0.50"
+    async with TcpProxy(first.host, first.port, host=host, port=running.port) as proxy:
+        agents = fleet(running, addresses=[host])
+        async with agents.running():
+            await running.front.fault(step, "delay", kind="insert", seconds=1.0)
+            await agents.report()
+            await until_reached(running)
+            proxy.refusing = True
+            agents.addresses[:] = [host, second.host]
+            await proxy.cut()
+            await agents.drained()
+    assert (await running.front.command())["inserts"] == 2
+    await running.wait_stored(agents.truth)
+
+
+@pytest.mark.parametrize("step", ["before_commit", "after_commit"])
+async def test_pods_that_are_deleted_before_the_batch_comes_again(running: Site, step: str) -> None:
+    """Another replica attributes anew, and differently: the token alone decides, and no byte is lost."""
+    with_pods = cluster.document(nodes=3, pods_per_node=50)
+    without = cluster.document(nodes=3, pods_per_node=0)
+    first = await started(running.replica(document=with_pods))
+    second = await started(running.replica(document=without))
+    agents = fleet(running, addresses=[first.host])
+    async with agents.running():
+        await running.front.fault(step, "stall", kind="insert")
+        await agents.report()
+        await until_reached(running)
+        first.kill()
+        agents.addresses[:] = [second.host]
+        await agents.drained()
+    await running.wait_stored(agents.truth)
+    [(named,)] = await running.sink.query("SELECT countIf(localPod != '') FROM default.network_flows_0")
+    assert (named > 0) == (step == "after_commit")
+
+
+async def test_servers_killed_at_random(running: Site) -> None:
+    """A hundred times; agents report as fast as they are answered, so that a kill can hit any step."""
+    chance = random.Random(7)
+    server = await started(running.replica())
+    agents = fleet(running, 4, flows=2_000)
+    ended = asyncio.Event()
+
+    async def report_without_pause() -> None:
+        while not ended.is_set():
+            for agent in agents.agents:
+                if not agent.outbox.full:
+                    await agent.report()
+            await asyncio.sleep(0.02)
+
+    async with agents.running():
+        reporting = asyncio.create_task(report_without_pause())
+        interrupted = 0
+        for _ in range(100):
+            # From before it listens to well into its work.
+            await asyncio.sleep(chance.uniform(0.05, 0.7))
+            server.kill()
+            interrupted += agents.unanswered > 0
+            server.start()
+        ended.set()
+        await reporting
+        await agents.drained()
+    assert interrupted > 50
+    assert len(agents.waits) > 50, "hardly anything was committed between the kills"
+    await running.wait_stored(agents.truth)
+
+
+async def test_an_ack_before_the_commit_loses(running: Site) -> None:
+    """The negative control: what the tests above look for is what they would find."""
+    server = await started(running.replica(work=serve_acking_before_commit))
+    agents = fleet(running)
+    async with agents.running():
+        await running.front.fault("before_commit", "stall", kind="insert")
+        await agents.report()
+        await agents.drained()
+        await until_reached(running)
+        server.kill()
+        await started(server)
+        await agents.report()
+        await agents.drained()
+        await asyncio.sleep(1)
+    [stored], [sealed] = (await running.stored()).values(), agents.truth.values()
+    assert stored[0] < sealed[0]
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+async def test_agents_move_between_replicas_that_come_and_go(running: Site, replicas: int) -> None:
+    servers = [await started(running.replica(max_grpc_connection_age="2s")) for _ in range(replicas)]
+    agents = fleet(running, 12, flows=200)
+    async with agents.running():
+        for round_ in range(3 * replicas):
+            leaving = servers[round_ % replicas]
+            await agents.report()
+            if round_ % 2:
+                leaving.kill()
+            else:
+                await leaving.stop()
+            await agents.report()
+            await agents.drained(15)  # by those that are left
+            await started(leaving)
+    await running.wait_stored(agents.truth)
+
+
+async def test_a_stopping_server_answers_or_hands_back_within_its_grace_period(running: Site) -> None:
+    """ClickHouse is slow for one batch and silent for another: the first is acked, the second handed back,
+    and both are stored once by whoever comes after."""
+    leaving, staying = await started(running.replica()), running.replica()
+    agents = fleet(running, 2, addresses=[leaving.host])
+    async with agents.running():
+        await running.front.fault("before_commit", "delay", kind="insert", seconds=1.0)
+        await running.front.fault("before_commit", "stall", kind="insert")
+        await agents.report()
+        await until_reached(running, 2)
+        took = await leaving.stop()
+        assert took < 25, "Kubernetes would have killed it"
+        assert len(agents.waits) == 1
+        assert agents.unanswered == 1
+        await started(staying)
+        agents.addresses[:] = [staying.host]
+        await agents.drained()
+    await running.wait_stored(agents.truth)
