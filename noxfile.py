@@ -57,7 +57,7 @@ def dashboards(session: nox.Session) -> None:
 
 @nox.session
 def manifests(session: nox.Session) -> None:
-    """Make the generated files of deploy/base anew from deploy/helm."""
+    """Make deploy/base anew from deploy/helm, and the chart's schema from the configuration's keys."""
     session.run("python", "-m", "tests.beds.manifests", "--write")
 
 

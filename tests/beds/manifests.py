@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import json
 import re
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from kubenetmon.config import server as server_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -153,17 +156,35 @@ def base_files() -> dict[Path, str]:
     return files
 
 
+def schema_files() -> dict[Path, str]:
+    """The schema of the server's values: `configuration` takes every key that the chart has no value for."""
+    path = chart("server") / "values.schema.json"
+    schema = json.loads(path.read_text())
+    rendered = render_chart("server", {**BASE_VALUES["server"], "secure": True})
+    taken = yaml.safe_load(server_settings(rendered)[0])
+    further = {name: True for name in server_config.KEYS if name not in taken}
+    schema["properties"]["configuration"]["properties"] = further
+    return {path: json.dumps(schema, indent=2) + "\n"}
+
+
+def generated_files() -> dict[Path, str]:
+    """All that this writes."""
+    return {**base_files(), **schema_files()}
+
+
 def main(arguments: list[str]) -> int:
     """Write the files, or say which differ."""
     if arguments not in (["--write"], []):
         print("usage: python -m tests.beds.manifests [--write]", file=sys.stderr)
         return 2
-    differing = [path for path, text in base_files().items() if not path.exists() or path.read_text() != text]
+    differing = [
+        path for path, text in generated_files().items() if not path.exists() or path.read_text() != text
+    ]
     for path in differing:
         print(path.relative_to(ROOT))
         if arguments:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(base_files()[path])
+            path.write_text(generated_files()[path])
     return 0 if arguments or not differing else 1
 
 

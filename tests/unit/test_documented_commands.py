@@ -119,5 +119,6 @@ def test_files_that_a_page_names_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     named = set(re.findall(r"`?\b((?:deploy|docs|tests/beds)/[\w./-]*\w)", text))
     named |= {str(Path(page).parent / link) for link in re.findall(r"\]\(([\w./-]+)\)", text)}
-    missing = [name for name in named if not (ROOT / name).exists()]
+    in_cluster = "deploy/kubenetmon-"  # kubectl's short name for a Deployment
+    missing = [name for name in named if not (ROOT / name).exists() and not name.startswith(in_cluster)]
     assert not missing

@@ -174,7 +174,7 @@ def _effective(config: str, overrides: list[str]) -> server_config.ServerConfig:
 
 
 def test_the_base_is_what_the_charts_render() -> None:
-    for path, text in manifests.base_files().items():
+    for path, text in manifests.generated_files().items():
         assert path.read_text() == text, f"{path}: run nox -s manifests"
     for part in manifests.PARTS:
         listed = yaml.safe_load((manifests.BASE / part / "kustomization.yaml").read_text())["resources"]
