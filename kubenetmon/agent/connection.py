@@ -45,7 +45,9 @@ class Timeouts:
     """Seconds that each step may take."""
 
     connect: float = 5.0
-    """TCP and TLS, and again for the server's answer to the request."""
+    """TCP and TLS."""
+    answer: float = 15.0
+    """The server's first answer to a request: one that a thousand agents connect to anew takes its time."""
     send: float = 30.0
     """Handing one message to the network."""
     close: float = 5.0
@@ -114,7 +116,7 @@ class Connection:
         Raises `ConnectionFailedError`, with status UNIMPLEMENTED where the server has no Push.
         """
         stream = self._request(PUSH_METHOD, Cardinality.STREAM_STREAM)
-        await self.guard(_open(stream), self.timeouts.connect, "opening Push")
+        await self.guard(_open(stream), self.timeouts.answer, "opening Push")
         return PushStream(stream, self)
 
     async def submit(self, frames: Iterable[bytes], *, timeout: float) -> SubmitResult:

@@ -248,7 +248,7 @@ class Fleet:
         async with asyncio.timeout(seconds):
             while self.unanswered:
                 self.check()
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
 
     def check(self) -> None:
         """Raise what ended an agent's task."""

@@ -44,14 +44,13 @@ def serve(config: Path, host: str) -> None:
 
 def serve_acking_before_commit(config: Path, host: str) -> None:
     """The negative control: every batch is acknowledged before ClickHouse has seen it."""
-    from kubenetmon.clickhouse.block import Block
     from kubenetmon.clickhouse.inserter import CommitOutcome, Inserter
 
     commit = Inserter.commit
     under_way: set[asyncio.Task[CommitOutcome]] = set()
 
-    async def commit_later(self: Inserter, block: Block, token: str) -> CommitOutcome:
-        under_way.add(asyncio.create_task(commit(self, block, token)))
+    async def commit_later(self: Inserter, *arguments: Any) -> CommitOutcome:
+        under_way.add(asyncio.create_task(commit(self, *arguments)))
         return CommitOutcome.COMMITTED
 
     Inserter.commit = commit_later  # type: ignore[method-assign]

@@ -13,11 +13,11 @@ from pathlib import Path
 from kubenetmon.demo import network, plan
 from kubenetmon.errors import KubenetmonError
 from tests.beds.injector import InjectionBed
-from tests.bench import agent, attribution, encoder, kernel, ranges, rollups, server, watching
+from tests.bench import agent, attribution, encoder, fleet, kernel, ranges, rollups, server, watching
 from tests.bench.line import Line, render
 from tests.conftest import SHARED_DATA
 
-_PARTS = ("agent", "bursts", "encoder", "server", "attribution", "ranges", "watching", "rollups")
+_PARTS = ("agent", "bursts", "encoder", "server", "fleet", "attribution", "ranges", "watching", "rollups")
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kubenetmon-bench"
 
 
@@ -66,6 +66,9 @@ def _measure(directory: Path, options: argparse.Namespace, parts: Sequence[str])
     lines: list[Line] = []
     if {"agent", "bursts", "server"} & set(parts):
         lines += _measure_flows(directory, options.flows, options.ranges, parts)
+    if "fleet" in parts:
+        _say("A server before 50 and before 1,000 agents")
+        lines += fleet.measure(directory)
     if "encoder" in parts:
         _say("The encoder")
         lines += encoder.measure()

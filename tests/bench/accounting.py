@@ -15,6 +15,13 @@ def cpu_seconds(process: int) -> float:
     return time.clock_gettime((~process << 3) | _CPUCLOCK_SCHED)
 
 
+def starved_share(process: int) -> float:
+    """Of the time in which its main thread could have run since its start, the share that it waited for a
+    processor (/proc/PID/schedstat: nanoseconds on a processor, and waiting for one)."""
+    ran, waited, _ = map(int, Path(f"/proc/{process}/schedstat").read_text().split())
+    return waited / max(1, ran + waited)
+
+
 def memory_bytes(process: int, field: str = "VmRSS") -> int:
     """`VmRSS` resident now, `VmHWM` the most there ever was (proc(5)); of the process and its children."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():

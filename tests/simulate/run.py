@@ -21,7 +21,7 @@ from kubenetmon.metrics import catalogue
 from tests.beds.fleet import Fleet
 from tests.beds.site import Site, site
 from tests.bench import cluster
-from tests.bench.accounting import cpu_seconds, memory_bytes
+from tests.bench.accounting import cpu_seconds, memory_bytes, starved_share
 
 SAMPLE_SECONDS = 0.5
 DRAIN_SECONDS = 1200.0
@@ -72,6 +72,8 @@ class Figures:
     agents_cpu: float = 0.0
     server_memory: int = 0
     held_memory: int = 0
+    starved: float = 0.0
+    """Share of the time in which a server wanted a processor and had to wait: what others took of it."""
     waits: list[float] = field(default_factory=list)
     wishes: set[int] = field(default_factory=set)
     drained_in: float = 0.0
@@ -142,6 +144,7 @@ async def simulate(plan: Plan, directory: Path, *, say: bool = True) -> Figures:
         figures.observations = fleet.records
         figures.waits = fleet.waits
         figures.wishes = {wish for agent in fleet.agents for wish in agent.wishes}
+        figures.starved = max(map(starved_share, processes))
         figures.server_memory = max(memory_bytes(process, "VmHWM") for process in processes)
         await _compare(running, fleet, figures, discard=plan.discard)
     return figures
@@ -222,6 +225,7 @@ def render(plan: Plan, figures: Figures) -> str:
         ("inserts a second", f"{figures.inserts / figures.seconds:.1f}"),
         ("server CPU an observation", f"{figures.per_observation * 1e6:.2f} us"),
         ("server cores", f"{figures.server_cpu / figures.seconds:.2f}"),
+        ("server waited for a processor", f"{100 * figures.starved:.0f} % of the time that it wanted one"),
         ("server memory at most", f"{figures.server_memory / 1e6:.0f} MB"),
         ("of it held for batches at most", f"{figures.held_memory / 1e6:.0f} MB"),
         ("ClickHouse cores (engine and front)", f"{figures.clickhouse_cpu / figures.seconds:.2f}"),

@@ -28,14 +28,14 @@ FAST = SenderConfig(
     submit_timeout=5.0,
     push=PushConfig(ack_timeout=30.0, longest_session=300.0, close_timeout=5.0),
     backoff=Backoff(0.02, 0.2),
-    timeouts=Timeouts(connect=5.0, send=30.0, close=5.0),
+    timeouts=Timeouts(connect=5.0, answer=5.0, send=30.0, close=5.0),
 )
 """Quick to try again, and patient enough for a busy machine."""
 
 IMPATIENT = replace(
     FAST,
     push=replace(FAST.push, ack_timeout=0.5, close_timeout=1.0),
-    timeouts=Timeouts(connect=1.0, send=1.0, close=1.0),
+    timeouts=Timeouts(connect=1.0, answer=1.0, send=1.0, close=1.0),
 )
 """For faults that show only in time."""
 
