@@ -23,7 +23,7 @@ _PATH_OF_CLASS = {
     "PUBLIC_INTERNET": "internet",
     "UNKNOWN": "unknown",
 }
-"""INTRA_VPC is split where the zones of both ends are known."""
+"""INTRA_VPC is split where the zones of both ends are known; classes of the configuration are class:NAME."""
 
 
 class Workload(NamedTuple):
@@ -57,7 +57,7 @@ def digest(attributed: Attributed, cluster: Snapshot, node_name: str, start: int
     zoned = (path == INTRA_VPC) & (zones[0] != 0) & (zones[1] != 0)
     same_zone = len(attributed.classes)
     path[zoned] = np.where(zones[0][zoned] == zones[1][zoned], same_zone, same_zone + 1)
-    paths = [_PATH_OF_CLASS.get(name, "unknown") for name in attributed.classes]
+    paths = [_PATH_OF_CLASS.get(name, f"class:{name}") for name in attributed.classes]
     sums = _Sums(attributed.world, node_name, [*paths, "same-zone", "cross-zone"])
     sums.add(local, path, attributed.out_bytes, attributed.in_bytes)
     nodes = places.node(local), places.node(remote)

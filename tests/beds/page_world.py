@@ -45,6 +45,7 @@ OUTSIDE = (
     ("catalog", "INTER_REGION", "aws", "eu-west-1", "ec2", "198.51.100.90", 900_000, 300_000),
     ("search", "PUBLIC_INTERNET", "gcp", "us-central1", "googlecloud", "192.0.2.7", 80_000, 300_000),
     ("legacy-billing-importer-nightly", "UNKNOWN", "", "", "", "192.0.2.200", 9_000, 90_000),
+    ("email", "PARTNER", "", "", "mailhouse", "192.0.2.66", 90_000, 4_000),
 )  # fmt: skip
 
 

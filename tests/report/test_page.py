@@ -49,6 +49,7 @@ async def test_bytes_by_path_are_those_that_were_put_in(page: Page) -> None:
         "INTRA_REGION": "region-service",
         "INTER_REGION": "inter-region",
         "UNKNOWN": "unknown",
+        "PARTNER": "class:PARTNER",
     }
     assert sums == {names.get(path, path): count for path, count in known.items()}
     assert sum(row[3] for row in classes["rows"]) == sum(known.values())

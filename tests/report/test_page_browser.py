@@ -64,6 +64,7 @@ async def test_the_figures_are_the_worlds(page: Page) -> None:
     known = page.world.sums
     assert shown["All bytes"] == f"{sum(known.values()):,} bytes"
     assert shown["cross zone"] == f"{known['cross-zone']:,} bytes"
+    assert shown["PARTNER"] == f"{known['PARTNER']:,} bytes"
     assert shown["internet"] == f"{known['PUBLIC_INTERNET']:,} bytes"
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 
+from kubenetmon.server.attributed import NamedNetwork
 from kubenetmon.server.attribution import Attributor
 from kubenetmon.server.moved import Digest, Workload, digest
 from kubenetmon.server.rates import SLOTS, Rates, RatesPage
@@ -150,3 +153,11 @@ def test_the_page_answers_as_json_makes_one_body_for_all_and_refuses_other_keys(
     assert page.page({"by": "zone"}).body is first.body
     assert page.page({"by": "colour"}).status == 400
     assert json.loads(page.page({}).body)["by"] == "app"
+
+
+def test_a_class_of_the_configurations_own_is_a_path_of_its_own() -> None:
+    partner = NamedNetwork("partner", (ip_network("192.0.2.0/24"),), "aws", "us-west-2", "PARTNER")
+    batch = batch_of([flow("10.1.1.5", "192.0.2.9")], "node-a", CASE_TIME)
+    attributed = Attributor(replace(CONFIG, networks=(partner,))).attribute(batch, SNAPSHOT, RANGES)
+    found = digest(attributed, SNAPSHOT, "node-a", batch.interval_start, batch.interval_end)
+    assert {one.path for one in found.amounts} == {"class:PARTNER"}

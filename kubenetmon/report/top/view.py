@@ -28,7 +28,7 @@ class TopRow:
     @property
     def path_name(self) -> str:
         """The path in words."""
-        return PATHS.get(self.path) or printable(self.path)
+        return PATHS.get(self.path) or printable(self.path.removeprefix("class:"))
 
 
 @dataclass(frozen=True, slots=True)

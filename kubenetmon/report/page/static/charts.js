@@ -1,5 +1,5 @@
 // Stacked bars over time, as SVG.
-import { PATHS, colorOf, duration, el, moment, show, swatch } from "./tables.js";
+import { colorOf, duration, el, moment, nameOf, show, swatch } from "./tables.js";
 
 const NS = "http://www.w3.org/2000/svg";
 
@@ -48,7 +48,7 @@ export function stackedBars({ slots, paths, step, kind, label, width = 1180, hei
   slots.forEach((slot, at) => {
     const x = left + at * each;
     const lines = paths.filter((path) => slot.values[path]).reverse()
-      .map((path) => `${PATHS[path] || path}: ${show(slot.values[path], kind)}`);
+      .map((path) => `${nameOf(path)}: ${show(slot.values[path], kind)}`);
     const group = svg("g", { class: "slot" },
       svg("title", {}, [`${moment(slot.at)} UTC, ${duration(step)}: ${show(totals[at], kind)}`, ...lines].join("\n")),
       svg("rect", { class: "slot", x, y: top, width: each, height: tall }));
@@ -68,6 +68,6 @@ export function stackedBars({ slots, paths, step, kind, label, width = 1180, hei
     }
   });
   const legend = el("div", { class: "legend" }, ...[...paths].reverse().map((path) =>
-    el("span", {}, swatch(colorOf(path)), PATHS[path] || path)));
+    el("span", {}, swatch(colorOf(path)), nameOf(path))));
   return el("figure", {}, picture, legend);
 }

@@ -10,6 +10,8 @@ const CLASSES = {
   INTER_REGION: ["other region", "inter-region"], PUBLIC_INTERNET: ["internet", "internet"], UNKNOWN: ["unknown", "unknown"],
 };
 
+export const nameOf = (path) => PATHS[path] || path.replace(/^class:/, "");
+
 export const colorOf = (path) => (PATHS[path] ? path : "other");
 
 export function el(name, attributes = {}, ...children) {
@@ -74,7 +76,7 @@ export function exact(value, kind) {
 export const isNumber = (kind) => kind !== "text" && kind !== "time";
 
 export function pathLabel(path) {
-  const [name, color] = CLASSES[path] || [PATHS[path] || path, colorOf(path)];
+  const [name, color] = CLASSES[path] || [nameOf(path), colorOf(path)];
   return el("span", { class: "path" }, swatch(color), name);
 }
 

@@ -1,6 +1,6 @@
 // The six views: each asks its questions and draws the answers.
 import { stackedBars } from "./charts.js";
-import { PATHS, bar, colorOf, duration, el, exact, matrix, moment, number, pathLabel, scrolling, show, swatch, table } from "./tables.js";
+import { PATHS, bar, colorOf, duration, el, exact, matrix, moment, nameOf, number, pathLabel, scrolling, show, swatch, table } from "./tables.js";
 
 const ORDER = Object.keys(PATHS);
 
@@ -85,10 +85,11 @@ function figures(answer) {
     all += amount;
   }
   const shown = ["internet", "inter-region", "cross-zone", "region-service", "unknown-zone", "same-zone", "unknown"];
+  const own = [...sums.keys()].filter((path) => !PATHS[path]).sort();
   return el("dl", { class: "figures" },
     item("All bytes", number(all, "bytes", answer, "all bytes"), `in ${duration(answer.until - answer.since)}`),
-    ...shown.filter((path) => sums.has(path)).map((path) => item(PATHS[path], number(sums.get(path), "bytes", answer, PATHS[path]),
-      `${((100 * sums.get(path)) / all).toFixed(1)} % of all`, path)));
+    ...[...shown, ...own].filter((path) => sums.has(path)).map((path) => item(nameOf(path),
+      number(sums.get(path), "bytes", answer, nameOf(path)), `${((100 * sums.get(path)) / all).toFixed(1)} % of all`, colorOf(path))));
 }
 
 function costOf(answer) {
@@ -106,7 +107,7 @@ function money(answer) {
     item("Cost", dollars(said.total, "cost"), `in ${duration(answer.until - answer.since)}`),
     item("Month to date", dollars(said.month_to_date, "month to date"), "all traffic"),
     item("Projected", dollars(said.projected, "projected for the month"), "for the month, at the pace so far"),
-    ...sums.map(([path, amount]) => item(PATHS[path] || path, dollars(amount, path), "in this span", colorOf(path))));
+    ...sums.map(([path, amount]) => item(nameOf(path), dollars(amount, path), "in this span", colorOf(path))));
 }
 
 // Each path's cost in the span, spread over time by its bytes.
@@ -122,7 +123,7 @@ function costSeries(series, costs) {
 
 function seriesTable(answer, series, kind) {
   const columns = [{ name: "time", title: "from (UTC)", kind: "time" },
-    ...series.paths.map((path) => ({ name: path, title: PATHS[path] || path, kind })), { name: "all", title: "all", kind }];
+    ...series.paths.map((path) => ({ name: path, title: nameOf(path), kind })), { name: "all", title: "all", kind }];
   const rows = series.slots.map((slot) => {
     const values = series.paths.map((path) => slot.values[path] || 0);
     return [slot.at, ...values, values.reduce((a, b) => a + b, 0)];
