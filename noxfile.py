@@ -56,6 +56,12 @@ def dashboards(session: nox.Session) -> None:
 
 
 @nox.session
+def manifests(session: nox.Session) -> None:
+    """Make the generated files of deploy/base anew from deploy/helm."""
+    session.run("python", "-m", "tests.beds.manifests", "--write")
+
+
+@nox.session
 def lock(session: nox.Session) -> None:
     """Pin every dependency with hashes, for all platforms."""
     shared = (
@@ -70,9 +76,26 @@ def lock(session: nox.Session) -> None:
     )
     shared += ("--no-emit-index-url", "--no-header", *session.posargs, "pyproject.toml")
     session.run(*shared, "--output-file", str(LOCKS / "runtime.lock"))
+    # Beside the former, to compile the shim with; the image leaves it behind.
+    alone = tuple(word for word in shared if word != "pyproject.toml")
+    session.run(*alone, "--group", "build", "--output-file", str(LOCKS / "build.lock"))
     checkout = ("--extra", "embedded", "--group", "build")
     session.run(*shared, *checkout, "--output-file", str(LOCKS / "embedded.lock"))
     session.run(*shared, *checkout, "--group", "dev", "--output-file", str(LOCKS / "development.lock"))
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of what the image holds (asks PyPI), and its bill of materials in build/."""
+    lock = str(LOCKS / "runtime.lock")
+    bill = ROOT / "build" / "sbom.cdx.json"
+    bill.parent.mkdir(exist_ok=True)
+    session.run(
+        "cyclonedx-py", "requirements", "--pyproject", "pyproject.toml", "--output-file", str(bill), lock
+    )
+    session.run(
+        "pip-audit", "--strict", "--require-hashes", "--disable-pip", "--requirement", lock, *session.posargs
+    )
 
 
 @nox.session

@@ -53,9 +53,17 @@ def _missing_shared() -> str | None:
     return None if SHARED_DATA.is_dir() else "needs the development data beside the checkout"
 
 
+def _missing_image() -> str | None:
+    for program in ("buildah", "debootstrap"):
+        if shutil.which(program) is None:
+            return f"needs the program {program}"
+    return None
+
+
 NEEDS: dict[str, Callable[[], str | None]] = {
     "root": _missing_root,
     "apiserver": _missing_apiserver,
+    "image": _missing_image,
     "chdb": _missing_chdb,
     "promtool": _missing_promtool,
     "chromium": _missing_chromium,

@@ -6,7 +6,8 @@ back, the rest follows.
 
 from __future__ import annotations
 
-import ssl
+import os
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,14 @@ from kubenetmon.lifecycle import Component, Lifecycle
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
 from kubenetmon.report.page.health import Health
+from kubenetmon.server.access import AccessConfig, OpenAccess, TokenAccess
 from kubenetmon.server.attributed import NamedNetwork
 from kubenetmon.server.attribution import AttributionConfig, Attributor
+from kubenetmon.server.doorway import Certificates, Doorway
 from kubenetmon.server.explain import PATH as EXPLAIN_PATH
 from kubenetmon.server.explain import Explainer
 from kubenetmon.server.inventory import Inventory, InventoryConfig
+from kubenetmon.server.kubernetes_source import DumpFile, choose_source
 from kubenetmon.server.latecomers import Latecomers, LatecomersConfig
 from kubenetmon.server.machine import MachineCluster, MachineConfig
 from kubenetmon.server.pacing import PacingConfig, ReportPacing
@@ -40,15 +44,20 @@ from kubenetmon.server.peers import PeerCluster, PeerConfig
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges.keeper import RangeKeeper, RangesConfig
 from kubenetmon.server.rates import Rates, RatesPage
-from kubenetmon.server.receiver import Receiver, ReceiverConfig
+from kubenetmon.server.receiver import Access, Receiver, ReceiverConfig
+from kubenetmon.server.refusals import Refusals
 from kubenetmon.server.rows import RowsConfig
 from kubenetmon.server.snapshot import ClusterView
+from kubenetmon.server.token_review import TokenReviewer, TokenReviewerConfig
 from kubenetmon.server.unattributed import PATH as UNATTRIBUTED_PATH
 from kubenetmon.server.unattributed import Unattributed
 from kubenetmon.server.watcher import Watcher, WatcherConfig
 
 STOP_DEADLINE = 25.0
 """Seconds; Kubernetes kills after 30."""
+
+_OTHER_FILES = 1024
+"""File descriptors for all but agents: ClickHouse, Kubernetes, metrics, TLS handshakes (512 at once)."""
 
 
 async def run_server(config: ServerConfig, *, listen_host: str = "") -> None:
@@ -99,7 +108,9 @@ async def build_server(
     if it is not there, since nobody else can reach it; `ipv6_table`: with the IPv6 columns.
     """
     cluster, cluster_part = _cluster(config, metrics, readiness, node_name)
-    tls = _agents_tls(config)
+    refusals = Refusals(metrics)
+    doorway = _doorway(config, refusals)
+    access, reviewer = _access(config, cluster, refusals, readiness)
     ranges = RangeKeeper(
         RangesConfig(
             cloud=config.cloud,
@@ -163,17 +174,22 @@ async def build_server(
     pages = {UNATTRIBUTED_PATH: unattributed.page, EXPLAIN_PATH: explainer.page, **live}
     receiver = Receiver(
         ReceiverConfig(
-            host=listen_host, port=config.grpc_port, max_connection_age=config.max_grpc_connection_age
+            host=listen_host,
+            port=config.grpc_port,
+            max_connection_age=config.max_grpc_connection_age,
+            max_connections=_connections_affordable(),
         ),
         pipeline=pipeline,
         metrics=metrics,
         readiness=readiness,
         clock=SYSTEM_CLOCK,
         wished_report_interval=pacing.wish,
-        tls=tls,
+        refusals=refusals,
+        access=access,
+        doorway=doorway,
     )
     components: list[Component] = [*([inserter] if inserter else []), ranges, cluster_part]
-    components += [*peers, receiver]
+    components += [*peers, *([reviewer] if reviewer else []), receiver]
     if sink is not None and config.clickhouse_endpoint.startswith(EMBEDDED_PREFIX):
         directory = Path(config.clickhouse_endpoint.removeprefix(EMBEDDED_PREFIX))
         components.append(LocalQueries(directory, sink=sink))
@@ -292,25 +308,40 @@ def _networks(config: ServerConfig) -> tuple[NamedNetwork, ...]:
     return tuple(found)
 
 
-def _agents_tls(config: ServerConfig) -> ssl.SSLContext | None:
-    """What agents see and have to show. Raises `ConfigurationError` that names the key."""
+def _doorway(config: ServerConfig, refusals: Refusals) -> Doorway | None:
+    """TLS towards agents, if it is wanted. Raises `ConfigurationError` that names the key."""
     if config.tls_cert is None or config.tls_key is None:
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(config.tls_cert, config.tls_key, password="")
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"tls_cert {config.tls_cert} and tls_key {config.tls_key} cannot be used ({error}): give a "
-            "certificate and its key in PEM, without a password"
-        ) from error
-    if config.tls_client_ca is not None:
-        try:
-            context.load_verify_locations(config.tls_client_ca)
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"tls_client_ca {config.tls_client_ca} cannot be used ({error}): give a CA in PEM"
-            ) from error
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
+    return Doorway(Certificates(config.tls_cert, config.tls_key, config.tls_client_ca).context, refusals)
+
+
+def _access(
+    config: ServerConfig, cluster: ClusterView, refusals: Refusals, readiness: Readiness
+) -> tuple[Access, TokenReviewer | None]:
+    if not config.require_token:
+        return OpenAccess(refusals), None
+    setting = "" if config.kubernetes_source == "auto" else config.kubernetes_source
+    source = choose_source(setting, os.environ)
+    assert isinstance(cluster, Inventory)  # the configuration was checked for both
+    assert not isinstance(source, DumpFile)
+    reviewer = TokenReviewer(TokenReviewerConfig(), source=source, readiness=readiness, clock=SYSTEM_CLOCK)
+    access = TokenAccess(
+        AccessConfig(audience=config.token_audience, accounts=config.token_accounts),
+        reviewer=reviewer,
+        node_of_pod=cluster.node_of_pod,
+        refusals=refusals,
+        clock=SYSTEM_CLOCK,
+    )
+    return access, reviewer
+
+
+def _connections_affordable() -> int:
+    """As many agents as file descriptors allow, once the soft limit is where the hard one lets it be."""
+    wanted = ReceiverConfig().max_connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = wanted + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < enough:
+        soft = enough if hard == resource.RLIM_INFINITY else min(hard, enough)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(1, min(wanted, soft - _OTHER_FILES))
+    return wanted

@@ -21,6 +21,7 @@ from kubenetmon.clickhouse.rollups import (
     DAY,
     HOUR,
     MINUTES_TYPE,
+    SAME_NODE,
     Coverage,
     RollupNames,
     coverage_of,
@@ -147,7 +148,7 @@ async def _days_to_fill(sink: Sink, options: SchemaOptions, name: str, before: i
     """The days (Unix seconds) before a time of which the rows know more bytes than a rollup."""
     rows = qualified(options.database, options.storage_table)
     rollup = qualified(options.database, _storage(options, name))
-    twice = "1 + (remoteNode = localNode AND localNode != '')" if name.endswith("_minutes") else "1"
+    twice = f"1 + ({SAME_NODE} AND localNode != '')" if name.endswith("_minutes") else "1"
     found = await sink.query(
         f"SELECT toUInt32(day) * {DAY} FROM ("
         "SELECT toDate(intervalStartTime, 'UTC') AS day, "

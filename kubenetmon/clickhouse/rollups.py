@@ -51,6 +51,10 @@ PORT_OPENER = (
 )
 """Who opened by the ports: 1 the local side, -1 the remote, 0 unclear (Int8)."""
 
+REMOTE_CLUSTER = "if(remoteCluster IN ('', 'UNKNOWN'), localCluster, remoteCluster)"
+"""The remote's cluster; the original calls it UNKNOWN and knows remotes of its own cluster only."""
+SAME_NODE = f"(remoteNode = localNode AND {REMOTE_CLUSTER} = localCluster)"
+"""True where both ends are on one node (or on none that is known)."""
 MINUTES_TYPE = "AggregateFunction(sumForEach, Array(UInt64))"
 HOUR_OF_MINUTE = "toDateTime(toStartOfHour(minute, 'UTC'))"
 MINUTES_ARRAY = "groupArrayInsertAt(0, 60)(total, toMinute(minute, 'UTC'))"
@@ -232,12 +236,12 @@ def minutes_of_rows(source: str, condition: str) -> str:
     )
     return (
         "SELECT toDate(intervalStartTime, 'UTC') AS date, intervalStartTime + 60 * part AS minute, "
-        f"{ends}, (direction = 'out') != mirrored AS sending, remoteNode = localNode AS withinNode, "
+        f"{ends}, (direction = 'out') != mirrored AS sending, {SAME_NODE} AS withinNode, "
         "intDiv(bytes, parts) + (part < bytes % parts) AS share "
         "FROM (SELECT *, toUInt64(greatest(1, intDiv(intervalSeconds + 59, 60))) AS parts, bytes AS whole "
         f"FROM {source}{condition}) "
         "ARRAY JOIN range(parts) AS part "
-        "ARRAY JOIN if(remoteNode = localNode AND localNode != '', [false, true], [false]) AS mirrored"
+        f"ARRAY JOIN if({SAME_NODE} AND localNode != '', [false, true], [false]) AS mirrored"
     )
 
 

@@ -176,6 +176,15 @@ class ServerConfig:
     page_prices: tuple[Path, ...] = _key(
         (), values.paths, "Price files of your own on top of the list prices, as for `kubenetmon cost`"
     )
+    require_token: bool = _key(
+        False, values.boolean, "Agents must show a service account's token and may report for their node only"
+    )
+    token_audience: str = _key("kubenetmon-server", values.text, "Audience that agents' tokens must have")
+    token_accounts: tuple[str, ...] = _key(
+        ("kubenetmon-agent/kubenetmon-agent",),
+        values.accounts,
+        "Service accounts that agents run under, as namespace/name",
+    )
     clickhouse_skip_ping: bool = _key(
         False, values.boolean, "A ClickHouse that does not answer at start is said in /ready", unused=True
     )
@@ -238,6 +247,16 @@ def _check_together(config: ServerConfig) -> None:
     for first, second in itertools.combinations(ports, 2):
         if getattr(config, first) == getattr(config, second):
             raise ConfigurationError(f"{first} and {second} are the same: choose another for one of them")
+    if config.require_token and config.kubernetes_source.partition(":")[0] in ("file", "machine"):
+        raise ConfigurationError(
+            "require_token asks the Kubernetes API, which kubernetes_source: "
+            f"{config.kubernetes_source} does without: remove one of the two"
+        )
+    if config.require_token and config.tls_cert is None:
+        logger.warning(
+            "require_token is set without tls_cert, so that anyone on the way can read agents' tokens: set "
+            "tls_cert and tls_key"
+        )
     if config.environment not in ("development", "staging", "production"):
         logger.warning(
             "environment %r is none of development, staging, production; it is used as it is",

@@ -53,6 +53,15 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(text(name, item) for item in items)
 
 
+def accounts(name: str, value: Any) -> tuple[str, ...]:
+    """Service accounts as namespace/name."""
+    items = texts(name, value)
+    for item in items:
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", item):
+            _refuse(name, item, "a service account as namespace/name")
+    return items
+
+
 def one_of(*allowed: str) -> Parser:
     """One of these words, in any case."""
 

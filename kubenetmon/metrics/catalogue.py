@@ -266,6 +266,30 @@ SERVER_BATCHES = MetricSpec(
     "Batches by wire and outcome.",
     {"wire": ("push", "submit"), "outcome": ("committed", "retry_later", "rejected")},
 )
+REFUSAL_REASONS = (
+    "plain_text",
+    "certificate",
+    "handshake",
+    "slow_handshake",
+    "crowded",
+    "idle",
+    "no_token",
+    "malformed",
+    "expired",
+    "audience",
+    "account",
+    "rejected",
+    "node",
+    "unknown_pod",
+    "unreviewed",
+    "flood",
+)
+SERVER_REFUSED = MetricSpec(
+    "kubenetmon_server_refused_total",
+    Kind.COUNTER,
+    "Connections, streams and batches turned away because of who sent them or how, by reason.",
+    {"reason": REFUSAL_REASONS},
+)
 SERVER_AGENTS = MetricSpec("kubenetmon_server_agents", Kind.GAUGE, "Agents connected now.")
 SERVER_HELD_MEMORY = MetricSpec(
     "kubenetmon_server_held_memory_bytes",
@@ -420,6 +444,7 @@ SERVER_METRICS = (
     SERVER_HANDED_BACK,
     SERVER_PENDING,
     SERVER_BATCHES,
+    SERVER_REFUSED,
     SERVER_AGENTS,
     SERVER_HELD_MEMORY,
     SERVER_WISHED_INTERVAL,

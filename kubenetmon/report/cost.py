@@ -32,7 +32,8 @@ PATH_OF_TRANSFER = (
     "sourceAvailabilityZone = '' OR destinationAvailabilityZone = '', 'unknown-zone', "
     "sourceAvailabilityZone = destinationAvailabilityZone, 'same-zone', 'cross-zone'), "
     "connectionClass = 'INTRA_REGION', 'region-service', connectionClass = 'INTER_REGION', 'inter-region', "
-    "connectionClass = 'PUBLIC_INTERNET', 'internet', 'unknown')"
+    "connectionClass = 'PUBLIC_INTERNET', 'internet', "
+    "connectionClass IN ('', 'UNKNOWN'), 'unknown', concat('class:', connectionClass))"
 )
 _COLUMNS = (
     Column("path"),

@@ -32,6 +32,8 @@ from kubenetmon.clickhouse.rollups import (
     LONGEST_INTERVAL,
     MINUTES_ARRAY,
     PORT_OPENER,
+    REMOTE_CLUSTER,
+    SAME_NODE,
     Coverage,
     RollupNames,
     connection,
@@ -64,7 +66,8 @@ _FLAGGED = f"(date, localNode) GLOBAL IN (SELECT date, localNode FROM flows WHER
 _OPENER = f"if({_FLAGGED}, if({_FLAG}, 1, -1), portOpener)"
 """1 where the local side opened, -1 where the remote did, 0 unclear."""
 _REPORTED_ELSEWHERE = (
-    "(remoteNode != '' AND remoteNode != localNode AND remoteNode GLOBAL IN (SELECT localNode FROM flows)\n"
+    f"(remoteNode != '' AND NOT {SAME_NODE}\n"
+    f"    AND ({REMOTE_CLUSTER}, remoteNode) GLOBAL IN (SELECT localCluster, localNode FROM flows)\n"
     "    OR remoteAddress != toIPv6('::')\n"
     "    AND ((remoteAddress, localPod, localNode) GLOBAL IN (SELECT localAddress, remotePod, remoteNode\n"
     "      FROM flows WHERE remoteNode != '' AND localAddress GLOBAL IN (\n"
@@ -250,7 +253,7 @@ class Flows:
         """The nodes that pods of others talk with and that report nothing in the span."""
         return (
             "SELECT DISTINCT remoteNode FROM flows WHERE remoteNode != '' "
-            "AND remoteNode GLOBAL NOT IN (SELECT localNode FROM flows)"
+            f"AND ({REMOTE_CLUSTER}, remoteNode) GLOBAL NOT IN (SELECT localCluster, localNode FROM flows)"
         )
 
     def _part(self, grain: int, span: Span) -> str:

@@ -3,7 +3,8 @@
 Contract: `read_prices` reads and checks files and raises `ConfigurationError`; all else is pure. Amounts of
 money are exact fractions of a dollar until they are shown.
 
-An entry of the file: `id`; `cloud`; `path` (one of `PATHS`); `way` (`out`: the sender pays, `in`: the
+An entry of the file: `id`; `cloud`; `path` (one of `PATHS`, or `class:NAME` for a connectionClass of one's
+own `networks`); `way` (`out`: the sender pays, `in`: the
 receiver, `both`: either for its own); `price` for a unit of `unit_bytes`, or `tiers` over a calendar month
 (each `up_to` so many units, the last without); `source` and `date`. It can be narrowed by `regions` (of the
 one who pays, as prefixes), `to_regions` (of the other), `services`, and, for the path `processing`, `flags`
@@ -182,7 +183,8 @@ def _price(raw: Any, path: Path) -> Price:
     if unknown := raw.keys() - _KNOWN:
         raise ConfigurationError(f"{path}: {name}: unknown key {min(map(str, unknown))!r}")
     for key, allowed in (("path", PATHS), ("way", WAYS)):
-        if text_of(raw, key, path) not in allowed:
+        own_class = key == "path" and text_of(raw, key, path).startswith("class:")
+        if text_of(raw, key, path) not in allowed and not own_class:
             raise ConfigurationError(f"{path}: {name}: {key} {raw[key]!r} is not one of {', '.join(allowed)}")
     if ("price" in raw) == ("tiers" in raw):
         raise ConfigurationError(f"{path}: {name}: give either price or tiers")

@@ -184,6 +184,11 @@ class Inventory:
             )
         return self._snapshot
 
+    def node_of_pod(self, uid: str) -> str | None:
+        """The node of a pod that exists now; None: no such pod, or on no node yet."""
+        record = self._pods.get(uid)
+        return (record.pod.node or None) if record is not None else None
+
     def tenures(self, family: Family, address: int) -> list[Tenure]:
         """Who had the address that is still known, in the order they took it."""
         self._move_pods()

@@ -36,6 +36,8 @@ LARGEST_PAGE = 256 << 20
 LARGEST_LINE = 16 << 20
 """Bytes. etcd keeps no object above 1.5 MiB; JSON is a few times larger than what etcd keeps."""
 
+_JSON = "application/json"
+
 _PAGE_PATIENCE = 10
 """A page may take so many times the longest silence allowed."""
 
@@ -196,6 +198,33 @@ class KubernetesClient:
                 if lines:
                     yield lines
 
+    async def create(self, path: str, body: dict[str, object]) -> bytes:
+        """POST an object; the body of the answer. Raises `ApiError` and its kinds."""
+        timeout = aiohttp.ClientTimeout(total=self._read_timeout, connect=self._connect_timeout)
+        await self.open()
+        session = self._session
+        assert session is not None
+        for last in (False, True):
+            async with self._answer(session, path, {}, timeout, _JSON, body) as response:
+                if response.status == 401 and not last:
+                    session = await self._renew(session)
+                    continue
+                kind = path.rpartition("/")[2]
+                if response.status == 403:
+                    raise ApiError(
+                        f"not allowed to create {kind}: bind the ClusterRole kubenetmon-server-token-review "
+                        "to this account"
+                    )
+                if response.status not in (200, 201):
+                    await self._refuse(session, response, path, "create", {})
+                answer = bytearray()
+                async for chunk in response.content.iter_any():
+                    answer += chunk
+                    if len(answer) > LARGEST_LINE:
+                        raise ApiError(f"the answer to {kind} is larger than {LARGEST_LINE >> 20} MiB")
+                return bytes(answer)
+        raise AssertionError("unreachable")
+
     async def close(self) -> None:
         """End the session; requests under way fail."""
         session, self._session = self._session, None
@@ -211,24 +240,34 @@ class KubernetesClient:
         await self.open()
         session = self._session
         assert session is not None
-        async with self._answer(session, kind, query, timeout) as response:
+        accept = _JSON
+        if SELECTIONS[kind].metadata_only:
+            form = "PartialObjectMetadata" if "watch" in query else "PartialObjectMetadataList"
+            accept = f"{_JSON};as={form};g=meta.k8s.io;v=v1,{_JSON}"
+        async with self._answer(session, f"/api/v1/{kind}", query, timeout, accept) as response:
             if response.status != 401:
                 await self._refuse(session, response, kind, verb, query)
                 yield response
                 return
         # A token or certificate was replaced: load what there is now and ask once more.
         session = await self._renew(session)
-        async with self._answer(session, kind, query, timeout) as response:
+        async with self._answer(session, f"/api/v1/{kind}", query, timeout, accept) as response:
             await self._refuse(session, response, kind, verb, query)
             yield response
 
     @contextlib.asynccontextmanager
     async def _answer(
-        self, session: _Session, kind: Kind, query: dict[str, str], timeout: aiohttp.ClientTimeout
+        self,
+        session: _Session,
+        path: str,
+        query: dict[str, str],
+        timeout: aiohttp.ClientTimeout,
+        accept: str,
+        body: dict[str, object] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         session.users += 1
         try:
-            response = await self._request(session, kind, query, timeout)
+            response = await self._request(session, path, query, timeout, accept, body)
             try:
                 yield response
             finally:
@@ -244,13 +283,15 @@ class KubernetesClient:
                 await session.transport.close()
 
     async def _request(
-        self, session: _Session, kind: Kind, query: dict[str, str], timeout: aiohttp.ClientTimeout
+        self,
+        session: _Session,
+        path: str,
+        query: dict[str, str],
+        timeout: aiohttp.ClientTimeout,
+        accept: str,
+        body: dict[str, object] | None,
     ) -> aiohttp.ClientResponse:
         # Compressing a list costs the API server more than it saves on a cluster's own network.
-        accept = "application/json"
-        if SELECTIONS[kind].metadata_only:
-            form = "PartialObjectMetadata" if "watch" in query else "PartialObjectMetadataList"
-            accept = f"application/json;as={form};g=meta.k8s.io;v=v1,application/json"
         headers = {"Accept": accept, "Accept-Encoding": "identity", "User-Agent": "kubenetmon"}
         try:
             authorization = await session.configuration.get_api_key_with_prefix("BearerToken")
@@ -258,10 +299,14 @@ class KubernetesClient:
             raise UnauthorizedError(f"cannot use the Kubernetes source {self._source}: {error}") from error
         if authorization:
             headers["Authorization"] = authorization.strip()
-        response: aiohttp.ClientResponse = await session.transport.GET(
-            f"{session.configuration.host}/api/v1/{kind}",
+        if body is not None:
+            headers["Content-Type"] = _JSON
+        response: aiohttp.ClientResponse = await session.transport.request(
+            "GET" if body is None else "POST",
+            f"{session.configuration.host}{path}",
             headers=headers,
             query_params=query,
+            body=body,
             _preload_content=False,
             _request_timeout=timeout,
         )
@@ -271,7 +316,7 @@ class KubernetesClient:
         self,
         session: _Session,
         response: aiohttp.ClientResponse,
-        kind: Kind,
+        kind: str,
         verb: str,
         query: Mapping[str, str],
     ) -> None:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import ssl
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import grpclib.server
@@ -39,9 +39,12 @@ from kubenetmon.proto import (
 )
 from kubenetmon.proto import FlowBatch as FlowBatchMessage
 from kubenetmon.readiness import Readiness
+from kubenetmon.server.access import Grant, OpenAccess
+from kubenetmon.server.doorway import Doorway
 from kubenetmon.server.flood import PeerBudgets
 from kubenetmon.server.push import BATCH_OVERHEAD, PushRpc, PushStream, StreamLimits
 from kubenetmon.server.receive_buffer import ReceiveBuffer
+from kubenetmon.server.refusals import Refusals
 from kubenetmon.server.submit import SLICE_BYTES, SubmitLimits, SubmitStream
 from kubenetmon.server.transport import GrpcServer, TransportLimits
 from kubenetmon.server.verdict import Verdict
@@ -87,6 +90,14 @@ class ReceiverConfig:
     stop_grace: float = 15.0
 
 
+class Access(Protocol):
+    """Whoever decides who may report."""
+
+    async def admit(self, metadata: Mapping[str, Any], peer: str) -> Grant:
+        """What a request with that metadata may do. Raises `GRPCError`."""
+        ...
+
+
 class BatchPipeline(Protocol):
     """Whoever settles batches."""
 
@@ -113,16 +124,20 @@ class Receiver:
         readiness: Readiness,
         clock: Clock,
         wished_report_interval: Callable[[], int],
-        tls: ssl.SSLContext | None = None,
+        refusals: Refusals | None = None,
+        access: Access | None = None,
+        doorway: Doorway | None = None,
     ) -> None:
-        """`wished_report_interval`: what each ack asks of its agent, seconds, 0: nothing. `tls`: a server's
-        context, with the certificates it shows and demands; told to speak HTTP/2."""
+        """`wished_report_interval`: what each ack asks of its agent, seconds, 0: nothing. `access`: who may
+        report (None: anyone). `doorway`: TLS (None: plain text)."""
         self._config = config
         self._pipeline = pipeline
         self._metrics = metrics
         self._readiness = readiness
         self._clock = clock
-        self._tls = tls
+        self._refusals = refusals or Refusals(metrics)
+        self._access = access or OpenAccess(self._refusals)
+        self._doorway = doorway
         self._wished_report_interval = wished_report_interval
         self._memory = PeerBudgets(
             config.memory_limit,
@@ -183,11 +198,11 @@ class Receiver:
             memory=self._memory,
             clock=self._clock,
             connections_changed=self._count_agents,
+            refusals=self._refusals,
+            doorway=self._doorway,
         )
-        if self._tls is not None:
-            self._tls.set_alpn_protocols(["h2"])
         try:
-            await server.start(config.host or None, config.port, ssl=self._tls, backlog=1024)
+            await server.start(config.host or None, config.port, backlog=1024)
         except OSError as error:
             raise MachineError(
                 f"cannot listen on gRPC port {config.port}: {error.strerror or error}; "
@@ -241,6 +256,7 @@ class Receiver:
 
     async def _push(self, rpc: PushRpc) -> None:
         self._refuse_when_stopping()
+        grant = await self._admit(rpc)
         buffer = self._buffer_of(rpc)
         assert self._server is not None
         self._server.stop_when_draining(buffer)
@@ -251,7 +267,7 @@ class Receiver:
             limits,
             pace=lambda: self._keep_pace(buffer),
             wished_report_interval=self._wished_report_interval,
-            join=self._join_pushed,
+            join=partial(self._join_pushed, grant),
             settle=self._settle_pushed,
             spawn=self._spawn,
             now=self._clock.time,
@@ -265,6 +281,7 @@ class Receiver:
 
     async def _submit(self, rpc: SubmitRpc) -> None:
         self._refuse_when_stopping()
+        grant = await self._admit(rpc)
         buffer = self._buffer_of(rpc)
         await self._wait_until_ready()
         limits = SubmitLimits(
@@ -276,17 +293,25 @@ class Receiver:
             buffer,
             limits,
             pace=lambda: self._keep_pace(buffer),
-            settle=self._settle_submitted,
+            settle=partial(self._settle_submitted, grant),
             spawn=self._spawn,
             metrics=self._metrics,
             now=self._clock.time,
         )
         try:
             count = await stream.run()
-        except GRPCError:
+        except GRPCError as error:
             self._metrics.add(catalogue.SERVER_ERRORS, type="receive_failed")
+            if grant.denied:
+                raise GRPCError(Status.PERMISSION_DENIED, grant.denied) from error
             raise
         await rpc.send_message(ObservationSummary(observation_count=min(count, 0xFFFF_FFFF)))
+
+    async def _admit(self, rpc: grpclib.server.Stream[Any, Any]) -> Grant:
+        """What the request's sender may do. Raises `GRPCError`."""
+        buffer = rpc._stream.buffer
+        assert isinstance(buffer, ReceiveBuffer)
+        return await self._access.admit(rpc.metadata or {}, buffer.connection.peer)
 
     async def _keep_pace(self, buffer: ReceiveBuffer) -> None:
         """Wait while the stream's connection brings more batches than it may; what stops us ends it."""
@@ -296,7 +321,8 @@ class Receiver:
                 async with asyncio.timeout(wait):
                     await self._give_up.wait()
 
-    def _join_pushed(self, batch: FlowBatch) -> Awaitable[Verdict] | None:
+    def _join_pushed(self, grant: Grant, batch: FlowBatch) -> Awaitable[Verdict] | None:
+        grant.check(batch.identity.node_name)
         earlier = self._pipeline.join(batch)
         return None if earlier is None else asyncio.create_task(self._until_stopping(earlier, "push"))
 
@@ -305,7 +331,11 @@ class Receiver:
             return Verdict(Outcome.RETRY_LATER, "the server is starting")
         return await self._until_stopping(self._pipeline.process(batch, self._clock.time()), "push")
 
-    async def _settle_submitted(self, batch: FlowBatch) -> Verdict:
+    async def _settle_submitted(self, grant: Grant, batch: FlowBatch) -> Verdict:
+        try:
+            grant.check(batch.identity.node_name)
+        except GRPCError as error:
+            return Verdict(Outcome.REJECTED, error.message or "")
         return await self._until_stopping(self._pipeline.process(batch, self._clock.time()), "submit")
 
     async def _until_stopping(self, verdict: Awaitable[Verdict], wire: str) -> Verdict:

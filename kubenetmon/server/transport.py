@@ -41,8 +41,10 @@ from hyperframe.frame import GoAwayFrame, SettingsFrame
 
 from kubenetmon._observations import ffi, lib
 from kubenetmon.clock import Clock
+from kubenetmon.server.doorway import Doorway
 from kubenetmon.server.flood import FrameAllowance, MemoryBudget, Pace, PeerBudgets
 from kubenetmon.server.receive_buffer import ReceiveBuffer
+from kubenetmon.server.refusals import Refusals
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,9 @@ MAX_FRAME_BYTES = 1 << 16
 
 MAX_UNREAD_REPLIES = 1 << 20
 """Bytes a peer may leave unread before it is dropped."""
+
+FIRST_REQUEST_WITHIN = 20.0
+"""Seconds in which a new connection must bring a request that is accepted."""
 
 GOAWAY_AFTER = 10.0
 """Seconds an aged connection may go on opening streams before it is told not to."""
@@ -144,6 +149,7 @@ class AgentConnection(H2Protocol):
         self._allowance = FrameAllowance(now, burst=500, per_second=100.0, bytes_per_frame=512)
         # Spread over ±10 %, as gRPC servers do, so that agents do not all move at once.
         self._expires_at = now + server.limits.max_connection_age * random.uniform(0.9, 1.1)  # noqa: S311
+        self._idle_at = now + FIRST_REQUEST_WITHIN
         self._drain_since: float | None = None
         self._told_to_go = False
 
@@ -254,8 +260,16 @@ class AgentConnection(H2Protocol):
             logger.warning("Closed the connection from %s: it %s", self.peer, reason)
             self._transport.abort()
 
+    def abort(self) -> None:
+        """Close at once and say nothing."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def sweep(self, now: float) -> None:
         """What time demands of this connection at monotonic second `now`."""
+        if not self.carried_rpc and now >= self._idle_at:
+            self._server.turn_away(self)
+            return
         if self._drain_since is None:
             if now >= self._expires_at:
                 self.drain()
@@ -305,7 +319,10 @@ class GrpcServer(Server):
         memory: PeerBudgets,
         clock: Clock,
         connections_changed: Callable[[], None],
+        refusals: Refusals,
+        doorway: Doorway | None = None,
     ) -> None:
+        """`doorway`: does TLS before HTTP/2 begins; None: plain text."""
         config = Configuration(
             http2_connection_window_size=limits.window_bytes, http2_stream_window_size=limits.window_bytes
         )
@@ -314,9 +331,12 @@ class GrpcServer(Server):
         self.limits = limits
         self.memory = memory
         self.clock = clock
-        self.connections: set[AgentConnection] = set()
+        self.connections: dict[AgentConnection, None] = {}
+        """In the order they came."""
         self.stoppable: set[ReceiveBuffer] = set()
         self._connections_changed = connections_changed
+        self._refusals = refusals
+        self._doorway = doorway
         self.accepted = 0
         self._refused = 0
 
@@ -343,12 +363,17 @@ class GrpcServer(Server):
             self._server.close()
 
     def admit(self, connection: AgentConnection) -> bool:
-        """Whether there is room for one more connection, of all and of its address's."""
+        """Whether there is room for one more connection, of all and of its address's.
+
+        Where there is none, the oldest that carried no request makes it: of its own address where that has
+        all it may.
+        """
+        most_of_address = self.limits.max_connections_per_address
+        address_is_full = self.memory.connections(connection.address) >= most_of_address
+        if address_is_full or len(self.connections) >= self.limits.max_connections:
+            self._make_room(connection.address if address_is_full else None)
         of_address = self.memory.connections(connection.address)
-        if (
-            len(self.connections) >= self.limits.max_connections
-            or of_address >= self.limits.max_connections_per_address
-        ):
+        if len(self.connections) >= self.limits.max_connections or of_address >= most_of_address:
             self._refused += 1
             if self._refused & (self._refused - 1) == 0:
                 logger.warning(
@@ -359,19 +384,35 @@ class GrpcServer(Server):
                     len(self.connections),
                     self.limits.max_connections,
                     of_address,
-                    self.limits.max_connections_per_address,
+                    most_of_address,
                 )
             return False
         connection.memory = self.memory.open(connection.address)
-        self.connections.add(connection)
+        self.connections[connection] = None
         self.accepted += 1
         return True
+
+    def _make_room(self, address: str | None) -> None:
+        idle = (
+            one
+            for one in self.connections
+            if not one.carried_rpc and (address is None or one.address == address)
+        )
+        oldest = next(idle, None)
+        if oldest is not None:
+            self.turn_away(oldest)
+
+    def turn_away(self, connection: AgentConnection) -> None:
+        """End a connection that does nothing."""
+        self._refusals.count("idle", connection.peer, "it asked for nothing after connecting")
+        self.forget(connection)
+        connection.abort()
 
     def forget(self, connection: AgentConnection) -> None:
         """A connection is gone, if it was one of ours."""
         if connection not in self.connections:
             return
-        self.connections.discard(connection)
+        del self.connections[connection]
         self.memory.close(connection.address)
         self.stoppable.difference_update(connection.streams)
         self._connections_changed()
@@ -393,13 +434,18 @@ class GrpcServer(Server):
 
     async def close_all(self) -> None:
         """Cut every connection, wait for the requests' tasks to end."""
+        if self._doorway is not None:
+            self._doorway.close()
         for connection in list(self.connections):
             connection.say_goodbye()
         await asyncio.sleep(0)
         self.close()
         await self.wait_closed()
 
-    def _protocol_factory(self) -> H2Protocol:
+    def _protocol_factory(self) -> asyncio.Protocol:  # type: ignore[override]
+        return self._connection() if self._doorway is None else self._doorway.enter(self._connection)
+
+    def _connection(self) -> AgentConnection:
         self.__gc_step__()
         handler = StreamHandler(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
         self._handlers.add(handler)

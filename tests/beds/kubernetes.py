@@ -86,6 +86,7 @@ class Cluster:
         self._etcd_process: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: http.client.HTTPSConnection | None = None
+        self._kinds: dict[str, dict[str, tuple[str, bool]]] = {}
         self.tokens = {user: f"token-{number}" for number, user in enumerate(("admin", *users))}
         self._write_secrets()
 
@@ -133,6 +134,7 @@ class Cluster:
             "--service-account-issuer=https://kubernetes.default.svc",
             "--service-cluster-ip-range=198.18.0.0/16",
             "--disable-admission-plugins=ServiceAccount",
+            "--allow-privileged=true",
             "--endpoint-reconciler-type=none",
             *self._flags,
         )
@@ -228,6 +230,7 @@ class Cluster:
         namespace: str = "default",
         labels: Mapping[str, str] | None = None,
         host_network: bool = False,
+        account: str = "",
     ) -> None:
         """A pod, running with that address unless it is empty."""
         spec: dict[str, Any] = {
@@ -236,6 +239,8 @@ class Cluster:
         }
         if node:
             spec["nodeName"] = node
+        if account:
+            spec["serviceAccountName"] = account
         metadata = {"name": name, "labels": dict(labels or {})}
         self.request("POST", f"/api/v1/namespaces/{namespace}/pods", {"metadata": metadata, "spec": spec})
         if address:
@@ -280,8 +285,71 @@ class Cluster:
         )
 
     def create_namespace(self, name: str) -> None:
-        """A namespace; they do not go away again, no controller runs."""
-        self.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+        """A namespace, unless it is there; they do not go away again, no controller runs."""
+        try:
+            self.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+        except ApiRefusedError as error:
+            if error.status != 409:
+                raise
+
+    def create_service_account(self, namespace: str, name: str) -> None:
+        """A service account in a namespace that exists, unless it is there."""
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts"
+        try:
+            self.request("POST", path, {"metadata": {"name": name}})
+        except ApiRefusedError as error:
+            if error.status != 409:
+                raise
+
+    def token(self, namespace: str, account: str, *, pod: str = "", audience: str = "") -> str:
+        """What kubelet projects into a pod: a token of ten minutes, bound to the pod if one is named.
+
+        Without an audience it is one for the API itself.
+        """
+        spec: dict[str, Any] = {"expirationSeconds": 600}
+        if audience:
+            spec["audiences"] = [audience]
+        if pod:
+            uid = self.request("GET", f"/api/v1/namespaces/{namespace}/pods/{pod}")["metadata"]["uid"]
+            spec["boundObjectRef"] = {"kind": "Pod", "apiVersion": "v1", "name": pod, "uid": uid}
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
+        return str(self.request("POST", path, body)["status"]["token"])
+
+    @property
+    def signing_key(self) -> Path:
+        """The private key (PEM) that service accounts' tokens are signed with."""
+        return self.directory / "accounts.key"
+
+    def apply_server_side(self, wanted: Mapping[str, Any]) -> Any:
+        """Server-side apply, which refuses a field that the API does not know; the object as it is then."""
+        path = f"{self.resource_path(wanted)}?fieldManager=tests&force=true"
+        return self.request("PATCH", path, wanted, content_type="application/apply-patch+yaml")
+
+    def delete(self, one: Mapping[str, Any]) -> None:
+        """Delete an object, if it is there."""
+        try:
+            self.request("DELETE", self.resource_path(one))
+        except ApiRefusedError as error:
+            if error.status != 404:
+                raise
+
+    def resource_path(self, wanted: Mapping[str, Any]) -> str:
+        """Where an object is. Raises `KeyError` for a kind that the API does not know."""
+        version = wanted["apiVersion"]
+        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        if root not in self._kinds:
+            try:
+                found = self.request("GET", root)["resources"]
+            except ApiRefusedError:
+                found = []
+            self._kinds[root] = {
+                one["kind"]: (one["name"], one["namespaced"]) for one in found if "/" not in one["name"]
+            }
+        plural, namespaced = self._kinds[root][wanted["kind"]]
+        metadata = wanted["metadata"]
+        place = f"/namespaces/{metadata['namespace']}" if namespaced else ""
+        return f"{root}{place}/{plural}/{urllib.parse.quote(metadata['name'])}"
 
     def delete_all(self) -> None:
         """Remove all pods and nodes, and all services but the API's own."""

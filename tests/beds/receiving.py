@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +17,9 @@ from kubenetmon.model import ARRAY_NAMES, BatchIdentity, FlowBatch, FlowRecords
 from kubenetmon.proto import FlowArrays, L4Endpoint, Observation, ObservedFlow, ObservedTuple, Outcome
 from kubenetmon.proto import FlowBatch as FlowBatchMessage
 from kubenetmon.readiness import Readiness
-from kubenetmon.server.receiver import Receiver, ReceiverConfig
+from kubenetmon.server.doorway import Doorway
+from kubenetmon.server.receiver import Access, Receiver, ReceiverConfig
+from kubenetmon.server.refusals import Refusals
 from kubenetmon.server.verdict import Verdict
 
 NOW = 1_800_000_000
@@ -66,7 +67,8 @@ class Rig:
 async def running_receiver(
     config: ReceiverConfig | None = None,
     *,
-    tls: ssl.SSLContext | None = None,
+    doorway: Callable[[Refusals], Doorway] | None = None,
+    access: Callable[[Refusals], Access] | None = None,
     wish: int = 0,
     ready: bool = True,
 ) -> AsyncIterator[Rig]:
@@ -75,6 +77,7 @@ async def running_receiver(
     metrics = Metrics((*SERVER_METRICS, *COMMON_METRICS))
     if not ready:
         readiness.expect("inventory", "not synced")
+    refusals = Refusals(metrics)
     receiver = Receiver(
         replace(config or ReceiverConfig(), host="127.0.0.1", port=0),
         pipeline=pipeline,
@@ -82,7 +85,9 @@ async def running_receiver(
         readiness=readiness,
         clock=SYSTEM_CLOCK,
         wished_report_interval=lambda: wish,
-        tls=tls,
+        refusals=refusals,
+        access=access(refusals) if access else None,
+        doorway=doorway(refusals) if doorway else None,
     )
     task = asyncio.create_task(receiver.run())
     try:

@@ -42,7 +42,7 @@ class Running:
 
     async def commit(self, token: str, rows: int = 10) -> CommitOutcome:
         table = await self.inserter.wait_schema()
-        return await asyncio.wait_for(self.inserter.commit(make_block(table, rows), token), 20)
+        return await asyncio.wait_for(self.inserter.commit(make_block(table, rows), token), 60)
 
     async def total(self) -> int:
         rows = await self.sink.query(f"SELECT sum(bytes) FROM {self.config.database}.{self.config.table}")
@@ -54,7 +54,7 @@ class Running:
 
     async def eventually(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not condition():  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.01)
 
@@ -67,7 +67,7 @@ class Running:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def running(config: TcpConfig, remote_table: TableSchema) -> AsyncIterator[Running]:
-    running = Running(quick(remote_table.database), TcpSink(replace(config, request_timeout=1)))
+    running = Running(quick(remote_table.database), TcpSink(replace(config, request_timeout=3)))
     yield running
     await running.end()
 

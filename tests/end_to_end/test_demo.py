@@ -19,7 +19,7 @@ from kubenetmon.demo.actors import python_environment
 
 pytestmark = [pytest.mark.root, pytest.mark.chdb, pytest.mark.timeout(240)]
 
-LAST_LINE = re.compile(r"Bytes seen by the nodes' packet counters: (\d+) {2}in ClickHouse: (\d+) {2}equal")
+SUMS = re.compile(r"Bytes seen by the nodes' packet counters: (\d+) {2}in ClickHouse: (\d+) {2}equal")
 
 
 @contextmanager
@@ -83,17 +83,18 @@ def read_to(process: subprocess.Popen[str], beginning: str) -> None:
     pytest.fail(f"the demo never said {beginning!r}")
 
 
-def test_the_demo_answers_and_ends_with_equal_sums(tmp_path: Path) -> None:
+def test_the_demo_answers_with_equal_sums_and_offers_the_page(tmp_path: Path) -> None:
     kept, scratch = tmp_path / "kept", tmp_path / "scratch"
     scratch.mkdir()
     with demo(scratch, "--keep", str(kept)) as process:
         output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
     lines = output.splitlines()
-    sums = LAST_LINE.fullmatch(lines[-1])
+    sums = SUMS.fullmatch(lines[-2])
     assert sums is not None, output
     assert sums[1] == sums[2]
     assert int(sums[1]) > 10_000_000
+    assert lines[-1] == "To look at these answers as a page: kubenetmon demo --page"
     words = [" ".join(line.split()) for line in lines]
     for beginning in (
         "backup-0 - INTER_REGION ec2 ",

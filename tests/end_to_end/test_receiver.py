@@ -31,6 +31,7 @@ from kubenetmon.proto import (
     Outcome,
 )
 from kubenetmon.proto import FlowBatch as FlowBatchMessage
+from kubenetmon.server.doorway import Doorway
 from kubenetmon.server.push import BATCH_OVERHEAD
 from kubenetmon.server.receiver import ReceiverConfig
 from kubenetmon.server.verdict import Verdict
@@ -478,7 +479,10 @@ async def test_agents_show_and_check_certificates() -> None:
     client_side = ssl.create_default_context()
     client_side.set_alpn_protocols(["h2"])
     authority.configure_trust(client_side)
-    async with running_receiver(QUICK, tls=server_side) as rig:
+    server_side.set_alpn_protocols(["h2"])
+    async with running_receiver(
+        QUICK, doorway=lambda refusals: Doorway(lambda: server_side, refusals)
+    ) as rig:
         anonymous = grpclib.client.Channel("127.0.0.1", rig.port, ssl=client_side)
         with pytest.raises((OSError, StreamTerminatedError, GRPCError)):
             await push(anonymous, [current_batch()])

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.apiserver
 ENOUGH = {
     "environment": "development", "cloud": "aws", "region": "r", "cluster": "c", "clickhouse_endpoint": "x:1"
 }  # fmt: skip
-MANIFESTS = Path(__file__).parents[2] / "deploy" / "base"
+MANIFESTS = Path(__file__).parents[2] / "deploy" / "base" / "server"
 
 
 def manifest(name: str) -> dict[str, Any]:
@@ -33,11 +33,11 @@ def manifest(name: str) -> dict[str, Any]:
 @pytest.fixture
 def bound(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster with our role bound to the server's account by our own manifests."""
-    cluster.apply(manifest("cluster-role.yaml"), manifest("cluster-role-binding.yaml"))
+    cluster.apply(manifest("clusterrole.yaml"), manifest("clusterrolebinding.yaml"))
     while not cluster.allows(SERVER_ACCOUNT, "watch", "services"):
         time.sleep(0.02)
     yield cluster
-    cluster.apply(manifest("cluster-role.yaml"))
+    cluster.apply(manifest("clusterrole.yaml"))
 
 
 async def test_our_cluster_role_is_enough(bound: Cluster) -> None:
@@ -57,7 +57,7 @@ async def test_missing_permission_is_named_and_its_return_noticed(
 ) -> None:
     others = [resource for resource in ("pods", "nodes", "services") if resource != kind]
     verbs = [allowed for allowed in ("get", "list", "watch") if allowed != verb]
-    role = manifest("cluster-role.yaml")
+    role = manifest("clusterrole.yaml")
     full = list(role["rules"])
     role["rules"] = [{**full[0], "resources": others}, {**full[0], "resources": [kind], "verbs": verbs}]
     bound.apply(role)

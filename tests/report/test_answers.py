@@ -277,6 +277,31 @@ async def test_columns_are_those_of_the_rows(table: Table) -> None:
         assert render(answer, "table")
 
 
+async def test_a_node_of_another_cluster_is_another_node(sink: EmbeddedSink) -> None:
+    await sink.query("CREATE DATABASE peers")
+    await sink.query(original_ddl("peers"))
+    columns = (
+        "date, intervalStartTime, intervalSeconds, connectionClass, direction, localCluster, localNode, "
+        "localPod, localApp, remoteCluster, remoteNode, remotePod, remoteApp, bytes, packets"
+    )
+    both = [("main", "node-1", "ours", "a", "peer", "node-1", "theirs", "b", 5, 7)]
+    both.append(("peer", "node-1", "theirs", "b", "main", "node-1", "ours", "a", 7, 5))
+    both.append(("main", "node-1", "ours", "a", "quiet", "node-1", "third", "c", 1, 2))
+    rows = [
+        (f"(toDate({BEGIN}, 'UTC'), {BEGIN}, 60, 'INTRA_VPC', '{way}', " + ", ".join(map(repr, row[:8])))
+        + f", {amount}, 1)"
+        for row in both
+        for way, amount in (("out", row[8]), ("in", row[9]))
+    ]
+    await sink.query(f"INSERT INTO peers.network_flows_0 ({columns}) VALUES {', '.join(rows)}")
+    table = Table(sink, await read_source(sink, "peers", "network_flows_0"), World(frozenset(), ours=False))
+    found = await table.sums("top", "source", "destination")
+    assert found == {("a", "b"): 5, ("b", "a"): 7, ("a", "c"): 1, ("c", "a"): 2}
+    [busy] = [row for row in (await table.ask("throughput", by="pod")).records() if row["name"] == "ours"]
+    assert (busy["peak_sent"] * 60 / 8, busy["peak_received"] * 60 / 8) == (6, 9)
+    await sink.query("DROP DATABASE peers SYNC")
+
+
 async def test_huge_counts_stay_exact(sink: EmbeddedSink) -> None:
     await sink.query("CREATE DATABASE huge")
     await sink.query(original_ddl("huge"))

@@ -124,6 +124,12 @@ def test_ones_own_entry_replaces_and_adds(tmp_path: Path) -> None:
     assert prices.editions == ("list_prices.json 2026-06", "own.json contract 7")
 
 
+def test_a_class_of_ones_own_networks_can_be_priced(tmp_path: Path) -> None:
+    prices = read_prices([own(tmp_path, prices=[entry(path="class:PEERED", way="both", price="0.01")])])
+    [peered] = prices.of(Transfer("aws", "r", "r", "class:PEERED", ""), "in")
+    assert peered.cost(GB) == Fraction("0.01")
+
+
 def test_yaml_is_taken_and_a_price_is_no_binary_fraction(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(
