@@ -15,6 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.beds.shipped import hide_test_packages
+
+hide_test_packages()
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

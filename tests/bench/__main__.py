@@ -13,6 +13,7 @@ from pathlib import Path
 from kubenetmon.demo import network, plan
 from kubenetmon.errors import KubenetmonError
 from tests.beds.injector import InjectionBed
+from tests.beds.shipped import hide_test_packages
 from tests.bench import agent, attribution, encoder, fleet, kernel, ranges, rollups, server, watching
 from tests.bench.line import Line, render
 from tests.conftest import SHARED_DATA
@@ -48,6 +49,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     parts = options.only or _PARTS
+    hide_test_packages()
     network.require_machine()
     network.remove_leftovers()
     try:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.beds.shipped import hide_test_packages
 from tests.simulate.run import Plan, render, simulate
 
 
@@ -40,6 +41,7 @@ def main() -> int:
         "--discard", action="store_true", help="a ClickHouse that keeps nothing: measures servers alone"
     )
     options = parser.parse_args()
+    hide_test_packages()
     logging.disable(logging.WARNING)  # agents by the dozen that say that they wait
     plan = Plan(
         agents=options.agents,

@@ -12,6 +12,7 @@ from kubenetmon.demo import network, plan
 from kubenetmon.demo.processes import Intervals
 from kubenetmon.errors import KubenetmonError
 from tests.beds.metered_world import MeteredWorld
+from tests.beds.shipped import hide_test_packages
 from tests.soak.faults import Fault, schedule
 from tests.soak.run import ENDED_FLOWS_STAY, Soak
 
@@ -49,6 +50,7 @@ def main() -> int:
         faults = schedule(seconds, kills=kills, outage=options.outage * 60, nodes=nodes, seed=options.seed)
     except ValueError as error:
         parser.error(str(error))
+    hide_test_packages()
     network.require_machine()
     network.remove_leftovers()
     directory = Path(tempfile.mkdtemp(prefix=f"{network.own_prefix()}soak-"))
