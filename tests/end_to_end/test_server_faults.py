@@ -134,10 +134,11 @@ async def test_pods_that_are_deleted_before_the_batch_comes_again(running: Site,
     assert (named > 0) == (step == "after_commit")
 
 
+@pytest.mark.timeout(240)
 async def test_servers_killed_at_random(running: Site) -> None:
     """A hundred times; agents report as fast as they are answered, so that a kill can hit any step."""
     chance = random.Random(7)
-    server = await started(running.replica())
+    server = await started(running.replica(pod_wait="1ms"))
     agents = fleet(running, 4, flows=2_000)
     ended = asyncio.Event()
 
@@ -151,12 +152,14 @@ async def test_servers_killed_at_random(running: Site) -> None:
     async with agents.running():
         reporting = asyncio.create_task(report_without_pause())
         interrupted = 0
-        for _ in range(100):
-            # From before it listens to well into its work.
-            await asyncio.sleep(chance.uniform(0.05, 0.7))
+        for number in range(100):
+            await asyncio.sleep(chance.uniform(0.0, 0.8))
             server.kill()
             interrupted += agents.unanswered > 0
-            server.start()
+            if number % 2:
+                server.start()  # the next kill finds it anywhere on its way up
+            else:
+                await started(server)
         ended.set()
         await reporting
         await agents.drained()
