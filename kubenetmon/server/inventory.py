@@ -112,7 +112,7 @@ class ClusterSnapshot:
         return self.node_numbers.get(node_name, 0)
 
     def node_zone(self, node_name: str) -> str:
-        return self.node_lookup.zones.get(node_name, "")
+        return self.node_lookup.zone(node_name)
 
     def pods(self, family: Family, addresses: Addresses, at: Moment) -> NDArray[np.int32]:
         return self.ownership[ADDRESS_WIDTH[family]].owners(addresses, at)
@@ -128,13 +128,13 @@ class ClusterSnapshot:
         return self.ownership[PORT_WIDTH[family]].owners_of_ports(addresses, protocols, ports, at)
 
     def nodes(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
-        return self.node_lookup.owners(family, addresses)
+        return self.node_lookup.by_address.owners(family, addresses)
 
     def in_pod_cidrs(self, family: Family, addresses: Addresses, node_name: str) -> NDArray[np.bool_]:
         return self.node_lookup.in_pod_networks(family, addresses, node_name)
 
     def of_pod_cidrs(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
-        return self.node_lookup.all_pod_networks.lookup(family, addresses)
+        return self.node_lookup.by_pod_network.owners(family, addresses)
 
 
 class _PodRecord(msgspec.Struct, eq=False, gc=False):
@@ -250,10 +250,11 @@ class Inventory:
     def put_node(self, node: Node) -> None:
         """A node was created, listed or changed."""
         previous_place = self._nodes.place(node.name)
+        named_by_pods = node.name in self._nodes.numbers
         if not self._nodes.put(node, self._generation["nodes"]):
             return
         self._snapshot = None
-        if (node.zone, node.cell) != previous_place:
+        if named_by_pods and (node.zone, node.cell) != previous_place:
             self._moved_nodes.add(node.name)
 
     def remove_node(self, name: str, now: float) -> None:

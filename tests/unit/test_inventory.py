@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from kubenetmon.server import inventory as inventory_module
 from kubenetmon.server.inventory import ClusterSnapshot, Inventory, InventoryConfig, Pod, Service
 from kubenetmon.server.kubernetes_objects import ObjectDecoder
-from kubenetmon.server.nodes import Network, Node
+from kubenetmon.server.node_prefixes import Network
+from kubenetmon.server.nodes import Node
 from kubenetmon.server.ownership import FOREVER
 from tests.beds.large_cluster import LargeCluster
 
