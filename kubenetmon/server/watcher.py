@@ -23,7 +23,13 @@ from pathlib import Path
 from kubenetmon.clock import Clock
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.metrics import Metrics
-from kubenetmon.metrics.catalogue import INVENTORY_OBJECTS, WATCH_EVENTS, WATCH_RELISTS, WATCH_SKIPPED
+from kubenetmon.metrics.catalogue import (
+    INVENTORY_HISTORY,
+    INVENTORY_OBJECTS,
+    WATCH_EVENTS,
+    WATCH_RELISTS,
+    WATCH_SKIPPED,
+)
 from kubenetmon.readiness import Readiness
 from kubenetmon.server.inventory import KINDS, Inventory, InventoryConfig, Kind, Pod, Service
 from kubenetmon.server.kubernetes import (
@@ -394,6 +400,7 @@ class Watcher:
     def _count_objects(self) -> None:
         for kind, count in self._inventory.counts().items():
             self._metrics.set(INVENTORY_OBJECTS, count, kind=kind)
+        self._metrics.set(INVENTORY_HISTORY, self._inventory.history_reach(self._clock.time()))
 
 
 async def _together(*jobs: Coroutine[None, None, None]) -> None:
