@@ -68,7 +68,8 @@ class WatcherConfig:
 
     `kubernetes_source` is as in `kubenetmon.server.kubernetes_source.choose_source`. A watch is asked to end
     after `watch_timeout` to twice that, so that replicas do not all come back at once; for the same end they
-    wait up to `relist_spread` per 100,000 objects before they list again what expired.
+    wait up to `relist_spread` per 100,000 objects before they list again what expired, and up to
+    `start_spread` per 5,000 nodes (and at most) before they list pods first.
     """
 
     kubernetes_source: str = ""
@@ -81,6 +82,7 @@ class WatcherConfig:
     shortest_pause: float = 0.25
     longest_pause: float = 30.0
     relist_spread: float = 10.0
+    start_spread: float = 2.0
     file_poll_interval: float = 1.0
     expire_interval: float = 5.0
 
@@ -141,6 +143,8 @@ class Watcher:
         if kind == "pods":
             # Pods take their zone from nodes: in this order nothing is described twice. But not at any price.
             await self._wait_briefly(nodes_listed)
+            share = min(self._inventory.counts()["nodes"] / 5000, 1.0)
+            await self._clock.sleep(self._config.start_spread * share * self._jitter.random())
         pause = self._config.shortest_pause
         reason = "start"
         version = ""
