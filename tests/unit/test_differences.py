@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,6 @@ class Difference:
     ours: str | dict[str, Any]
     config: AttributionConfig = CONFIG
     node: str = "node-a"
-    more: dict[str, Any] = field(default_factory=dict)
 
 
 HOST = replace(CONFIG, meter_host_network=True)
