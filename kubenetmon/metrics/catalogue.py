@@ -307,6 +307,12 @@ INVENTORY_OBJECTS = MetricSpec(
     "Kubernetes objects known; pods that have ended are not asked for.",
     {"kind": ("pods", "nodes", "services")},
 )
+INVENTORY_HISTORY = MetricSpec(
+    "kubenetmon_server_inventory_history_seconds",
+    Kind.GAUGE,
+    "How far back the owner of every address is known; 3600, but for the first hour after the start or where "
+    "more than 28 addresses a second change hands: then who had one before is not found for late batches.",
+)
 WATCH_EVENTS = MetricSpec(
     "kubenetmon_server_watch_events_total",
     Kind.COUNTER,
@@ -449,6 +455,7 @@ SERVER_METRICS = (
     SERVER_HELD_MEMORY,
     SERVER_WISHED_INTERVAL,
     INVENTORY_OBJECTS,
+    INVENTORY_HISTORY,
     WATCH_EVENTS,
     WATCH_RELISTS,
     WATCH_SKIPPED,

@@ -164,13 +164,10 @@ def _number(query: Mapping[str, str], name: str, default: int, most: int) -> int
 
 
 def _pod_networks(snapshot: ClusterSnapshot, family: Family, address: int) -> list[str]:
-    bits = 32 if family == 4 else 128
     return [
         name
-        for name, networks in snapshot.node_lookup.pod_networks.items()
-        for network in networks
-        if network.family == family
-        and address >> (bits - network.prefix_length) == network.address >> (bits - network.prefix_length)
+        for name, node in snapshot.node_lookup.nodes.items()
+        if any(network.holds(family, address) for network in node.pod_networks)
     ]
 
 

@@ -15,6 +15,7 @@ sent late find the owner of their time.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ KINDS: tuple[Kind, ...] = ("nodes", "pods", "services")
 """In the order they are best read: pods take their zone from nodes."""
 
 _MOST_ENDED_CLAIMS = 100_000
-"""Some 25 MB. Two thousand addresses a minute may change hands before less than `history` is kept."""
+"""Some 25 MB. 28 addresses a second may change hands before less than `history` is kept."""
 
 COMPACT_ABOVE = 10_000
 
@@ -112,7 +113,7 @@ class ClusterSnapshot:
         return self.node_numbers.get(node_name, 0)
 
     def node_zone(self, node_name: str) -> str:
-        return self.node_lookup.zones.get(node_name, "")
+        return self.node_lookup.zone(node_name)
 
     def pods(self, family: Family, addresses: Addresses, at: Moment) -> NDArray[np.int32]:
         return self.ownership[ADDRESS_WIDTH[family]].owners(addresses, at)
@@ -128,13 +129,13 @@ class ClusterSnapshot:
         return self.ownership[PORT_WIDTH[family]].owners_of_ports(addresses, protocols, ports, at)
 
     def nodes(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
-        return self.node_lookup.owners(family, addresses)
+        return self.node_lookup.by_address.owners(family, addresses)
 
     def in_pod_cidrs(self, family: Family, addresses: Addresses, node_name: str) -> NDArray[np.bool_]:
         return self.node_lookup.in_pod_networks(family, addresses, node_name)
 
     def of_pod_cidrs(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
-        return self.node_lookup.all_pod_networks.lookup(family, addresses)
+        return self.node_lookup.by_pod_network.owners(family, addresses)
 
 
 class _PodRecord(msgspec.Struct, eq=False, gc=False):
@@ -159,6 +160,7 @@ class Inventory:
         self._moved_nodes: set[str] = set()
         self._services: dict[str, int] = {}
         self._ended: deque[Claim] = deque()
+        self._known_since = math.inf
         self._generation: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self._snapshot: ClusterSnapshot | None = None
 
@@ -204,6 +206,15 @@ class Inventory:
         end = None if claim.end == FOREVER else claim.end
         return Tenure(self._endpoints.description(claim.endpoint), claim.start, end, claim.created)
 
+    def history_reach(self, now: float) -> float:
+        """For how many seconds back every owner is known: `history`, or less soon after the first list or
+        where more addresses change hands than are kept."""
+        return min(max(now - self._known_since, 0.0), self._history_kept)
+
+    @property
+    def _history_kept(self) -> float:
+        return max(self._config.history, self._config.pod_grace)
+
     def begin_relist(self, kind: Kind) -> None:
         """What is put from here on has been seen in this list; a begun list may be abandoned for another."""
         self._generation[kind] += 1
@@ -212,6 +223,7 @@ class Inventory:
         """Everything not seen since `begin_relist` is gone; returns how many objects that were."""
         generation = self._generation[kind]
         if kind == "pods":
+            self._known_since = min(self._known_since, now)
             gone = [uid for uid, record in self._pods.items() if record.generation != generation]
             for uid in gone:
                 self.remove_pod(uid, now)
@@ -250,10 +262,11 @@ class Inventory:
     def put_node(self, node: Node) -> None:
         """A node was created, listed or changed."""
         previous_place = self._nodes.place(node.name)
+        named_by_pods = node.name in self._nodes.numbers
         if not self._nodes.put(node, self._generation["nodes"]):
             return
         self._snapshot = None
-        if (node.zone, node.cell) != previous_place:
+        if named_by_pods and (node.zone, node.cell) != previous_place:
             self._moved_nodes.add(node.name)
 
     def remove_node(self, name: str, now: float) -> None:
@@ -271,9 +284,10 @@ class Inventory:
 
     def expire(self, now: float) -> None:
         """Forget what ended longer ago than is kept; to be called every few seconds."""
-        keep = max(self._config.history, self._config.pod_grace)
+        keep = self._history_kept
         while self._ended and (self._ended[0].end + keep < now or len(self._ended) > _MOST_ENDED_CLAIMS):
             claim = self._ended.popleft()
+            self._known_since = max(self._known_since, claim.end)
             self._history[claim.width].forget(claim)
             self._snapshot = None
         if self._nodes.expire(now - self._config.pod_grace):

@@ -19,7 +19,8 @@ import msgspec
 from kubenetmon.errors import ProtocolError
 from kubenetmon.model import TCP, UDP
 from kubenetmon.server.inventory import InventoryConfig, Kind, Pod, Service
-from kubenetmon.server.nodes import Network, Node
+from kubenetmon.server.node_prefixes import Network
+from kubenetmon.server.nodes import Node
 from kubenetmon.server.snapshot import Family
 
 KubernetesObject = Pod | Node | Service

@@ -7,26 +7,25 @@ that is only named by a pod has a number too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kubenetmon.server.endpoints import Description, Endpoints
-from kubenetmon.server.ranges.table import PrefixMap
+from kubenetmon.server.node_prefixes import (
+    Holder,
+    Network,
+    NodePrefixes,
+    PrefixLookup,
+    as_addresses,
+    mask,
+)
 from kubenetmon.server.snapshot import Addresses, Family
 
 HOST_APP = "host"
-
-
-class Network(NamedTuple):
-    """An address prefix: the network's number and the prefix length in bits."""
-
-    family: Family
-    address: int
-    prefix_length: int
 
 
 class Node(NamedTuple):
@@ -40,6 +39,10 @@ class Node(NamedTuple):
     pod_networks: tuple[Network, ...]
     cell: str = ""
 
+    def addresses(self) -> list[Network]:
+        """Its InternalIPs as prefixes."""
+        return [Network(4, one, 32) for one in self.ipv4] + [Network(6, one, 128) for one in self.ipv6]
+
 
 class _NodeRecord:
     __slots__ = ("deleted_at", "endpoint", "generation", "node", "of_pods")
@@ -52,60 +55,31 @@ class _NodeRecord:
         self.deleted_at: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NodeLookup:
-    """Sorted InternalIPs and their endpoints per family, each node's pod networks and zone. Immutable.
+    """Nodes by name, their endpoints by InternalIP, those of unknown pods by pod network. Immutable."""
 
-    keys: uint32 for IPv4, 16 bytes big-endian as "S16" for IPv6; endpoints: int32 of the same length.
-    """
+    nodes: Mapping[str, Node]
+    by_address: PrefixLookup
+    by_pod_network: PrefixLookup
 
-    keys: dict[Family, NDArray[Any]]
-    endpoints: dict[Family, NDArray[np.int32]]
-    pod_networks: dict[str, tuple[Network, ...]]
-    zones: dict[str, str]
-    of_pods: dict[str, int]
-
-    def owners(self, family: Family, addresses: Addresses) -> NDArray[np.int32]:
-        """Endpoint id of the node with each address; 0 = none. Shape (n,)."""
-        keys = self.keys[family]
-        if len(keys) == 0:
-            return np.zeros(len(addresses), np.int32)
-        wanted = addresses if family == 4 else _ipv6_keys(addresses)
-        row = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
-        found: NDArray[np.int32] = self.endpoints[family].take(row)
-        found *= keys.take(row) == wanted
-        return found
-
-    @cached_property
-    def all_pod_networks(self) -> PrefixMap:
-        """Endpoint id of an unknown pod in any node's pod networks; made when first asked for."""
-        return PrefixMap(
-            {
-                address.to_bytes(4 if family == 4 else 16) + bytes((length,)): self.of_pods[name]
-                for name, networks in self.pod_networks.items()
-                for family, address, length in networks
-            }
-        )
+    def zone(self, name: str) -> str:
+        """The node's zone, empty when unknown."""
+        node = self.nodes.get(name)
+        return node.zone if node else ""
 
     def in_pod_networks(self, family: Family, addresses: Addresses, node_name: str) -> NDArray[np.bool_]:
         """Whether each address lies in a pod network of that node. Shape (n,)."""
         inside = np.zeros(len(addresses), np.bool_)
-        for network in self.pod_networks.get(node_name, ()):
+        node = self.nodes.get(node_name)
+        for network in node.pod_networks if node else ():
             if network.family != family:
                 continue
-            bits = 32 if family == 4 else 128
-            mask = (1 << bits) - (1 << (bits - network.prefix_length))
-            if family == 4:
-                inside |= (addresses & np.uint32(mask)) == np.uint32(network.address)
-            else:
-                halves = [(number >> 64, number & (2**64 - 1)) for number in (mask, network.address)]
-                masks, networks = np.array(halves, np.uint64)
-                inside |= ((addresses & masks) == networks).all(axis=1)
+            same = (addresses & mask(family, network.prefix_length)) == as_addresses(
+                family, [network.address]
+            )
+            inside |= same if family == 4 else same.all(axis=1)
         return inside
-
-
-def _ipv6_keys(addresses: Addresses) -> NDArray[np.bytes_]:
-    return np.ascontiguousarray(addresses).astype(">u8").view("S16").reshape(-1)
 
 
 class KnownNodes:
@@ -115,6 +89,9 @@ class KnownNodes:
         self._endpoints = endpoints
         self._records: dict[str, _NodeRecord] = {}
         self._alive = 0
+        self._nodes: dict[str, Node] = {}
+        self._by_address = NodePrefixes()
+        self._by_pod_network = NodePrefixes()
         self._lookup: NodeLookup | None = None
         self.numbers: dict[str, int] = {}
 
@@ -144,22 +121,25 @@ class KnownNodes:
             self._alive += 1
         number = self.number(node.name)
         of_pods = Description(node=node.name, zone=node.zone, cell=node.cell)
-        self._records[node.name] = _NodeRecord(
+        if record is not None:
+            self._let_go(record)
+        record = self._records[node.name] = _NodeRecord(
             node,
             self._endpoints.add(of_pods._replace(app=HOST_APP), number),
             self._endpoints.add(of_pods, number),
             generation,
         )
-        self._lookup = None
+        self._hold(record)
         return True
 
     def remove(self, name: str, now: float) -> None:
         """A node was deleted; it stays known until `expire`."""
         record = self._records.get(name)
         if record is not None and record.deleted_at is None:
+            self._let_go(record)
             record.deleted_at = now
+            self._hold(record)
             self._alive -= 1
-            self._lookup = None
 
     def not_seen_in(self, generation: int) -> list[str]:
         """Names of the nodes that the list of that generation did not show."""
@@ -177,8 +157,7 @@ class KnownNodes:
             if record.deleted_at is not None and record.deleted_at < deleted_before
         ]
         for name in gone:
-            del self._records[name]
-            self._lookup = None
+            self._let_go(self._records.pop(name))
         return bool(gone)
 
     def endpoints_used(self) -> list[int]:
@@ -192,35 +171,31 @@ class KnownNodes:
 
     def move(self, new_ids: NDArray[np.int32]) -> None:
         """Endpoint id i is called new_ids[i] from now on."""
+        self._by_address, self._by_pod_network = NodePrefixes(), NodePrefixes()
         for record in self._records.values():
             record.endpoint = int(new_ids[record.endpoint])
             record.of_pods = int(new_ids[record.of_pods])
-        self._lookup = None
+            self._hold(record)
 
     def lookup(self) -> NodeLookup:
-        """The answers as arrays; the same object while nothing changed."""
+        """The answers; the same object while nothing changed."""
         if self._lookup is None:
-            self._lookup = self._build()
+            self._lookup = NodeLookup(
+                self._nodes.copy(), self._by_address.lookup(), self._by_pod_network.lookup()
+            )
         return self._lookup
 
-    def _build(self) -> NodeLookup:
-        # Of several nodes with one address the living own it, then the newest: they come last.
-        records = sorted(
-            self._records.values(), key=lambda record: (record.deleted_at is None, record.node.created)
-        )
-        ipv4 = {address: record.endpoint for record in records for address in record.node.ipv4}
-        ipv6 = {address: record.endpoint for record in records for address in record.node.ipv6}
-        sorted_ipv4, sorted_ipv6 = sorted(ipv4), sorted(ipv6)
-        return NodeLookup(
-            {
-                4: np.array(sorted_ipv4, np.uint32),
-                6: np.array([address.to_bytes(16, "big") for address in sorted_ipv6], "S16"),
-            },
-            {
-                4: np.array([ipv4[address] for address in sorted_ipv4], np.int32),
-                6: np.array([ipv6[address] for address in sorted_ipv6], np.int32),
-            },
-            {record.node.name: record.node.pod_networks for record in records if record.node.pod_networks},
-            {record.node.name: record.node.zone for record in records},
-            {record.node.name: record.of_pods for record in records},
-        )
+    def _hold(self, record: _NodeRecord) -> None:
+        node, alive = record.node, record.deleted_at is None
+        self._nodes[node.name] = node
+        self._by_address.add(node.addresses(), Holder(alive, node.created, record.endpoint))
+        self._by_pod_network.add(node.pod_networks, Holder(alive, node.created, record.of_pods))
+        self._lookup = None
+
+    def _let_go(self, record: _NodeRecord) -> None:
+        """Undo `_hold`."""
+        node, alive = record.node, record.deleted_at is None
+        del self._nodes[node.name]
+        self._by_address.remove(node.addresses(), Holder(alive, node.created, record.endpoint))
+        self._by_pod_network.remove(node.pod_networks, Holder(alive, node.created, record.of_pods))
+        self._lookup = None

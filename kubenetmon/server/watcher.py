@@ -23,7 +23,13 @@ from pathlib import Path
 from kubenetmon.clock import Clock
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.metrics import Metrics
-from kubenetmon.metrics.catalogue import INVENTORY_OBJECTS, WATCH_EVENTS, WATCH_RELISTS, WATCH_SKIPPED
+from kubenetmon.metrics.catalogue import (
+    INVENTORY_HISTORY,
+    INVENTORY_OBJECTS,
+    WATCH_EVENTS,
+    WATCH_RELISTS,
+    WATCH_SKIPPED,
+)
 from kubenetmon.readiness import Readiness
 from kubenetmon.server.inventory import KINDS, Inventory, InventoryConfig, Kind, Pod, Service
 from kubenetmon.server.kubernetes import (
@@ -62,7 +68,8 @@ class WatcherConfig:
 
     `kubernetes_source` is as in `kubenetmon.server.kubernetes_source.choose_source`. A watch is asked to end
     after `watch_timeout` to twice that, so that replicas do not all come back at once; for the same end they
-    wait up to `relist_spread` per 100,000 objects before they list again what expired.
+    wait up to `relist_spread` per 100,000 objects before they list again what expired, and up to
+    `start_spread` per 5,000 nodes (and at most) before they list pods first.
     """
 
     kubernetes_source: str = ""
@@ -75,6 +82,7 @@ class WatcherConfig:
     shortest_pause: float = 0.25
     longest_pause: float = 30.0
     relist_spread: float = 10.0
+    start_spread: float = 2.0
     file_poll_interval: float = 1.0
     expire_interval: float = 5.0
 
@@ -135,6 +143,8 @@ class Watcher:
         if kind == "pods":
             # Pods take their zone from nodes: in this order nothing is described twice. But not at any price.
             await self._wait_briefly(nodes_listed)
+            share = min(self._inventory.counts()["nodes"] / 5000, 1.0)
+            await self._clock.sleep(self._config.start_spread * share * self._jitter.random())
         pause = self._config.shortest_pause
         reason = "start"
         version = ""
@@ -394,6 +404,7 @@ class Watcher:
     def _count_objects(self) -> None:
         for kind, count in self._inventory.counts().items():
             self._metrics.set(INVENTORY_OBJECTS, count, kind=kind)
+        self._metrics.set(INVENTORY_HISTORY, self._inventory.history_reach(self._clock.time()))
 
 
 async def _together(*jobs: Coroutine[None, None, None]) -> None:

@@ -127,9 +127,9 @@ async def stored_sums(sink: Sink, cases: CaseSet) -> dict[tuple[Any, ...], tuple
     return {row[:-2]: row[-2:] for row in rows}
 
 
-def inventory_of(cluster_json: bytes) -> Inventory:
-    """The inventory of what `kubectl get -o json` wrote."""
-    config = InventoryConfig()
+def inventory_of(cluster_json: bytes, config: InventoryConfig | None = None) -> Inventory:
+    """The inventory of what `kubectl get -o json` wrote, an hour before `CASE_TIME`."""
+    config = config or InventoryConfig()
     inventory = Inventory(config)
     pages = ObjectDecoder(config).dump(cluster_json)
     for node in pages["nodes"].objects:

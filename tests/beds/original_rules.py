@@ -1,20 +1,26 @@
-"""The original's rules of attribution in plain Python, for tests that show its answer beside ours.
+"""The original's rules in plain Python, for tests that show its answer beside ours.
 
 Facts of behaviour (Go, commit cd63e1c), in our words: every pod of a list owns its addresses, whatever its
 phase and network; an address of several pods is an error that drops the flow; IPv6 flows and those of a
-node's InternalIP are ignored; a private remote is in our own region. `tests/unit/test_attribution_cases.py`
+node's InternalIP are ignored; a private remote is in our own region; its agent leaves out one loopback
+address; its cloud ranges come from all providers or from none. `tests/unit/test_attribution_cases.py`
 holds this against the original's own answers to 12,000 flows.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import json
+import urllib.error
+import urllib.request
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from kubenetmon.server.ranges import RangeTable
+from kubenetmon.server.ranges import PROVIDERS, RangeTable
+from kubenetmon.server.ranges.parse import parse
 from tests.beds.attribution import Flow
 
 _PRIVATE = [
@@ -25,6 +31,38 @@ _PRIVATE = [
     )
 ]  # fmt: skip
 _NOT_PRIVATE = ipaddress.ip_network("232.0.0.0/24")
+
+
+def metered_by_agent(protocol: int, addresses: Iterable[str]) -> bool:
+    """Whether the agent reports a flow that moved: `addresses` are all four."""
+    return protocol in (6, 17) and "127.0.0.1" not in addresses
+
+
+class OriginalRanges:
+    """The cloud ranges: read from all providers at start and then daily."""
+
+    def __init__(self, urls: Mapping[str, str]) -> None:
+        self._urls = urls
+        self.table = RangeTable()
+
+    def refresh(self) -> None:
+        """All new, or all as before. Raises `OSError` or `ValueError`, which ends the start."""
+        found = []
+        for provider in PROVIDERS:
+            body = _body(self._urls[provider])
+            document = json.loads(body)
+            if document.get("prefixes" if provider != "azure" else "values"):
+                found.append(parse(provider, body, provider))
+        self.table = RangeTable(found)
+
+
+def _body(url: str) -> bytes:
+    """Whatever is answered: nobody looks at the status."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return bytes(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.read()
 
 
 class Original:

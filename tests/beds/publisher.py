@@ -64,11 +64,11 @@ def file(body: bytes, etag: str = "") -> Answer:
     return answer
 
 
-def status(code: int) -> Answer:
-    """An error page."""
+def status(code: int, text: str = "") -> Answer:
+    """An error page, or what it says."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        return web.Response(status=code, text=f"<html>{code}</html>", content_type="text/html")
+        return web.Response(status=code, text=text or f"<html>{code}</html>", content_type="text/html")
 
     return answer
 

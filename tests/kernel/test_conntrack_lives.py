@@ -56,8 +56,9 @@ async def test_a_record_says_when_its_flow_began_where_the_kernel_does(
 @pytest.mark.parametrize("timestamps", [1, 0])
 async def test_one_tuple_lives_a_thousand_times(bed: RouterBed, timestamps: int) -> None:
     lives = 1000
+    port = struct.pack(">H", 5555)
     bed.node.sysctl("net.netfilter.nf_conntrack_timestamp", timestamps)
-    identifiers: set[bytes] = set()
+    seen: list[set[bytes]] = []
     batches: list[SealedRecords] = []
     with (
         metering(bed.node) as conntrack,
@@ -70,7 +71,8 @@ async def test_one_tuple_lives_a_thousand_times(bed: RouterBed, timestamps: int)
             if life % 10 == 0:
                 await conntrack.read()
             if life % 2 == 0:
-                identifiers.update(flow.identifier for flow in ctnetlink.dump(bed.node))
+                flows = [flow for flow in ctnetlink.dump(bed.node) if port in flow.original]
+                seen.append({flow.identifier for flow in flows})
             if life % 70 == 0:
                 batches += conntrack.seal()
             send(10)
@@ -78,7 +80,10 @@ async def test_one_tuple_lives_a_thousand_times(bed: RouterBed, timestamps: int)
         await conntrack.read()
         batches += conntrack.seal()
         totals = conntrack.totals()
-        assert len(identifiers) < lives // 4, "no two lives had the same id: nothing was tried"
+        # The id is a hash of where the kernel keeps the flow; how soon it uses a place again depends on load.
+        # Of 500 lives looked at 390 to 490 have the id of one of the twenty before, fewer under great load.
+        again = sum(bool(ids & set().union(*seen[max(0, at - 10) : at])) for at, ids in enumerate(seen))
+        assert again >= 50, "hardly a life had the id of one just before: nothing was tried"
         assert sums_of(records_of(batches)) == bed.truth()
         assert totals.destroy_events == lives
         assert (totals.vanished, totals.foreign_resets) == (0, 0)

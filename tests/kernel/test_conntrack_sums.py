@@ -9,11 +9,13 @@ import socket
 import struct
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from kubenetmon.agent.conntrack import ConntrackConfig
 from tests.beds import ctnetlink
+from tests.beds.original_rules import metered_by_agent
 from tests.beds.router import (
     BACKEND_PORT,
     SERVER,
@@ -186,6 +188,42 @@ async def test_other_protocols_and_loopback_are_ignored_and_counted(bed: RouterB
         assert totals.ignored_loopback_bytes == 128 + 148
         assert totals.pending_bytes == 0
         assert conntrack.seal() == []
+
+
+async def test_all_of_loopback_is_ignored_where_the_original_ignores_one_address(bed: RouterBed) -> None:
+    pairs = [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.9", "127.0.0.9"),
+        ("127.0.0.1", "127.1.2.3"),
+        ("::1", "::1"),
+    ]
+    with metering(bed.node) as conntrack:
+        await conntrack.read()
+        for source, destination in pairs:
+            family = socket.AF_INET6 if ":" in source else socket.AF_INET
+            with (
+                bed.node.call(partial(socket.socket, family, socket.SOCK_DGRAM)) as sender,
+                bed.node.call(partial(socket.socket, family, socket.SOCK_DGRAM)) as receiver,
+            ):
+                receiver.bind((destination, 0))
+                receiver.settimeout(10)
+                sender.bind((source, 0))
+                sender.sendto(bytes(100), receiver.getsockname())
+                receiver.recv(100)
+        await conntrack.read()
+        totals = conntrack.totals()
+        assert conntrack.seal() == []
+    kernel = [
+        tuple(re.findall(r"(?:src|dst)=(\S+)", line))
+        for family in ("ipv4", "ipv6")
+        for line in bed.node.run(["conntrack", "-L", "-p", "udp", "-f", family]).stdout.splitlines()
+    ]
+    assert sorted(flow[:2] for flow in kernel) == sorted(pairs)
+    by_original = [flow[:2] for flow in kernel if metered_by_agent(17, flow)]
+    assert sorted(by_original) == [("127.0.0.9", "127.0.0.9"), ("::1", "::1")]
+    assert totals.ignored_loopback_packets == totals.ignored_flows == len(pairs)
+    page = Path(__file__).parents[2] / "docs" / "differences.md"
+    assert "| Loopback | 127.0.0.1 ignored | 127.0.0.0/8 and ::1 ignored |" in page.read_text()
 
 
 async def test_reads_what_the_conntrack_command_reads(bed: RouterBed) -> None:

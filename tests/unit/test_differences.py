@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import pytest
 
 from kubenetmon.server.attributed import NamedNetwork
 from kubenetmon.server.attribution import AttributionConfig, Attributor
+from kubenetmon.server.inventory import Inventory, InventoryConfig, Pod
 from kubenetmon.server.rows import RowsConfig, columns
-from tests.beds.attribution import Flow, batch_of, inventory_of, plain_rows
+from tests.beds.attribution import CASE_TIME, Flow, batch_of, inventory_of, plain_rows
 from tests.beds.original_rules import Original
 from tests.beds.small_cluster import RANGES, flow
 
@@ -78,7 +79,6 @@ class Difference:
     ours: str | dict[str, Any]
     config: AttributionConfig = CONFIG
     node: str = "node-a"
-    more: dict[str, Any] = field(default_factory=dict)
 
 
 HOST = replace(CONFIG, meter_host_network=True)
@@ -151,9 +151,20 @@ DIFFERENCES = [
 ]  # fmt: skip
 
 
+LABELLED = [
+    node("node-a", "172.20.0.10", "zone-1", "10.1.1.0/24"),
+    pod("client", "node-a", "10.1.1.5"),
+]
+LABELLED[0]["metadata"]["labels"]["rack"] = "rack-7"
+LABELLED[1]["metadata"]["labels"] |= {"team": "search", "shard": "shard-3", "cell": "cell-2"}
+LABELS = InventoryConfig(
+    app_labels=("owner", "team"), instance_id_label="shard", zone_label="rack", cell_label="cell"
+)
+
+
 @pytest.mark.parametrize("one", DIFFERENCES, ids=lambda one: one.name)
 def test_the_originals_answer_and_ours(one: Difference) -> None:
-    original = Original(OBJECTS, "aws", "us-west-2", RANGES, ignore_udp=True).answer(one.flow, one.node)
+    original = _original(one, OBJECTS)
     assert _part(original, one.original) == one.original
     assert _part(_ours(one), one.ours) == one.ours
     assert f"| {one.name} |" in PAGE, "docs/differences.md has no line for it"
@@ -174,13 +185,59 @@ def test_what_the_original_leaves_empty_is_filled() -> None:
         assert f"| {name}" in PAGE
 
 
+def test_labels_are_settings() -> None:
+    one = Difference("", flow("10.1.1.5", "198.51.100.1"), "", "")
+    original = _original(one, LABELLED)
+    assert isinstance(original, dict)
+    names = ("localApp", "localInstanceID", "localAvailabilityZone")
+    assert [original[name] for name in names] == ["client", "", "zone-1"]
+    by_default = _ours(one, inventory(LABELLED))
+    assert isinstance(by_default, dict)
+    assert [by_default[name] for name in (*names, "localCell")] == ["client", "", "zone-1", ""]
+    ours = _ours(one, inventory(LABELLED, LABELS))
+    assert isinstance(ours, dict)
+    assert [ours[name] for name in (*names, "localCell")] == ["search", "shard-3", "rack-7", "cell-2"]
+    assert "localCell" not in original, "never a value"
+    assert "| app, instance id and zone |" in PAGE
+
+
+def test_a_deleted_pod_keeps_its_address_for_the_grace_time() -> None:
+    """Outside all podCIDRs, where nothing else tells whose it was."""
+    gone = pod("gone", "node-a", "10.2.0.5")
+    one = Difference("", flow("10.2.0.5", "198.51.100.1"), "", "")
+    assert _original(one, OBJECTS) == "direction", "what the API no longer shows is no one's"
+    known = inventory([*OBJECTS, gone])
+    last = CASE_TIME + 59  # the interval's last second: nothing says when the flow began
+    known.remove_pod("gone", last - 299)
+    assert _part(_ours(one, known), {"localPod": ""}) == {"localPod": "gone"}
+    known = inventory([*OBJECTS, gone])
+    known.remove_pod("gone", last - 300)
+    assert _ours(one, known) == "direction"
+    assert "| A deleted pod | forgotten at once | keeps its address for `pod_grace` (300 s)" in PAGE
+
+
+def test_an_address_that_goes_from_pod_to_pod_is_right_on_both_sides() -> None:
+    """The reports of the minutes before and after are attributed when the new pod is known already."""
+    one = Difference("", flow("10.1.1.5", "10.1.2.9"), "", "")
+    shown = [*OBJECTS, pod("after", "node-b", "10.1.2.9")]
+    known = inventory([*OBJECTS, pod("before", "node-b", "10.1.2.9")])
+    known.remove_pod("before", CASE_TIME + 90)
+    address = int(ipaddress.IPv4Address("10.1.2.9"))
+    after = Pod("after", "default", "after", "node-b", "", "", "", CASE_TIME + 92, 0, True, (address,), ())
+    known.put_pod(after, CASE_TIME + 95)
+    for start, owner in ((CASE_TIME, "before"), (CASE_TIME + 120, "after")):
+        assert _part(_original(one, shown), {"remotePod": ""}) == {"remotePod": "after"}
+        assert _part(_ours(one, known, start), {"remotePod": ""}) == {"remotePod": owner}
+    assert "| An address that goes from pod to pod |" in PAGE
+
+
 def test_where_nothing_differs_both_say_the_same() -> None:
     for one in (
         flow("10.1.1.5", "10.1.2.5"),
         flow("198.51.100.40", "10.1.1.5"),
         flow("10.1.1.5", "10.9.9.9"),
     ):
-        original = Original(OBJECTS, "aws", "us-west-2", RANGES, ignore_udp=True).answer(one, "node-a")
+        original = _original(Difference("", one, "", ""), OBJECTS)
         assert isinstance(original, dict)
         ours = _ours(Difference("", one, "", ""))
         counted = {"bytesOut", "bytesIn", "packetsOut", "packetsIn"}
@@ -189,9 +246,17 @@ def test_where_nothing_differs_both_say_the_same() -> None:
         }
 
 
-def _ours(one: Difference) -> str | dict[str, Any]:
-    batch = batch_of([one.flow], one.node)
-    snapshot = inventory_of(json.dumps({"kind": "List", "items": OBJECTS}).encode()).snapshot()
+def inventory(objects: list[dict[str, Any]], config: InventoryConfig | None = None) -> Inventory:
+    return inventory_of(json.dumps({"kind": "List", "items": objects}).encode(), config)
+
+
+def _original(one: Difference, objects: list[dict[str, Any]]) -> str | dict[str, Any]:
+    return Original(objects, "aws", "us-west-2", RANGES, ignore_udp=True).answer(one.flow, one.node)
+
+
+def _ours(one: Difference, known: Inventory | None = None, start: int = CASE_TIME) -> str | dict[str, Any]:
+    batch = batch_of([one.flow], one.node, start)
+    snapshot = (known or inventory(OBJECTS)).snapshot()
     attributed = Attributor(one.config).attribute(batch, snapshot, RANGES)
     if attributed.ignored:
         return next(iter(attributed.ignored))

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from kubenetmon.server import inventory as inventory_module
 from kubenetmon.server.inventory import ClusterSnapshot, Inventory, InventoryConfig, Pod, Service
 from kubenetmon.server.kubernetes_objects import ObjectDecoder
-from kubenetmon.server.nodes import Network, Node
+from kubenetmon.server.node_prefixes import Network
+from kubenetmon.server.nodes import Node
 from kubenetmon.server.ownership import FOREVER
 from tests.beds.large_cluster import LargeCluster
 
@@ -554,3 +555,23 @@ def test_what_ended_is_kept_within_bounds_whatever_the_churn(monkeypatch: pytest
     owners = [known.table.pod[endpoint(known, 1 + number % 50, 1000)] for number in range(950, 1000)]
     assert owners == [f"pod-{number}" for number in range(950, 1000)]
     assert sum(len(inventory.tenures(4, 1 + address)) for address in range(50)) <= 150
+
+
+def test_how_far_back_history_reaches_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inventory_module, "_MOST_ENDED_CLAIMS", 40)
+    inventory = Inventory(CONFIG)
+    assert inventory.history_reach(1000) == 0, "nothing is known yet"
+    inventory.begin_relist("pods")
+    inventory.end_relist("pods", 1000)
+    inventory.begin_relist("pods")
+    inventory.end_relist("pods", 1050)
+    assert [inventory.history_reach(now) for now in (1000, 1060, 2000)] == [0, 60, HISTORY]
+    for now in range(2000, 2200):
+        inventory.put_pod(pod(f"pod-{now}", 7, created=now), now)
+        inventory.remove_pod(f"pod-{now}", now + 1)
+        inventory.expire(now + 1)
+    assert inventory.history_reach(2200) == 40, "one a second, and forty are kept"
+    known = inventory.snapshot()
+    assert [owner(known, 7, at) for at in (2199, 2161)] == ["pod-2199", "pod-2161"]
+    assert 2150 not in {tenure.start for tenure in inventory.tenures(4, 7)}
+    assert inventory.history_reach(2250) == 90, "it grows back once there is quiet"

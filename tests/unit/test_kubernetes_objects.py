@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from kubenetmon.server.inventory import KINDS, Inventory, InventoryConfig, Kind, Pod
 from kubenetmon.server.kubernetes_objects import ObjectDecoder, UnreadableError, parse_address, parse_network
-from kubenetmon.server.nodes import Network, Node
+from kubenetmon.server.node_prefixes import Network
+from kubenetmon.server.nodes import Node
 
 DECODER = ObjectDecoder(InventoryConfig(cell_label="cell"))
 

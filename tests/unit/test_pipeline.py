@@ -25,7 +25,8 @@ from kubenetmon.proto import Outcome
 from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.inventory import Inventory, InventoryConfig, Pod
 from kubenetmon.server.latecomers import Latecomers, LatecomersConfig
-from kubenetmon.server.nodes import Network, Node
+from kubenetmon.server.node_prefixes import Network
+from kubenetmon.server.nodes import Node
 from kubenetmon.server.pacing import PacingConfig, ReportPacing
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
 from kubenetmon.server.ranges import RangeTable

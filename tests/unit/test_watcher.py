@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -53,14 +53,20 @@ class FakeApi:
     """
 
     def __init__(
-        self, directory: Path, lists: Handler, watches: Handler, streams: Handler | None = None
+        self,
+        directory: Path,
+        lists: Handler,
+        watches: Handler,
+        streams: Handler | None = None,
+        nodes: Sequence[dict[str, Any]] = (),
     ) -> None:
-        self._lists, self._watches, self._streams = lists, watches, streams
+        self._lists, self._watches, self._streams, self._nodes = lists, watches, streams, nodes
         self._directory = directory
         directory.mkdir(exist_ok=True)
         self.watch_requests = 0
         self.lists = 0
         self.listed_at: list[float] = []
+        self.nodes_listed_at = 0.0
         self.queries: list[dict[str, str]] = []
 
     @asynccontextmanager
@@ -95,7 +101,9 @@ class FakeApi:
         if request.match_info["kind"] != "pods":
             if watching:
                 await asyncio.sleep(30)
-            return listed()
+            if request.match_info["kind"] == "nodes":
+                self.nodes_listed_at = time.monotonic()
+            return listed(*(self._nodes if request.match_info["kind"] == "nodes" else ()))
         self.watch_requests += watching
         if not watching:
             self.lists += 1
@@ -332,6 +340,33 @@ async def test_replicas_list_a_large_cluster_again_one_after_the_other(tmp_path:
         await eventually(lambda: all(len(api.listed_at) >= 2 for api in apis))
     waits = [api.listed_at[1] - api.listed_at[0] for api in apis]
     assert max(waits) - min(waits) > 0.1, "six all at once in a second's spread: once in ten thousand runs"
+
+
+async def test_replicas_that_start_at_once_list_the_pods_of_a_large_cluster_one_after_the_other(
+    tmp_path: Path,
+) -> None:
+    async def quiet(request: web.Request) -> web.StreamResponse:
+        return await streamed(request)
+
+    async def waits(nodes: int) -> list[float]:
+        """From the list of nodes to that of pods, of six replicas."""
+        # A hundred nodes as if they were five thousand.
+        config = replace(IMPATIENT, start_spread=50.0)
+        metadata = [{"metadata": {"name": f"node-{number}", "uid": str(number)}} for number in range(nodes)]
+        async with AsyncExitStack() as stack:
+            apis = [
+                FakeApi(tmp_path / f"{nodes}-{replica}", one_pod, quiet, nodes=metadata)
+                for replica in range(6)
+            ]
+            for api in apis:
+                path = await stack.enter_async_context(api.running())
+                await stack.enter_async_context(following(path, config))
+            await eventually(lambda: all(api.listed_at for api in apis))
+        return [api.listed_at[0] - api.nodes_listed_at for api in apis]
+
+    many = await waits(100)
+    assert max(many) - min(many) > 0.1, "six all at once in a second's spread: once in ten thousand runs"
+    assert min(await waits(0)) < 0.1, "where there are no nodes there is nothing to spread"
 
 
 @asynccontextmanager
