@@ -132,6 +132,28 @@ def test_what_was_there_before_is_baseline_also_where_it_ends_before_the_first_d
     assert stored == tuple(after - earlier for after, earlier in zip(truth, before, strict=True))
 
 
+def test_a_hundred_thousand_flows_end_behind_a_small_event_buffer(rig: InjectedNode) -> None:
+    agent = rig.start_agent({"KUBENETMON_EVENT_BUFFER": "65536"})
+    # By the ten thousand. Of 100,000 that end at once an agent makes a gap, which it reports: to list so many
+    # dying flows takes the kernel seconds, in which the reader waits and the watchdog lets go.
+    flows, bursts, held = 5_000, 10, 0
+    for burst in range(bursts):
+        send(rig, 0, flows, burst, most=600)
+        if burst % 2:  # of the others all is told by their ends
+            rig.settle(rig.bed.tracked_bytes())
+            send(rig, 0, flows, bursts + burst, most=600)
+        rig.flush()
+        held = max(held, rig.tracked())
+        ends = (burst + 1) * 2 * flows
+        until(lambda: agent.metrics()["kubenetmon_agent_destroy_events_total"] == ends)  # noqa: B023
+    assert held > 0, "the buffer took all: nothing was tried"
+    metrics = rig.settle(rig.bed.tracked_bytes())
+    assert rig.tracked() == 0
+    assert metrics["kubenetmon_agent_event_gap_seconds"] == 0
+    assert metrics["kubenetmon_agent_vanished_flows_total"] == 0
+    sums_are_equal(rig, 1)
+
+
 def test_the_hash_table_is_resized_while_the_agent_reads(rig: InjectedNode) -> None:
     flows, buckets = 10_000, int(HASH_SIZE.read_text())  # of the one table of the machine
     agent = rig.start_agent(OFTEN)
