@@ -61,7 +61,9 @@ def build_agent(config: AgentConfig, metrics: Metrics, readiness: Readiness) -> 
     sender_config.credentials.check()
     state = None if config.state_dir is None else StateDirectory(config.state_dir, metrics=metrics)
     conntrack = Conntrack(
-        ConntrackConfig(count_existing=config.count_existing), state=state, node_name=config.node_name
+        ConntrackConfig(count_existing=config.count_existing, event_buffer_bytes=config.event_buffer),
+        state=state,
+        node_name=config.node_name,
     )
     TableLimit(metrics=metrics)
     guard = NodeGuard(state, readiness=readiness, clock=SYSTEM_CLOCK)

@@ -28,6 +28,7 @@ _Value = TypeVar("_Value")
 _SHORTEST_COLLECTION = 0.1
 _LONGEST_INTERVAL = 3600.0
 _DEFAULT_REPORT_INTERVAL = 60.0
+_SMALLEST_EVENT_BUFFER, _LARGEST_EVENT_BUFFER = 64 << 10, 256 << 20
 _MAX_NODE_NAME = 253  # a Kubernetes node's name is a DNS subdomain (RFC 1123)
 
 # What Kubernetes puts into every pod for each Service of its namespace (kubernetes.io: "Accessing the
@@ -85,6 +86,12 @@ SETTINGS: tuple[Setting, ...] = (
         "agent's end, so that the next one goes on from the exact byte; not set: they are in memory",
     ),
     Setting(
+        "KUBENETMON_EVENT_BUFFER",
+        "8388608",
+        "Bytes of the kernel's queue for ended flows that the agent has yet to read; when it is full they "
+        "stay in the connection tracking table for a while, and none is lost",
+    ),
+    Setting(
         "KUBENETMON_TLS_CA", "", "CA bundle (PEM) that the server's certificate must come from; turns TLS on"
     ),
     Setting("KUBENETMON_TLS_CERT", "", "The agent's own certificate (PEM), with KUBENETMON_TLS_KEY"),
@@ -110,6 +117,8 @@ class AgentConfig:
     set_sysctls: bool = False
     count_existing: bool = False
     state_dir: Path | None = None
+    event_buffer: int = 8 << 20
+    """Bytes."""
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -135,6 +144,7 @@ def from_environment(environ: Mapping[str, str]) -> AgentConfig:
         set_sysctls=_read(environ, "KUBENETMON_SET_SYSCTLS", _boolean, False),
         count_existing=_read(environ, "KUBENETMON_COUNT_EXISTING", _boolean, False),
         state_dir=_read(environ, "KUBENETMON_STATE_DIR", _path, None),
+        event_buffer=_read(environ, "KUBENETMON_EVENT_BUFFER", _event_buffer, 8 << 20),
         tls_ca=_read(environ, "KUBENETMON_TLS_CA", _path, None),
         tls_cert=_read(environ, "KUBENETMON_TLS_CERT", _path, None),
         tls_key=_read(environ, "KUBENETMON_TLS_KEY", _path, None),
@@ -227,6 +237,13 @@ def _report_interval(name: str, value: str) -> int:
     if not 1 <= seconds <= _LONGEST_INTERVAL or seconds != int(seconds):
         raise _refusal(name, value, "a duration of whole seconds between 1s and 1h")
     return int(seconds)
+
+
+def _event_buffer(name: str, value: str) -> int:
+    lowest, highest = _SMALLEST_EVENT_BUFFER, _LARGEST_EVENT_BUFFER
+    if not re.fullmatch(r"[0-9]{1,9}", value) or not lowest <= int(value) <= highest:
+        raise _refusal(name, value, f"a number of bytes from {lowest} to {highest}")
+    return int(value)
 
 
 def _port(name: str, value: str) -> int:

@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import json
 import os
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,13 +23,14 @@ from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 from kubenetmon.demo.network import create_namespace, veth_pair
 from kubenetmon.demo.plan import RANGES_DIRECTORY
 from kubenetmon.demo.processes import GRPC_PORT, METRICS_PORT, Intervals, Role, start_server
-from tests.beds.identity import assert_balanced
+from tests.beds.identity import agent_imbalances, assert_balanced
 from tests.beds.injector import InjectionBed
 
 FULL_LENGTH = bool(os.environ.get("KUBENETMON_TEST_FULL_LENGTH"))
 """Whether tests shall take the minutes that a promise names, in place of less and more at once."""
 
 NODE = "node-a"
+_PATIENCE = 60.0
 _NODE_ADDRESS, _SERVER_ADDRESS = "172.31.9.2", "172.31.9.1"
 _POD_NETWORK = "10.64.0.0/10"
 _KEY = "ct original ip saddr . ct original ip daddr . meta l4proto . ct direction"
@@ -62,6 +64,14 @@ FROM default.network_flows_0 GROUP BY ALL
 
 Movement = tuple[str, str, str, str]
 """Local address, remote address, protocol, direction."""
+
+
+def until(what: Callable[[], bool], patience: float = _PATIENCE) -> None:
+    """Return once that is so; a test fails when it is not within so many seconds."""
+    deadline = time.monotonic() + patience
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 class InjectedNode:
@@ -108,6 +118,19 @@ class InjectedNode:
         ):
             self.bed.node.sysctl(f"net.netfilter.nf_conntrack_{name}", seconds)
 
+    def flush(self) -> None:
+        """All flows end."""
+        self.bed.node.run(["conntrack", "-F"])
+
+    def expire(self) -> None:
+        """What has expired ends, as by any reader of the table; the kernel's own sweep takes up to 60 s."""
+        self.bed.node.run(["conntrack", "-L"])
+
+    def tracked(self) -> int:
+        """How many flows the kernel's table holds, those included whose end it could not tell yet."""
+        count = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+        return int(self.bed.node.call(count.read_text))
+
     def start(self) -> None:
         """Server and agent, ready."""
         self.start_server()
@@ -152,6 +175,24 @@ class InjectedNode:
         agent = self.begin_agent(environment)
         agent.wait_ready()
         return agent
+
+    def settle(self, observed: int = 0) -> dict[str, float]:
+        """Wait until the agent has observed so many bytes and all are committed; its metrics."""
+
+        def settled() -> bool:
+            metrics.update(agent.metrics())
+            assert agent_imbalances(metrics) == []
+            return (
+                metrics['kubenetmon_agent_observed_total{unit="bytes"}'] >= observed
+                and metrics['kubenetmon_agent_pending{unit="bytes"}'] == 0
+                and metrics["kubenetmon_agent_unacknowledged_batches"] == 0
+            )
+
+        agent = self.agent
+        assert agent is not None
+        metrics: dict[str, float] = {}
+        until(settled)
+        return metrics
 
     def finish(self) -> None:
         """The agent reports what is left, the server commits it; before that the metrics of both add up."""

@@ -1,4 +1,4 @@
-/* Preloaded into a process under test: kills it between two of its system calls, moves its wall clock, watches how
+/* Preloaded into a process under test: kills or stops it between two of its system calls, moves its wall clock, watches how
  * long its event loop is away from waiting, makes conntrack's ids collide, and shows another boot.
  *
  * KILL_AT: steps that must happen one after the other, separated by ';'; at the last one the process dies of SIGKILL.
@@ -7,6 +7,8 @@
  * writev also `half`: half of the first buffer is written. The call `store` is an ordinary store into a mapped file:
  * its moment is the number of the page that must not be written any more from the step before on, and the process
  * dies of SIGSEGV at that instruction.
+ *
+ * STOP_AT: the same in place of KILL_AT, but at the last step the process stands still (SIGSTOP) until it is continued.
  *
  * CLOCK_OFFSET: a file of 8 bytes, seconds that CLOCK_REALTIME is ahead; it may be rewritten at any time.
  *
@@ -47,7 +49,7 @@ struct step {
 };
 
 static struct step steps[STEPS];
-static int step_count, step_next;
+static int step_count, step_next, last_signal = SIGKILL;
 static volatile int64_t *clock_offset;
 static volatile int64_t *loop_longest;
 static uint32_t id_mask;
@@ -65,6 +67,8 @@ static volatile int64_t *map_file(const char *path, size_t size)
 __attribute__((constructor)) static void prepare(void)
 {
 	const char *text = getenv("KILL_AT");
+	if (!text && (text = getenv("STOP_AT")))
+		last_signal = SIGSTOP;
 	char *position = NULL;
 	for (char *step = text ? strtok_r(strdup(text), ";", &position) : NULL; step && step_count < STEPS;
 	     step = strtok_r(NULL, ";", &position)) {
@@ -107,7 +111,7 @@ static void reach(const char *call, const char *moment, const char *where)
 		return;
 	int number = __atomic_add_fetch(&step_next, 1, __ATOMIC_SEQ_CST);
 	if (number == step_count)
-		kill(getpid(), SIGKILL);
+		kill(getpid(), last_signal);
 	else if (strcmp(steps[number].call, "store") == 0)
 		protect(&steps[number]);
 }
@@ -173,6 +177,9 @@ static void mask_ids(uint8_t *bytes, size_t size)
 ON_DESCRIPTOR(ssize_t, write, "write", (int descriptor, const void *bytes, size_t size), (descriptor, bytes, size))
 ON_DESCRIPTOR(ssize_t, send, "write", (int descriptor, const void *bytes, size_t size, int flags),
 	      (descriptor, bytes, size, flags))
+ON_DESCRIPTOR(ssize_t, sendto, "write",
+	      (int descriptor, const void *bytes, size_t size, int flags, const struct sockaddr *to, socklen_t length),
+	      (descriptor, bytes, size, flags, to, length))
 ON_DESCRIPTOR(ssize_t, sendmsg, "write", (int descriptor, const struct msghdr *message, int flags),
 	      (descriptor, message, flags))
 ON_DESCRIPTOR(ssize_t, pwrite, "pwrite", (int descriptor, const void *bytes, size_t size, off_t offset),

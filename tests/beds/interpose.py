@@ -1,4 +1,4 @@
-"""Inside a real process: killed between two system calls, lied to, and its event loop watched.
+"""Inside a real process: killed or stopped between two system calls, lied to, and its event loop watched.
 
 Contract: `library` compiles interpose.c, whose head says what it can do; the functions and classes here give
 the environment in which a process loads it. The program under test knows nothing about it.
@@ -35,6 +35,11 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 def killed_at(*steps: str) -> dict[str, str]:
     """The process dies at the last of the steps, once those before it have happened in order."""
     return {"LD_PRELOAD": str(library()), "KILL_AT": ";".join(steps)}
+
+
+def stopped_at(*steps: str) -> dict[str, str]:
+    """The process stands still at the last of the steps, until it gets SIGCONT."""
+    return {"LD_PRELOAD": str(library()), "STOP_AT": ";".join(steps)}
 
 
 def colliding_ids(mask: int) -> dict[str, str]:

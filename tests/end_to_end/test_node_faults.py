@@ -16,15 +16,13 @@ import pytest
 
 from kubenetmon.demo.processes import Intervals
 from tests.beds import ctnetlink
-from tests.beds.identity import agent_imbalances
-from tests.beds.injected_node import FULL_LENGTH, InjectedNode
+from tests.beds.injected_node import FULL_LENGTH, InjectedNode, until
 from tests.beds.injector import MAX_PAYLOAD, TCP, UDP
 from tests.beds.interpose import another_boot, colliding_ids
 
 pytestmark = [pytest.mark.root, pytest.mark.chdb, pytest.mark.slow, pytest.mark.timeout(300)]
 
 FLOWS = 2_000
-PATIENCE = 30.0
 STALL = 60.0 if FULL_LENGTH else 9.0
 """Seconds that an agent stands still."""
 NEXT_CLIENT = 50_000
@@ -35,13 +33,6 @@ NEXT_CLIENT = 50_000
 def rig(tmp_path: Path) -> Iterator[InjectedNode]:
     with InjectedNode(tmp_path, Intervals(1, 1), label="faults") as made:
         yield made
-
-
-def until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def send(rig: InjectedNode, first: int = 0, count: int = FLOWS, seed: int = 0) -> None:
@@ -69,34 +60,6 @@ def ids_seen(rig: InjectedNode, environment: Mapping[str, str]) -> set[str]:
     return set(listing.stdout.split())
 
 
-def flush(rig: InjectedNode) -> None:
-    rig.bed.node.run(["conntrack", "-F"])
-
-
-def tracked(rig: InjectedNode) -> int:
-    count = Path("/proc/sys/net/netfilter/nf_conntrack_count")
-    return int(rig.bed.node.call(count.read_text))
-
-
-def settle(rig: InjectedNode, observed: int) -> dict[str, float]:
-    """Wait until the agent has observed so many bytes and all are committed; its metrics."""
-
-    def settled() -> bool:
-        metrics.update(agent.metrics())
-        assert agent_imbalances(metrics) == []
-        return (
-            metrics['kubenetmon_agent_observed_total{unit="bytes"}'] >= observed
-            and metrics['kubenetmon_agent_pending{unit="bytes"}'] == 0
-            and metrics["kubenetmon_agent_unacknowledged_batches"] == 0
-        )
-
-    agent = rig.agent
-    assert agent is not None
-    metrics: dict[str, float] = {}
-    until(settled)
-    return metrics
-
-
 def sums_are_equal(rig: InjectedNode) -> None:
     rig.finish()
     assert rig.stored() == rig.truth()
@@ -112,9 +75,9 @@ def test_a_table_that_is_flushed_again_and_again_loses_nothing_while_ids_collide
         if life % 2:
             time.sleep(1)
             send(rig, seed=10 + life)
-        flush(rig)
+        rig.flush()
     until(lambda: agent.metrics()["kubenetmon_agent_destroy_events_total"] == 6 * 2 * FLOWS)
-    metrics = settle(rig, 0)
+    metrics = rig.settle()
     assert metrics["kubenetmon_agent_foreign_resets_total"] == 0
     assert metrics["kubenetmon_agent_ambiguous_identity_total"] == 0
     sums_are_equal(rig)
@@ -123,17 +86,17 @@ def test_a_table_that_is_flushed_again_and_again_loses_nothing_while_ids_collide
 def test_a_flush_while_the_agent_is_down_loses_what_the_gap_says_and_no_more(rig: InjectedNode) -> None:
     rig.start()
     send(rig)
-    settle(rig, rig.bed.tracked_bytes())
+    rig.settle(rig.bed.tracked_bytes())
     assert rig.agent is not None
     rig.agent.kill()
     metered = rig.bed.tracked_bytes()
     died = time.monotonic()
     send(rig, seed=1)
-    flush(rig)
+    rig.flush()
     missed = rig.bed.tracked_bytes() - metered
     agent = rig.start_agent()
     send(rig, seed=2)
-    metrics = settle(rig, rig.bed.tracked_bytes() - missed)
+    metrics = rig.settle(rig.bed.tracked_bytes() - missed)
     assert 0 < metrics["kubenetmon_agent_event_gap_seconds"] < time.monotonic() - died + 2
     assert "nobody heard which flows ended" in agent.log.read_text()
     until(lambda: agent.metrics()["kubenetmon_agent_vanished_flows_total"] == 2 * FLOWS)
@@ -147,24 +110,27 @@ def test_an_agent_that_stands_still_lets_the_node_go_on_and_doubles_nothing(rig:
     agent = rig.agent
     assert agent is not None
     send(rig)
-    settle(rig, rig.bed.tracked_bytes())
+    rig.settle(rig.bed.tracked_bytes())
     os.kill(agent.process_id, signal.SIGSTOP)
     stopped = time.monotonic()
     number, most = NEXT_CLIENT, 0
     while time.monotonic() - stopped < STALL:
         send(rig, number, 500)
         number += 500
-        most = max(most, tracked(rig))
+        rig.expire()
+        most = max(most, rig.tracked())
         time.sleep(0.15)
-    until(lambda: tracked(rig) == 0)
+    time.sleep(2.2)
+    rig.expire()
+    until(lambda: rig.tracked() == 0)
     os.kill(agent.process_id, signal.SIGCONT)
     stood = time.monotonic() - stopped
     until(lambda: agent.metrics()["kubenetmon_agent_event_gap_seconds"] > 0)
     last = 10 * NEXT_CLIENT
     assert number < last
     send(rig, last)
-    flush(rig)
-    metrics = settle(rig, 0)
+    rig.flush()
+    metrics = rig.settle()
     assert metrics["kubenetmon_agent_event_gap_seconds"] < stood
     assert most < number - NEXT_CLIENT, "the node's table filled"
     rig.finish()
@@ -180,7 +146,7 @@ def test_a_neighbour_that_resets_counters_is_said_loudly(rig: InjectedNode) -> N
     agent = rig.agent
     assert agent is not None
     send(rig)
-    settle(rig, rig.bed.tracked_bytes())
+    rig.settle(rig.bed.tracked_bytes())
     ctnetlink.zeroing_dump(rig.bed.node)
     rig.bed.send(UDP, 0, FLOWS, payload=0)
     until(lambda: agent.metrics()["kubenetmon_agent_foreign_resets_total"] > 0)
@@ -221,9 +187,9 @@ def test_state_that_cannot_be_used_is_set_aside_and_metering_goes_on(
         for number, (reason, spoil) in enumerate(SPOILT.items()):
             # Nothing is under way when the state is spoilt, so that the new baseline takes no byte away.
             send(rig, first=number * FLOWS // 2, seed=number)
-            settle(rig, 0)
+            rig.settle()
             time.sleep(1.2)
-            settle(rig, 0)
+            rig.settle()
             assert rig.agent is not None
             rig.agent.kill()
             spoil(state)
