@@ -18,6 +18,8 @@
 #include "netlink.h"
 #include "state.h"
 
+enum { FED_STEPS = 256 };
+
 struct meter {
 	pthread_mutex_t lock; /* guards ledger, requests and the spool that is booked; held while a dump runs */
 	struct ledger ledger;
@@ -27,6 +29,7 @@ struct meter {
 	int directory;
 	atomic_int state_error;
 	struct meter_resumed resumed;
+	uint32_t steps; /* flows that dumps and answers have shown */
 	pthread_mutex_t published_lock; /* guards `published`, for a copy's time */
 	struct meter_totals published;
 };
@@ -236,10 +239,19 @@ void meter_abort(struct meter *meter)
 	atomic_store(&meter->stop, true);
 }
 
+/* A reader whose spool is full waits for a long dump to end: while that shows flows nobody stands still. */
+static void go_on(struct meter *meter)
+{
+	if (++meter->steps % FED_STEPS == 0)
+		watchdog_feed(&meter->events.watchdog, nanoseconds(CLOCK_BOOTTIME));
+}
+
 static int book_flow(void *context, const struct nlmsghdr *message)
 {
-	struct ledger *ledger = context;
+	struct meter *meter = context;
+	struct ledger *ledger = &meter->ledger;
 	struct sighting sighting;
+	go_on(meter);
 	if (message_read(message, &sighting))
 		return ledger_sight(ledger, &sighting);
 	ledger->header->totals.malformed++;
@@ -255,7 +267,8 @@ static int settle_absent(struct meter *meter)
 		if (atomic_load(&meter->stop))
 			return -ECANCELED;
 		struct flow_key key = entry_at(ledger, number)->key;
-		int error = requests_get(&meter->requests, &key, book_flow, ledger);
+		go_on(meter);
+		int error = requests_get(&meter->requests, &key, book_flow, meter);
 		if (error && error != -ENOENT && error != -EINVAL)
 			return error;
 		if (entry_at(ledger, number)->seen != ledger->header->dump)
@@ -266,9 +279,11 @@ static int settle_absent(struct meter *meter)
 
 static int renew_tombstone(void *context, const struct nlmsghdr *message)
 {
+	struct meter *meter = context;
 	struct sighting sighting;
+	go_on(meter);
 	if (message_read(message, &sighting))
-		ledger_renew(context, &sighting.key);
+		ledger_renew(&meter->ledger, &sighting.key);
 	return 0;
 }
 
@@ -279,7 +294,7 @@ static int settle_dump(struct meter *meter)
 	int error = settle_absent(meter);
 	if (error)
 		return error;
-	error = requests_dump_dying(&meter->requests, &meter->stop, renew_tombstone, &meter->ledger);
+	error = requests_dump_dying(&meter->requests, &meter->stop, renew_tombstone, meter);
 	return error == -EINVAL || error == -EOPNOTSUPP ? 0 : error; /* a kernel without such a list */
 }
 
@@ -308,7 +323,7 @@ int meter_read(struct meter *meter, struct meter_read_result *result)
 	if (!error) {
 		struct dump_size size;
 		ledger_begin_dump(ledger);
-		error = requests_dump(&meter->requests, &meter->stop, book_flow, ledger, &size);
+		error = requests_dump(&meter->requests, &meter->stop, book_flow, meter, &size);
 		ledger_end_dump(ledger, error == 0);
 		result->messages = size.messages;
 		result->bytes = size.bytes;
