@@ -92,8 +92,12 @@ def wait_until(true: Callable[[], bool], seconds: float) -> None:
 
 
 def send(injection: InjectionBed, first: int, flows: int, payload: int) -> None:
+    """Until the node has seen what it will see of it."""
     for protocol in (TCP, UDP):
         injection.send(protocol, first, flows, payload=payload)
+    seen = -1
+    while seen != (seen := injection.tracked_bytes()):
+        time.sleep(0.1)
 
 
 def test_while_an_agent_is_stopped_the_table_drains_and_only_the_gap_goes_unmetered(
