@@ -97,6 +97,10 @@ async def running_receiver(
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait_for(task, 10)
+        for _ in range(100):  # who was cut off goes when the loop comes to it
+            if not receiver.connections:
+                break
+            await asyncio.sleep(0.01)
 
 
 def random_arrays(count: int, family: int, seed: int = 0) -> FlowArrays:
