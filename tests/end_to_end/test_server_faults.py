@@ -216,8 +216,8 @@ async def test_a_stopping_server_answers_or_hands_back_within_its_grace_period(r
         await until_reached(running, 2)
         took = await leaving.stop()
         assert took < 25, "Kubernetes would have killed it"
-        assert len(agents.waits) == 1
-        assert agents.unanswered == 1
+        assert agents.unanswered >= 1, "the silent one cannot be answered"
+        assert len(agents.waits) + agents.unanswered == 2
         await started(staying)
         agents.addresses[:] = [staying.host]
         await agents.drained()
