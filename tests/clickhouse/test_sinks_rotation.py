@@ -83,6 +83,14 @@ async def test_an_expired_certificate_is_named_and_its_successor_taken(
         await running.end()
 
 
+async def answer(sink: TcpSink) -> list[tuple[object, ...]]:
+    """What is asked first over a connection that the other end is dropping is asked again."""
+    try:
+        return await sink.query("SELECT 1")
+    except ClickHouseUnreachableError:
+        return await sink.query("SELECT 1")
+
+
 async def test_a_client_certificate_is_read_at_every_connect(
     tmp_path: Path, certificates: Certificates
 ) -> None:
@@ -95,13 +103,13 @@ async def test_a_client_certificate_is_read_at_every_connect(
         with pytest.raises(ClickHouseUnreachableError):
             await sink.query("SELECT 1")
         certificates.issue("client")
-        assert await sink.query("SELECT 1") == [(1,)]
+        assert await answer(sink) == [(1,)]
         (tmp_path / "client.pem").write_text("half a file")
         await front.command(drop=True)
         with pytest.raises(ConfigurationError, match="clickhouse_cert"):
             await sink.query("SELECT 1")
         certificates.issue("client")
-        assert await sink.query("SELECT 1") == [(1,)]
+        assert await answer(sink) == [(1,)]
         await sink.close()
 
 
