@@ -59,7 +59,7 @@ int events_wait(struct events *events, int64_t listened_until)
 			events->truncated++;
 			continue;
 		}
-		event.received = now;
+		event.received = nanoseconds(CLOCK_BOOTTIME);
 		event.bytes = NLMSG_ALIGN((uint64_t)received) + 7;
 		event.bytes -= event.bytes % 8; /* what follows is aligned */
 		memcpy(next, &event, sizeof event);
@@ -90,4 +90,3 @@ bool events_place_early(struct events *events, int64_t listened_until)
 	events->early_used = events->early_placed = 0;
 	return true;
 }
-
