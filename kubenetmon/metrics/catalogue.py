@@ -7,6 +7,8 @@ server received = committed + ignored{reason} + pending.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from kubenetmon.metrics.registry import Kind, MetricSpec
 
 _UNITS = ("bytes", "packets")
@@ -266,7 +268,7 @@ SERVER_BATCHES = MetricSpec(
     "Batches by wire and outcome.",
     {"wire": ("push", "submit"), "outcome": ("committed", "retry_later", "rejected")},
 )
-REFUSAL_REASONS = (
+RefusalReason = Literal[
     "plain_text",
     "certificate",
     "handshake",
@@ -283,7 +285,8 @@ REFUSAL_REASONS = (
     "unknown_pod",
     "unreviewed",
     "flood",
-)
+]
+REFUSAL_REASONS: tuple[str, ...] = get_args(RefusalReason)
 SERVER_REFUSED = MetricSpec(
     "kubenetmon_server_refused_total",
     Kind.COUNTER,

@@ -7,30 +7,12 @@ logged, so that no number of peers makes a log grow, and nothing is kept of a pe
 from __future__ import annotations
 
 import logging
-from typing import Literal
 
 from kubenetmon.metrics import Metrics, catalogue
 
 logger = logging.getLogger(__name__)
 
-Reason = Literal[
-    "plain_text",
-    "certificate",
-    "handshake",
-    "slow_handshake",
-    "crowded",
-    "idle",
-    "no_token",
-    "malformed",
-    "expired",
-    "audience",
-    "account",
-    "rejected",
-    "node",
-    "unknown_pod",
-    "unreviewed",
-    "flood",
-]
+Reason = catalogue.RefusalReason
 
 
 class Refusals:
