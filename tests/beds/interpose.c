@@ -18,6 +18,10 @@
  *
  * ID_MASK: of the ids in messages of conntrack these bits are left.
  *
+ * SHOWN_LATE: a file of 8 bytes. Each dump of conntrack's table begins with the flows of which the process received
+ * the end before it asked for the dump: so a dump shows what the kernel has told the end of and not unlinked yet.
+ * The file counts them.
+ *
  * BOOT_ID: the file that is opened in place of the kernel's boot_id. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -27,6 +31,7 @@
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netfilter/nfnetlink_conntrack.h>
 #include <linux/netlink.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -54,6 +59,7 @@ static volatile int64_t *clock_offset;
 static volatile int64_t *loop_longest;
 static uint32_t id_mask;
 static const char *boot_id;
+static volatile int64_t *shown_late;
 
 static volatile int64_t *map_file(const char *path, size_t size)
 {
@@ -82,6 +88,7 @@ __attribute__((constructor)) static void prepare(void)
 	id_mask = mask ? htonl((uint32_t)strtoul(mask, NULL, 0)) : 0;
 	boot_id = getenv("BOOT_ID");
 	loop_longest = map_file(getenv("LOOP_LONGEST"), 3 * sizeof *loop_longest);
+	shown_late = map_file(getenv("SHOWN_LATE"), sizeof *shown_late);
 }
 
 static void protect(const struct step *step)
@@ -161,6 +168,64 @@ static void mask_ids(uint8_t *bytes, size_t size)
 	}
 }
 
+/* Messages of conntrack that tell an end, one behind the other: those since the last dump, and those to show in the
+ * one that runs. */
+static struct {
+	uint8_t bytes[1 << 20];
+	size_t size;
+} ended, late;
+static pthread_mutex_t ended_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void note_ends(const uint8_t *bytes, size_t size)
+{
+	pthread_mutex_lock(&ended_lock);
+	for (size_t at = 0; at + sizeof(struct nlmsghdr) <= size;) {
+		const struct nlmsghdr *message = (const struct nlmsghdr *)(bytes + at);
+		size_t space = NLMSG_ALIGN(message->nlmsg_len);
+		if (message->nlmsg_type == ((NFNL_SUBSYS_CTNETLINK << 8) | IPCTNL_MSG_CT_DELETE) &&
+		    at + space <= size && ended.size + space <= sizeof ended.bytes) {
+			memcpy(ended.bytes + ended.size, message, space);
+			ended.size += space;
+		}
+		at += space;
+	}
+	pthread_mutex_unlock(&ended_lock);
+}
+
+static void begin_dump(const struct nlmsghdr *request)
+{
+	late.size = 0;
+	if ((request->nlmsg_type & 0xff) != IPCTNL_MSG_CT_GET || !(request->nlmsg_flags & NLM_F_DUMP))
+		return;
+	pthread_mutex_lock(&ended_lock);
+	memcpy(&late, &ended, sizeof late);
+	ended.size = 0;
+	pthread_mutex_unlock(&ended_lock);
+	for (size_t at = 0; at < late.size;) {
+		struct nlmsghdr *message = (struct nlmsghdr *)(late.bytes + at);
+		message->nlmsg_type = (NFNL_SUBSYS_CTNETLINK << 8) | IPCTNL_MSG_CT_NEW;
+		message->nlmsg_flags = NLM_F_MULTI;
+		message->nlmsg_seq = request->nlmsg_seq;
+		at += NLMSG_ALIGN(message->nlmsg_len);
+		++*shown_late;
+	}
+}
+
+/* In place of the next datagram; 0 where nothing is left to show. */
+static size_t show_late(uint8_t *bytes, size_t size)
+{
+	size_t shown = 0;
+	while (shown < late.size) {
+		size_t space = NLMSG_ALIGN(((struct nlmsghdr *)(late.bytes + shown))->nlmsg_len);
+		if (shown + space > size)
+			break;
+		shown += space;
+	}
+	memcpy(bytes, late.bytes, shown);
+	memmove(late.bytes, late.bytes + shown, late.size -= shown);
+	return shown;
+}
+
 /* Calls on a descriptor. */
 #define ON_DESCRIPTOR(type, name, call, declaration, arguments) \
 	type name declaration \
@@ -177,9 +242,6 @@ static void mask_ids(uint8_t *bytes, size_t size)
 ON_DESCRIPTOR(ssize_t, write, "write", (int descriptor, const void *bytes, size_t size), (descriptor, bytes, size))
 ON_DESCRIPTOR(ssize_t, send, "write", (int descriptor, const void *bytes, size_t size, int flags),
 	      (descriptor, bytes, size, flags))
-ON_DESCRIPTOR(ssize_t, sendto, "write",
-	      (int descriptor, const void *bytes, size_t size, int flags, const struct sockaddr *to, socklen_t length),
-	      (descriptor, bytes, size, flags, to, length))
 ON_DESCRIPTOR(ssize_t, sendmsg, "write", (int descriptor, const struct msghdr *message, int flags),
 	      (descriptor, message, flags))
 ON_DESCRIPTOR(ssize_t, pwrite, "pwrite", (int descriptor, const void *bytes, size_t size, off_t offset),
@@ -189,12 +251,29 @@ ON_DESCRIPTOR(ssize_t, pwrite64, "pwrite", (int descriptor, const void *bytes, s
 ON_DESCRIPTOR(ssize_t, recvmsg, "recv", (int descriptor, struct msghdr *message, int flags),
 	      (descriptor, message, flags))
 
+ssize_t sendto(int descriptor, const void *bytes, size_t size, int flags, const struct sockaddr *to, socklen_t length)
+{
+	char path[PATH];
+	const char *where = step_next < step_count || shown_late ? name_of(descriptor, path) : "";
+	reach("write", "before", where);
+	if (shown_late && strcmp(where, "requests") == 0)
+		begin_dump(bytes);
+	ssize_t result = ORIGINAL(sendto)(descriptor, bytes, size, flags, to, length);
+	if (result > 0)
+		reach("write", "after", where);
+	return result;
+}
+
 ssize_t recv(int descriptor, void *bytes, size_t size, int flags)
 {
 	char path[PATH];
-	const char *where = step_next < step_count || id_mask ? name_of(descriptor, path) : "";
+	const char *where = step_next < step_count || id_mask || shown_late ? name_of(descriptor, path) : "";
 	reach("recv", "before", where);
-	ssize_t result = ORIGINAL(recv)(descriptor, bytes, size, flags);
+	ssize_t result = shown_late && strcmp(where, "requests") == 0 ? (ssize_t)show_late(bytes, size) : 0;
+	if (result == 0)
+		result = ORIGINAL(recv)(descriptor, bytes, size, flags);
+	if (result > 0 && shown_late && strcmp(where, "events") == 0)
+		note_ends(bytes, (size_t)result < size ? (size_t)result : size);
 	if (result > 0 && id_mask && (strcmp(where, "events") == 0 || strcmp(where, "requests") == 0))
 		mask_ids(bytes, (size_t)result < size ? (size_t)result : size);
 	if (result > 0)

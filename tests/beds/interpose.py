@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import struct
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -50,6 +51,22 @@ def colliding_ids(mask: int) -> dict[str, str]:
 def another_boot(boot_id: Path) -> dict[str, str]:
     """The process takes what that file holds for the id of the machine's boot."""
     return {"LD_PRELOAD": str(library()), "BOOT_ID": str(boot_id)}
+
+
+class ShownLate:
+    """A process whose dumps still show what has ended since the dump before; `path` is its file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.write_bytes(bytes(8))
+
+    def environment(self) -> dict[str, str]:
+        """For the process."""
+        return {"LD_PRELOAD": str(library()), "SHOWN_LATE": str(self.path)}
+
+    def flows(self) -> int:
+        """How many were shown so."""
+        return int.from_bytes(self.path.read_bytes(), sys.byteorder)
 
 
 class WallClock:

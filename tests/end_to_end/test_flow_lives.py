@@ -20,7 +20,7 @@ from kubenetmon.demo.processes import Intervals, Role
 from tests.beds import ctnetlink
 from tests.beds.injected_node import InjectedNode, until
 from tests.beds.injector import MAX_PAYLOAD, TCP, UDP
-from tests.beds.interpose import stopped_at
+from tests.beds.interpose import ShownLate, stopped_at
 
 pytestmark = [pytest.mark.root, pytest.mark.chdb, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -132,26 +132,73 @@ def test_what_was_there_before_is_baseline_also_where_it_ends_before_the_first_d
     assert stored == tuple(after - earlier for after, earlier in zip(truth, before, strict=True))
 
 
-def test_a_hundred_thousand_flows_end_behind_a_small_event_buffer(rig: InjectedNode) -> None:
+def reads_conntrack(agent: Role) -> bool:
+    """A netfilter socket of the process's network namespace (column Eth, 12) is amid a dump (column Dump)."""
+    rows = Path(f"/proc/{agent.process_id}/net/netlink").read_text().splitlines()[1:]
+    return any(row.split()[1] == "12" and row.split()[6] == "1" for row in rows)
+
+
+def test_a_hundred_thousand_flows_end_at_once_behind_a_small_event_buffer(rig: InjectedNode) -> None:
     agent = rig.start_agent({"KUBENETMON_EVENT_BUFFER": "65536"})
-    # By the ten thousand. Of 100,000 that end at once an agent makes a gap, which it reports: to list so many
-    # dying flows takes the kernel seconds, in which the reader waits and the watchdog lets go.
-    flows, bursts, held = 5_000, 10, 0
-    for burst in range(bursts):
-        send(rig, 0, flows, burst, most=600)
-        if burst % 2:  # of the others all is told by their ends
-            rig.settle(rig.bed.tracked_bytes())
-            send(rig, 0, flows, bursts + burst, most=600)
-        rig.flush()
-        held = max(held, rig.tracked())
-        ends = (burst + 1) * 2 * flows
-        until(lambda: agent.metrics()["kubenetmon_agent_destroy_events_total"] == ends)  # noqa: B023
-    assert held > 0, "the buffer took all: nothing was tried"
+    flows = 50_000
+    send(rig, 0, flows, most=600)
+    rig.settle(rig.bed.tracked_bytes())
+    send(rig, 0, flows, 1, most=600)  # what their ends alone tell
+    rig.flush()
+    assert rig.tracked() > flows, "the buffer took most: nothing was tried"
+    until(lambda: agent.metrics()["kubenetmon_agent_destroy_events_total"] == 2 * flows)
     metrics = rig.settle(rig.bed.tracked_bytes())
     assert rig.tracked() == 0
     assert metrics["kubenetmon_agent_event_gap_seconds"] == 0
     assert metrics["kubenetmon_agent_vanished_flows_total"] == 0
     sums_are_equal(rig, 1)
+
+
+def test_flows_that_end_within_a_dump_are_booked_once(rig: InjectedNode) -> None:
+    flows = 10_000
+    agent = rig.start_agent(OFTEN)
+    send(rig, 0, flows)
+    within = 0
+    for stop in range(15):
+        send(rig, 0, flows, stop)
+        time.sleep(0.01 * (stop % 5))
+        os.kill(agent.process_id, signal.SIGSTOP)
+        until(lambda: stands_still(agent))
+        within += reads_conntrack(agent)
+        for client in range(2):  # of what ends the dump showed a part already
+            send(rig, client * CLIENT, 500, stop)
+        end_flows_of(rig, stop % 2)
+        os.kill(agent.process_id, signal.SIGCONT)
+    assert within > 0, "no end fell into a dump: nothing was tried"
+    rig.flush()
+    until(lambda: rig.tracked() == 0)
+    metrics = rig.settle(rig.bed.tracked_bytes())
+    assert metrics["kubenetmon_agent_vanished_flows_total"] == 0
+    assert metrics["kubenetmon_agent_foreign_resets_total"] == 0
+    sums_are_equal(rig, 2)
+
+
+def test_flows_whose_end_is_booked_and_that_a_dump_still_shows_are_not_born_again(
+    rig: InjectedNode, tmp_path: Path
+) -> None:
+    late = ShownLate(tmp_path / "late")
+    agent = rig.start_agent({**OFTEN, **late.environment()})
+    flows, rounds = 1_000, 10
+    send(rig, CLIENT, 100)  # these live on: there is always something to show
+    for life in range(rounds):
+        send(rig, 0, flows, life)
+        rig.settle(rig.bed.tracked_bytes())
+        send(rig, 0, flows, rounds + life)
+        end_flows_of(rig, 0)
+        ends = (life + 1) * 2 * flows
+        until(lambda: agent.metrics()["kubenetmon_agent_destroy_events_total"] == ends)  # noqa: B023
+        if life % 2:  # of the others a dump may show the next life beside the last
+            until(lambda: late.flows() == ends)  # noqa: B023
+    metrics = rig.settle(rig.bed.tracked_bytes())
+    assert metrics["kubenetmon_agent_ambiguous_identity_total"] == 0
+    assert metrics["kubenetmon_agent_vanished_flows_total"] == 0
+    assert metrics["kubenetmon_agent_foreign_resets_total"] == 0
+    sums_are_equal(rig, 2)
 
 
 def test_the_hash_table_is_resized_while_the_agent_reads(rig: InjectedNode) -> None:
