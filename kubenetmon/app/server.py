@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from kubenetmon.app.memory import share_arenas
+from kubenetmon.app.memory import give_back_what_is_freed
 from kubenetmon.app.page import page_server
 from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
 from kubenetmon.clickhouse import schema
@@ -62,7 +62,7 @@ _OTHER_FILES = 1024
 
 async def run_server(config: ServerConfig, *, listen_host: str = "") -> None:
     """Serve agents on `listen_host` (empty: all addresses) until told to stop. Raises `KubenetmonError`."""
-    share_arenas()
+    give_back_what_is_freed()
     metrics = Metrics(catalogue.SERVER_METRICS + catalogue.COMMON_METRICS)
     readiness = Readiness()
     parts = await build_server(config, metrics, readiness, listen_host=listen_host)

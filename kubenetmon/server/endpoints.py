@@ -6,8 +6,9 @@ new columns and new ids, and leaves what snapshots hold as it was. Pure data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,9 @@ class Description(NamedTuple):
     app: str = ""
     instance_id: str = ""
     cell: str = ""
+
+
+_NODE = Description._fields.index("node")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Endpoints:
     """Gives out ids for descriptions; id 0 is "nothing known"."""
 
     def __init__(self) -> None:
-        self._columns: tuple[list[str], ...] = tuple([] for _ in Description._fields)
+        self._columns: list[list[str]] = [[] for _ in Description._fields]
         self._node_ids = np.zeros(1024, np.int32)
         self.add(Description(), 0)
 
@@ -67,25 +71,30 @@ class Endpoints:
         """What an id stands for."""
         return Description(*[column[endpoint] for column in self._columns])
 
-    def nodes_of(self, endpoints: Iterable[int]) -> set[str]:
+    def nodes_of(self, used: NDArray[np.bool_]) -> set[str]:
         """The names of those endpoints' nodes."""
-        node = self._columns[Description._fields.index("node")]
-        return {node[endpoint] for endpoint in endpoints}
+        return set(compress(self._columns[_NODE], used.tobytes()))
 
     def columns(self) -> Columns:
         """The table as it is now."""
         pod, namespace, node, zone, app, instance_id, cell = self._columns
         return Columns(pod, namespace, node, zone, app, instance_id, cell, self._node_ids[: len(self)])
 
-    def compact(self, used: Iterable[int], node_ids: Mapping[str, int]) -> NDArray[np.int32]:
-        """Keep the ids used and number them and their nodes anew.
+    def compact(self, used: NDArray[np.bool_], node_ids: Mapping[str, int]) -> NDArray[np.int32]:
+        """Keep the ids used, of shape (ids there are,), and number them and their nodes anew.
 
-        Returns an array of shape (ids before,) int32: the new id of each old one, 0 where it is not used.
+        Returns an array of the same shape: the new id of each old one, 0 where it is not used. No object is
+        made for each endpoint: what is freed beside what lives leaves holes.
         """
-        kept = sorted({0, *used})
-        new_ids = np.zeros(len(self), np.int32)
-        new_ids[kept] = np.arange(len(kept), dtype=np.int32)
-        self._columns = tuple([column[endpoint] for endpoint in kept] for column in self._columns)
-        self._node_ids = np.zeros(max(1024, 2 * len(kept)), np.int32)
-        self._node_ids[: len(kept)] = [node_ids.get(node, 0) for node in self._columns[2]]
+        used = used.copy()
+        used[0] = True
+        new_ids = (np.cumsum(used, dtype=np.int32) - np.int32(1)) * used
+        flags = used.tobytes()
+        for number, column in enumerate(self._columns):
+            self._columns[number] = list(compress(column, flags))
+        kept = len(self)
+        self._node_ids = np.zeros(max(1024, kept + kept // 2), np.int32)
+        self._node_ids[:kept] = np.fromiter(
+            (node_ids.get(node, 0) for node in self._columns[_NODE]), np.int32
+        )
         return new_ids

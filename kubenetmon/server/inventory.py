@@ -33,8 +33,11 @@ from kubenetmon.server.ownership import (
     PORT_WIDTH,
     AddressHistory,
     Claim,
+    Claims,
     OwnershipRows,
     Width,
+    compact_claims,
+    each_of,
     port_key,
 )
 from kubenetmon.server.snapshot import Addresses, Family, Moment
@@ -47,6 +50,7 @@ _MOST_ENDED_CLAIMS = 100_000
 """Some 25 MB. 28 addresses a second may change hands before less than `history` is kept."""
 
 COMPACT_ABOVE = 10_000
+_UUID_LENGTH, _UUID_OCTETS = 36, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +68,28 @@ class InventoryConfig:
     history: float = 3600.0
 
 
+Uid = int | str
+"""Of a pod: the number that a UUID is, which takes half the memory of its text, else the text as it is."""
+
+
+def compact_uid(uid: str) -> Uid:
+    """The same for the same text only: what is not written as Kubernetes writes UUIDs stays text."""
+    if len(uid) != _UUID_LENGTH or uid[8] + uid[13] + uid[18] + uid[23] != "----" or uid != uid.lower():
+        return uid
+    try:
+        octets = bytes.fromhex(uid.replace("-", ""))
+    except ValueError:
+        return uid
+    return int.from_bytes(octets) if len(octets) == _UUID_OCTETS else uid
+
+
 class Pod(msgspec.Struct, frozen=True, gc=False):
     """What is kept of a pod. Times are Unix seconds, 0 = unknown; addresses are numbers.
 
     `host_ports`: of a living pod on the host's network, each port it declares as protocol << 16 | port.
     """
 
-    uid: str
+    uid: Uid
     namespace: str
     name: str
     node: str
@@ -142,7 +161,7 @@ class _PodRecord(msgspec.Struct, eq=False, gc=False):
     pod: Pod
     generation: int
     endpoint: int = 0
-    claims: tuple[Claim, ...] = ()
+    claims: Claims = ()
 
 
 class Inventory:
@@ -156,13 +175,14 @@ class Inventory:
         self._history: Mapping[Width, AddressHistory] = {
             width: AddressHistory(width, int(config.pod_grace)) for width in widths
         }
-        self._pods: dict[str, _PodRecord] = {}
+        self._pods: dict[Uid, _PodRecord] = {}
         self._moved_nodes: set[str] = set()
         self._services: dict[str, int] = {}
         self._ended: deque[Claim] = deque()
         self._known_since = math.inf
         self._generation: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         self._snapshot: ClusterSnapshot | None = None
+        self._second = 0
 
     @property
     def inventory(self) -> Inventory:
@@ -188,7 +208,7 @@ class Inventory:
 
     def node_of_pod(self, uid: str) -> str | None:
         """The node of a pod that exists now; None: no such pod, or on no node yet."""
-        record = self._pods.get(uid)
+        record = self._pods.get(compact_uid(uid))
         return (record.pod.node or None) if record is not None else None
 
     def tenures(self, family: Family, address: int) -> list[Tenure]:
@@ -224,10 +244,11 @@ class Inventory:
         generation = self._generation[kind]
         if kind == "pods":
             self._known_since = min(self._known_since, now)
-            gone = [uid for uid, record in self._pods.items() if record.generation != generation]
-            for uid in gone:
-                self.remove_pod(uid, now)
-        elif kind == "nodes":
+            unseen = [uid for uid, record in self._pods.items() if record.generation != generation]
+            for pod in unseen:
+                self.remove_pod(pod, now)
+            return len(unseen)
+        if kind == "nodes":
             gone = self._nodes.not_seen_in(generation)
             for name in gone:
                 self.remove_node(name, now)
@@ -248,15 +269,16 @@ class Inventory:
         record.generation = generation
         if record.pod == pod:
             return
+        msgspec.structs.force_setattr(pod, "uid", record.pod.uid)  # lest there are two objects for each pod
         record.pod = pod
         self._settle(record, now, seen_before=True)
 
-    def remove_pod(self, uid: str, now: float) -> None:
+    def remove_pod(self, uid: Uid, now: float) -> None:
         """A pod was deleted; unknown ones are ignored."""
         record = self._pods.pop(uid, None)
         if record is None:
             return
-        for claim in record.claims:
+        for claim in each_of(record.claims):
             self._end(claim, now)
 
     def put_node(self, node: Node) -> None:
@@ -297,7 +319,7 @@ class Inventory:
         """Make the claims of a pod fit its addresses."""
         pod = record.pod
         wanted: dict[tuple[Width, int], Claim | None] = dict.fromkeys(_keys_of(pod))
-        for claim in record.claims:
+        for claim in each_of(record.claims):
             if (claim.width, claim.key) in wanted:
                 wanted[claim.width, claim.key] = claim
             else:
@@ -317,11 +339,7 @@ class Inventory:
                 self._history[width].add(claim)
                 self._snapshot = None
             claims.append(claim)
-        record.claims = tuple(claims)
-        if len(claims) == 1:
-            # Most pods have one address that nobody had before: then one tuple serves here and there.
-            known = self._history[claim.width].of(claim.key)
-            record.claims = known if known == record.claims else record.claims
+        record.claims = compact_claims(tuple(claims))
 
     def _start(self, pod: Pod, earlier: tuple[Claim, ...], now: float, seen_before: bool) -> int:
         """Since when a pod has what it is seen to have now.
@@ -333,7 +351,7 @@ class Inventory:
         if not seen_before:
             return start
         ends = [claim.end for claim in earlier]
-        return min(int(now), max([start, *ends]))
+        return min(self._whole(now), max([start, *ends]))
 
     def _describe(self, record: _PodRecord) -> None:
         """Let the pod's endpoint say what is known of it now; its claims follow."""
@@ -351,15 +369,21 @@ class Inventory:
         if record.endpoint and self._endpoints.description(record.endpoint) == description:
             return
         record.endpoint = self._endpoints.add(description, self._nodes.number(pod.node))
-        for claim in record.claims:
+        for claim in each_of(record.claims):
             if claim.end == FOREVER:
                 self._history[claim.width].move(claim, record.endpoint)
         self._snapshot = None
 
     def _end(self, claim: Claim, now: float) -> None:
-        self._history[claim.width].end(claim, int(now))
+        self._history[claim.width].end(claim, self._whole(now))
         self._ended.append(claim)
         self._snapshot = None
+
+    def _whole(self, now: float) -> int:
+        """The second; one object for all that begins and ends within it."""
+        if int(now) != self._second:
+            self._second = int(now)
+        return self._second
 
     def _move_pods(self) -> None:
         """Let pods follow their nodes to other zones: rare, so all pods are gone through once."""
@@ -371,20 +395,25 @@ class Inventory:
         self._moved_nodes.clear()
 
     def _compact(self) -> None:
-        """Let go of endpoints that no claim and no node uses any more, once they are a fifth of all."""
+        """Let go of endpoints that no claim and no node uses any more, once they are a ninth of all."""
         in_use = sum(len(history) for history in self._history.values()) + len(self._nodes) + len(self._ended)
-        if len(self._endpoints) < COMPACT_ABOVE + in_use + in_use // 4:
+        if len(self._endpoints) < COMPACT_ABOVE + in_use + in_use // 8:
             return
-        used = {claim.endpoint for history in self._history.values() for claim in history.claims()}
+        used = np.zeros(len(self._endpoints), np.bool_)
+        for history in self._history.values():
+            history.mark_endpoints(used)
         self._nodes.renumber(self._endpoints.nodes_of(used))
-        used.update(self._nodes.endpoints_used())
+        used[self._nodes.endpoints_used()] = True
         new_ids = self._endpoints.compact(used, self._nodes.numbers)
-        numbers = new_ids.tolist()
         for history in self._history.values():
             history.renumber(new_ids)
         self._nodes.move(new_ids)
         for record in self._pods.values():
-            record.endpoint = numbers[record.endpoint]
+            # Of its claims, where there are any, for the object that they have already.
+            claims = each_of(record.claims)
+            record.endpoint = claims[0].endpoint if claims else new_ids.item(record.endpoint)
+        # Without the holes that removed pods leave: with too many of them a dict doubles.
+        self._pods = {uid: record for uid, record in self._pods.items()}  # noqa: C416
 
 
 def _keys_of(pod: Pod) -> list[tuple[Width, int]]:

@@ -18,7 +18,7 @@ import msgspec
 
 from kubenetmon.errors import ProtocolError
 from kubenetmon.model import TCP, UDP
-from kubenetmon.server.inventory import InventoryConfig, Kind, Pod, Service
+from kubenetmon.server.inventory import InventoryConfig, Kind, Pod, Service, compact_uid
 from kubenetmon.server.node_prefixes import Network
 from kubenetmon.server.nodes import Node
 from kubenetmon.server.snapshot import Family
@@ -29,6 +29,7 @@ _OVER = frozenset({"Succeeded", "Failed"})
 _KIND_NAMES: Mapping[str, Kind] = {"Pod": "pods", "Node": "nodes", "Service": "services"}
 _IPV4_MAPPED = 0xFFFF
 _PROTOCOLS = {"TCP": TCP, "UDP": UDP}
+_TIMES_SHARED = 4096
 
 LabelsT = TypeVar("LabelsT")
 ObjectT = TypeVar("ObjectT")
@@ -208,6 +209,7 @@ class ObjectDecoder:
         self._raw_list = msgspec.json.Decoder(_List[msgspec.Raw])
         self._raw_event = msgspec.json.Decoder(_Event[msgspec.Raw])
         self._any_object = msgspec.json.Decoder(_AnyObject)
+        self._times: dict[int, int] = {}
 
     def page(self, kind: Kind, body: bytes | bytearray) -> Page:
         """One page of a list of that kind. Raises `UnreadableError`."""
@@ -314,22 +316,28 @@ class ObjectDecoder:
             if text:
                 family, address = parse_address(text)
                 (ipv4 if family == 4 else ipv6).append(address)
-        created, started = _seconds(metadata.creation_timestamp), _seconds(status.start_time)
         return Pod(
-            _identity(metadata),
+            compact_uid(_identity(metadata)),
             sys.intern(metadata.namespace or ""),
             metadata.name,
             sys.intern(spec.node_name or ""),
             sys.intern(app),
             sys.intern(getattr(labels, self._instance_id_field, None) or ""),
             sys.intern(getattr(labels, self._cell_field, None) or ""),
-            created,
-            created if started == created else started,  # one object for both
+            self._second(metadata.creation_timestamp),
+            self._second(status.start_time),
             not spec.host_network and status.phase not in _OVER,
             tuple(ipv4),
             tuple(ipv6),
             _host_ports(spec) if spec.host_network and status.phase not in _OVER else (),
         )
+
+    def _second(self, moment: datetime | None) -> int:
+        """Unix seconds; pods of the same second share the object, which counts with a hundred thousand."""
+        if len(self._times) >= _TIMES_SHARED:
+            self._times.clear()
+        second = _seconds(moment)
+        return self._times.setdefault(second, second)
 
     def _node(self, decoded: Any) -> Node:
         metadata = decoded.metadata

@@ -19,7 +19,7 @@ Who owns a key at second t, by these rules in this order:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,6 +55,20 @@ class Claim(msgspec.Struct, eq=False, gc=False):
     created: int
     endpoint: int
     end: int = FOREVER
+
+
+Claims = Claim | tuple[Claim, ...]
+"""One claim bare: with a hundred thousand pods a tuple around each counts."""
+
+
+def each_of(claims: Claims) -> tuple[Claim, ...]:
+    """As a tuple in any case."""
+    return (claims,) if isinstance(claims, Claim) else claims
+
+
+def compact_claims(claims: tuple[Claim, ...]) -> Claims:
+    """To be kept."""
+    return claims[0] if len(claims) == 1 else claims
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +141,7 @@ class AddressHistory:
         self._width: Width = width
         self._grace = grace
         self._exclusive = width in (IPV4_PORT, IPV6_PORT)
-        self._claims: dict[int, tuple[Claim, ...]] = {}
+        self._claims: dict[int, Claims] = {}
         self._changed: set[int] = set()
         self._rows = OwnershipRows(width, self._keys([0], [0]), np.zeros(1, np.int64), np.zeros(1, np.int32))
 
@@ -137,12 +151,12 @@ class AddressHistory:
 
     def add(self, claim: Claim) -> None:
         """A new claim, holding from now on."""
-        claims = (*self._claims.get(claim.key, ()), claim)
+        claims = (*self.of(claim.key), claim)
         if len(claims) > _MAX_CLAIMS_PER_ADDRESS:
             # An address that changes hands every few seconds: what ended longest ago goes first.
             oldest = min(claims, key=lambda held: held.end)
             claims = tuple(held for held in claims if held is not oldest)
-        self._claims[claim.key] = claims
+        self._claims[claim.key] = compact_claims(claims)
         self._changed.add(claim.key)
 
     def end(self, claim: Claim, at: int) -> None:
@@ -157,21 +171,23 @@ class AddressHistory:
 
     def forget(self, claim: Claim) -> None:
         """Remove an ended claim from history; harmless when it is gone already."""
-        claims = tuple(held for held in self._claims.get(claim.key, ()) if held is not claim)
+        claims = tuple(held for held in self.of(claim.key) if held is not claim)
         if claims:
-            self._claims[claim.key] = claims
+            self._claims[claim.key] = compact_claims(claims)
         else:
             self._claims.pop(claim.key, None)
         self._changed.add(claim.key)
 
     def of(self, key: int) -> tuple[Claim, ...]:
         """The claims on one key that are still known, in the order they were made."""
-        return self._claims.get(key, ())
+        return each_of(self._claims.get(key, ()))
 
-    def claims(self) -> Iterable[Claim]:
-        """Every claim there is."""
-        for claims in self._claims.values():
-            yield from claims
+    def mark_endpoints(self, used: NDArray[np.bool_]) -> None:
+        """Set what a claim says, of shape (endpoints there are,)."""
+        used[np.fromiter((claim.endpoint for claim in self._each()), np.int32)] = True
+
+    def _each(self) -> Iterator[Claim]:
+        return itertools.chain.from_iterable(map(each_of, self._claims.values()))
 
     def rows(self) -> OwnershipRows:
         """The answers as arrays; the same object while nothing changed."""
@@ -184,9 +200,10 @@ class AddressHistory:
         """Endpoint id i is called new_ids[i] from now on."""
         rows = self.rows()
         self._rows = OwnershipRows(rows.width, rows.keys, rows.ends, new_ids.take(rows.endpoints))
-        numbers = new_ids.tolist()
-        for claim in self.claims():
-            claim.endpoint = numbers[claim.endpoint]
+        for claim in self._each():
+            claim.endpoint = new_ids.item(claim.endpoint)
+        # Without the holes that forgotten keys leave: with too many of them a dict doubles.
+        self._claims = {key: claims for key, claims in self._claims.items()}  # noqa: C416
 
     def _merge(self, changed: list[int]) -> OwnershipRows:
         """The rows with those of the changed addresses (sorted) replaced: slices of old and of new ones."""
@@ -196,7 +213,7 @@ class AddressHistory:
         endpoints: list[int] = []
         bounds = [0]
         for address in changed:
-            for start, end, endpoint in self._steps(self._claims.get(address, ())):
+            for start, end, endpoint in self._steps(self.of(address)):
                 owned.append(address)
                 starts.append(start)
                 ends.append(end)

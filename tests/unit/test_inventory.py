@@ -10,19 +10,26 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kubenetmon.server import inventory as inventory_module
-from kubenetmon.server.inventory import ClusterSnapshot, Inventory, InventoryConfig, Pod, Service
+from kubenetmon.server.inventory import (
+    ClusterSnapshot,
+    Inventory,
+    InventoryConfig,
+    Pod,
+    Service,
+    compact_uid,
+)
 from kubenetmon.server.kubernetes_objects import ObjectDecoder
 from kubenetmon.server.node_prefixes import Network
 from kubenetmon.server.nodes import Node
 from kubenetmon.server.ownership import FOREVER
-from tests.beds.large_cluster import LargeCluster
+from tests.beds.large_cluster import STEPS, LargeCluster
 
 GRACE = 30
 HISTORY = 100
@@ -519,13 +526,47 @@ def test_address_that_changes_hands_without_end_keeps_a_bounded_history() -> Non
     assert len(known.ownership[4].keys) < 100
 
 
-def test_a_pod_takes_less_than_a_kilobyte() -> None:
-    made, decoder = LargeCluster(5000, 250), ObjectDecoder(InventoryConfig())
+UID = "0f2c1e0b-7a5d-4c3b-8a19-08f7e6d5c4b3"
+
+
+def test_only_uuids_as_kubernetes_writes_them_become_numbers() -> None:
+    assert compact_uid(UID) == int(UID.replace("-", ""), 16)
+    odd = (
+        "",
+        "u-1",
+        UID.upper(),
+        UID.replace("-", ""),
+        UID.replace("0f2c", "0f 2"),
+        UID.replace("0f2c", "0_2c"),
+        UID.replace("-", ":"),
+        UID.replace("c", "g"),
+        f"{UID}0",
+        UID.replace("0", "\u0660"),
+    )
+    assert [compact_uid(text) for text in odd] == list(odd)
+
+
+@given(
+    st.lists(st.one_of(st.uuids().map(str), st.text("0123456789abcdefABCDEF- _g", max_size=36)), max_size=9)
+)
+def test_different_uids_stay_different(texts: list[str]) -> None:
+    assert len({compact_uid(text) for text in texts}) == len(set(texts))
+
+
+def test_a_pod_is_found_by_its_uid_as_text() -> None:
+    inventory = Inventory(CONFIG)
+    for uid in (UID, "odd"):
+        inventory.put_pod(replace(pod("shop", 7), uid=compact_uid(uid)), 0)
+    assert [inventory.node_of_pod(uid) for uid in (UID, "odd", "none")] == ["node-a", "node-a", None]
+
+
+def test_what_a_pod_takes_while_it_lives_and_once_it_has_ended() -> None:
+    made, decoder = LargeCluster(1500, 75), ObjectDecoder(InventoryConfig())
     pages = [
         b'{"items":[%s]}' % b",".join(made.items("pods", first, first + 500, 0))
-        for first in range(0, 5000, 500)
+        for first in range(0, 1500, 500)
     ]
-    sizes = []
+    sizes, ended = [], []
     for _ in range(3):  # what others allocate meanwhile, tables of interned strings among it, only adds
         inventory = Inventory(InventoryConfig())
         gc.collect()
@@ -536,11 +577,21 @@ def test_a_pod_takes_less_than_a_kilobyte() -> None:
                     assert isinstance(one, Pod)
                     inventory.put_pod(one, 10)
             inventory.snapshot()
-            sizes.append(tracemalloc.get_traced_memory()[0] / 5000)
+            sizes.append(tracemalloc.get_traced_memory()[0] / 1500)
+            for change in range(1500 * len(STEPS)):
+                event = decoder.event("pods", made.change(change))
+                assert isinstance(event.object, Pod)
+                if event.type == "DELETED":
+                    inventory.remove_pod(event.object.uid, 20 + change // 1000)
+                else:
+                    inventory.put_pod(event.object, 20 + change // 1000)
+            inventory.snapshot()
+            ended.append(tracemalloc.get_traced_memory()[0] / 1500 - sizes[-1])
         finally:
             tracemalloc.stop()
-        assert inventory.counts()["pods"] == 5000
-    assert min(sizes) < 1000, "725 measured"
+        assert inventory.counts()["pods"] == 1500
+    assert min(sizes) < 700, "610 measured"
+    assert min(ended) < 410, "360 measured"
 
 
 def test_what_ended_is_kept_within_bounds_whatever_the_churn(monkeypatch: pytest.MonkeyPatch) -> None:
