@@ -46,8 +46,8 @@ Kind = Literal["pods", "nodes", "services"]
 KINDS: tuple[Kind, ...] = ("nodes", "pods", "services")
 """In the order they are best read: pods take their zone from nodes."""
 
-_MOST_ENDED_CLAIMS = 100_000
-"""Some 25 MB. 28 addresses a second may change hands before less than `history` is kept."""
+_MOST_ENDED_CLAIMS = 75_000
+"""Some 30 MB. 20 addresses a second may change hands before less than `history` is kept."""
 
 COMPACT_ABOVE = 10_000
 _UUID_LENGTH, _UUID_OCTETS = 36, 16

@@ -5,7 +5,7 @@ asked for, so that serving costs little and whoever reads it is what is measured
 real API server on a small machine is itself the limit. `python -m tests.beds.large_cluster PODS NODES RATE`
 serves on loopback, prints its port and ends with its standard input.
 
-Changes begin when `/begin` is asked for, RATE a second, in lots. They go over the pods in order: one ends,
+Changes begin when `/begin` is asked for, RATE a second, in lots; from `/begin?rate=N` on, N a second. They go over the pods in order: one ends,
 its successor appears, runs at the same address, and reports its state again (`STEPS`). So who owns an address
 after how many changes is arithmetic (`LargeCluster.owner`), and any reader can be checked.
 """
@@ -417,14 +417,18 @@ class _Server:
     def __init__(self, cluster: LargeCluster, rate: int) -> None:
         self._cluster, self._rate = cluster, rate
         self._began: float | None = None
+        self._earlier = 0
 
     @property
     def changes(self) -> int:
         """Until now."""
-        return 0 if self._began is None else int((time.monotonic() - self._began) * self._rate)
+        new = 0 if self._began is None else int((time.monotonic() - self._began) * self._rate)
+        return self._earlier + new
 
     async def begin(self, request: web.Request) -> web.Response:
+        self._earlier = self.changes
         self._began = time.monotonic()
+        self._rate = int(request.query.get("rate", self._rate))
         return web.Response()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
