@@ -5,9 +5,10 @@ asked for, so that serving costs little and whoever reads it is what is measured
 real API server on a small machine is itself the limit. `python -m tests.beds.large_cluster PODS NODES RATE`
 serves on loopback, prints its port and ends with its standard input.
 
-Changes begin when `/begin` is asked for, RATE a second, in lots; from `/begin?rate=N` on, N a second. They go over the pods in order: one ends,
-its successor appears, runs at the same address, and reports its state again (`STEPS`). So who owns an address
-after how many changes is arithmetic (`LargeCluster.owner`), and any reader can be checked.
+Changes begin when `/begin` is asked for, RATE a second, in lots; from `/begin?rate=N` on, N a second. They go
+over the pods in order: one ends, its successor appears, runs at the same address, and reports its state again
+(`STEPS`). So who owns an address after how many changes is arithmetic (`LargeCluster.owner`), and any reader
+can be checked.
 """
 
 from __future__ import annotations
