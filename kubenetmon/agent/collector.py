@@ -16,8 +16,9 @@ import asyncio
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from kubenetmon.agent.metered import ReadResult, SealedRecords, Totals
 from kubenetmon.agent.outbox import Outbox
 from kubenetmon.agent.waiting import first_of
 from kubenetmon.clock import Clock
@@ -46,9 +47,6 @@ from kubenetmon.metrics.catalogue import (
     LAST_COLLECTION,
 )
 from kubenetmon.readiness import Readiness
-
-if TYPE_CHECKING:
-    from kubenetmon.agent.conntrack import ReadResult, SealedRecords, Totals
 
 logger = logging.getLogger(__name__)
 

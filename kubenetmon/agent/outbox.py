@@ -17,9 +17,10 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from kubenetmon.agent.batch import serialise
+from kubenetmon.agent.metered import SealedRecords
 from kubenetmon.clock import Clock
 from kubenetmon.metrics import Metrics
 from kubenetmon.metrics.catalogue import (
@@ -28,9 +29,6 @@ from kubenetmon.metrics.catalogue import (
     AGENT_UNACKNOWLEDGED,
 )
 from kubenetmon.proto import EPOCH_BYTES, MAX_MESSAGE_BYTES, Outcome
-
-if TYPE_CHECKING:
-    from kubenetmon.agent.conntrack import SealedRecords
 
 logger = logging.getLogger(__name__)
 

@@ -13,15 +13,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from kubenetmon.agent.metered import AccountingState, ReadResult
 from kubenetmon.clock import Clock
 from kubenetmon.config.duration import format_duration
 from kubenetmon.errors import KubenetmonError, MachineError
 from kubenetmon.readiness import Readiness
-
-if TYPE_CHECKING:
-    from kubenetmon.agent.conntrack import AccountingState, ReadResult
 
 logger = logging.getLogger(__name__)
 

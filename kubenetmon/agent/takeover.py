@@ -12,8 +12,9 @@ import logging
 
 from kubenetmon.agent.batch import serialise
 from kubenetmon.agent.collector import Collector
-from kubenetmon.agent.conntrack import Conntrack, StoredBatch
+from kubenetmon.agent.conntrack import Conntrack
 from kubenetmon.agent.guard import NodeGuard
+from kubenetmon.agent.metered import StoredBatch
 from kubenetmon.agent.outbox import Outbox, SealedBatch
 from kubenetmon.agent.state import SENT_BY_PUSH, SENT_BY_SUBMIT
 from kubenetmon.agent.waiting import to_the_end

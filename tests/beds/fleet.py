@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from kubenetmon.agent.collector import Collector, CollectorConfig
-from kubenetmon.agent.conntrack import ReadResult, SealedRecords, Totals
+from kubenetmon.agent.metered import ReadResult, SealedRecords, Totals
 from kubenetmon.agent.outbox import Outbox, SealedBatch
 from kubenetmon.agent.sender import Sender, SenderConfig
 from kubenetmon.clock import SYSTEM_CLOCK

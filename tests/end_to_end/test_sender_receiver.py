@@ -6,7 +6,7 @@ import asyncio
 import random
 from dataclasses import replace
 
-from kubenetmon.agent.conntrack import SealedRecords
+from kubenetmon.agent.metered import SealedRecords
 from kubenetmon.metrics.catalogue import COLLECTOR_ERRORS
 from kubenetmon.model import BatchIdentity, FlowBatch
 from kubenetmon.proto import FlowArrays, Outcome

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kubenetmon.agent.conntrack import Conntrack, ConntrackConfig, SealedRecords, Totals
+from kubenetmon.agent.conntrack import Conntrack, ConntrackConfig
+from kubenetmon.agent.metered import SealedRecords, Totals
 from kubenetmon.agent.state import StateDirectory
 from kubenetmon.demo.network import Count, Namespace
 from kubenetmon.metrics import Metrics

@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from kubenetmon.agent.conntrack import Conntrack, ConntrackConfig, ConntrackError, SealedRecords
+from kubenetmon.agent.conntrack import Conntrack, ConntrackConfig, ConntrackError
+from kubenetmon.agent.metered import SealedRecords
 from kubenetmon.proto import MAX_BATCH_BYTES, FlowBatch
 from tests.beds import ctnetlink
 from tests.beds.injector import TCP, UDP, InjectionBed

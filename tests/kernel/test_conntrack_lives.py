@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kubenetmon.agent.conntrack import ConntrackConfig, SealedRecords
+from kubenetmon.agent.conntrack import ConntrackConfig
+from kubenetmon.agent.metered import SealedRecords
 from tests.beds import ctnetlink
 from tests.beds.injector import TCP, UDP, InjectionBed
 from tests.beds.router import CLIENT, RouterBed

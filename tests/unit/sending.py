@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from kubenetmon.agent.connection import Timeouts
-from kubenetmon.agent.conntrack import SealedRecords
+from kubenetmon.agent.metered import SealedRecords
 from kubenetmon.agent.outbox import BatchStore, Outbox
 from kubenetmon.agent.push import PushConfig
 from kubenetmon.agent.schedule import Backoff

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from kubenetmon.agent.collector import LONGEST_REPORT_INTERVAL, Collector, CollectorConfig
-from kubenetmon.agent.conntrack import ConntrackError, ReadResult, SealedRecords, Totals
+from kubenetmon.agent.conntrack import ConntrackError
+from kubenetmon.agent.metered import ReadResult, SealedRecords, Totals
 from kubenetmon.agent.outbox import Outbox
 from kubenetmon.errors import KubenetmonError, MachineError
 from kubenetmon.metrics import Metrics

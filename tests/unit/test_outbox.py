@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubenetmon.agent.batch import serialise
-from kubenetmon.agent.conntrack import SealedRecords
+from kubenetmon.agent.metered import SealedRecords
 from kubenetmon.agent.outbox import MAX_REPORTS, MAX_WAITING_BYTES, Outbox, SealedBatch
 from kubenetmon.metrics import Metrics
 from kubenetmon.metrics.catalogue import (

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubenetmon.agent.conntrack import SealedRecords
+from kubenetmon.agent.metered import SealedRecords
 from kubenetmon.agent.observations import frames
 from kubenetmon.agent.schedule import Backoff
 from kubenetmon.agent.state import SENT_BY_SUBMIT, SENT_OFFSET, StateDirectory, batch_name

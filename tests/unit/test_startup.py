@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kubenetmon.agent.conntrack import AccountingState, ConntrackError, ReadResult
+from kubenetmon.agent.conntrack import ConntrackError
+from kubenetmon.agent.metered import AccountingState, ReadResult
 from kubenetmon.agent.startup import StartupConfig, check_accounting
 from kubenetmon.errors import KubenetmonError, MachineError
 from kubenetmon.readiness import Readiness

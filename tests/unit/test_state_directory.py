@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kubenetmon.agent.conntrack import SealedRecords
+from kubenetmon.agent.metered import SealedRecords
 from kubenetmon.agent.outbox import Outbox
 from kubenetmon.agent.state import SENT_BY_PUSH, SENT_BY_SUBMIT, SENT_OFFSET, StateDirectory, batch_name
 from kubenetmon.metrics import Metrics
