@@ -40,6 +40,7 @@ from kubenetmon.server.ownership import (
     each_of,
     port_key,
 )
+from kubenetmon.server.pods import Pod, Uid, compact_uid, keys_of
 from kubenetmon.server.snapshot import Addresses, Family, Moment
 
 Kind = Literal["pods", "nodes", "services"]
@@ -50,7 +51,6 @@ _MOST_ENDED_CLAIMS = 75_000
 """Some 30 MB. 20 addresses a second may change hands before less than `history` is kept."""
 
 COMPACT_ABOVE = 10_000
-_UUID_LENGTH, _UUID_OCTETS = 36, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,42 +66,6 @@ class InventoryConfig:
     cell_label: str = ""
     pod_grace: float = 300.0
     history: float = 3600.0
-
-
-Uid = int | str
-"""Of a pod: the number that a UUID is, which takes half the memory of its text, else the text as it is."""
-
-
-def compact_uid(uid: str) -> Uid:
-    """The same for the same text only: what is not written as Kubernetes writes UUIDs stays text."""
-    if len(uid) != _UUID_LENGTH or uid[8] + uid[13] + uid[18] + uid[23] != "----" or uid != uid.lower():
-        return uid
-    try:
-        octets = bytes.fromhex(uid.replace("-", ""))
-    except ValueError:
-        return uid
-    return int.from_bytes(octets) if len(octets) == _UUID_OCTETS else uid
-
-
-class Pod(msgspec.Struct, frozen=True, gc=False):
-    """What is kept of a pod. Times are Unix seconds, 0 = unknown; addresses are numbers.
-
-    `host_ports`: of a living pod on the host's network, each port it declares as protocol << 16 | port.
-    """
-
-    uid: Uid
-    namespace: str
-    name: str
-    node: str
-    app: str
-    instance_id: str
-    cell: str
-    created: int
-    started: int
-    owns_addresses: bool
-    ipv4: tuple[int, ...]
-    ipv6: tuple[int, ...]
-    host_ports: tuple[int, ...] = ()
 
 
 class Tenure(NamedTuple):
@@ -318,7 +282,7 @@ class Inventory:
     def _settle(self, record: _PodRecord, now: float, *, seen_before: bool) -> None:
         """Make the claims of a pod fit its addresses."""
         pod = record.pod
-        wanted: dict[tuple[Width, int], Claim | None] = dict.fromkeys(_keys_of(pod))
+        wanted: dict[tuple[Width, int], Claim | None] = dict.fromkeys(keys_of(pod))
         for claim in each_of(record.claims):
             if (claim.width, claim.key) in wanted:
                 wanted[claim.width, claim.key] = claim
@@ -414,18 +378,3 @@ class Inventory:
             record.endpoint = claims[0].endpoint if claims else new_ids.item(record.endpoint)
         # Without the holes that removed pods leave: with too many of them a dict doubles.
         self._pods = {uid: record for uid, record in self._pods.items()}  # noqa: C416
-
-
-def _keys_of(pod: Pod) -> list[tuple[Width, int]]:
-    """What the pod owns."""
-    found: list[tuple[Width, int]] = []
-    families: tuple[tuple[Family, tuple[int, ...]], ...] = ((4, pod.ipv4), (6, pod.ipv6))
-    for family, addresses in families:
-        if pod.owns_addresses:
-            found += [(ADDRESS_WIDTH[family], address) for address in addresses]
-        found += [
-            (PORT_WIDTH[family], port_key(address, port >> 16, port & 0xFFFF))
-            for address in addresses
-            for port in pod.host_ports
-        ]
-    return found

@@ -18,9 +18,10 @@ import msgspec
 
 from kubenetmon.errors import ProtocolError
 from kubenetmon.model import TCP, UDP
-from kubenetmon.server.inventory import InventoryConfig, Kind, Pod, Service, compact_uid
+from kubenetmon.server.inventory import InventoryConfig, Kind, Service
 from kubenetmon.server.node_prefixes import Network
 from kubenetmon.server.nodes import Node
+from kubenetmon.server.pods import Pod, compact_uid
 from kubenetmon.server.snapshot import Family
 
 KubernetesObject = Pod | Node | Service

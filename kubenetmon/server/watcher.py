@@ -31,7 +31,7 @@ from kubenetmon.metrics.catalogue import (
     WATCH_SKIPPED,
 )
 from kubenetmon.readiness import Readiness
-from kubenetmon.server.inventory import KINDS, Inventory, InventoryConfig, Kind, Pod, Service
+from kubenetmon.server.inventory import KINDS, Inventory, InventoryConfig, Kind, Service
 from kubenetmon.server.kubernetes import (
     SELECTIONS,
     ApiError,
@@ -47,6 +47,7 @@ from kubenetmon.server.kubernetes_objects import (
     UnreadableError,
 )
 from kubenetmon.server.kubernetes_source import DumpFile, choose_source
+from kubenetmon.server.pods import Pod
 
 logger = logging.getLogger(__name__)
 

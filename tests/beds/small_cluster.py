@@ -9,9 +9,10 @@ from typing import Any
 
 from kubenetmon.server.attributed import NOTHING_IGNORED, NamedNetwork, Peer
 from kubenetmon.server.attribution import AttributionConfig, Attributor
-from kubenetmon.server.inventory import Inventory, InventoryConfig, Pod
+from kubenetmon.server.inventory import Inventory, InventoryConfig
 from kubenetmon.server.node_prefixes import Network
 from kubenetmon.server.nodes import Node
+from kubenetmon.server.pods import Pod
 from kubenetmon.server.ranges import RangeTable
 from kubenetmon.server.rows import RowsConfig, columns
 from tests.beds.attribution import CASE_TIME, Flow, Tuple, batch_of, load_ranges, plain_rows

@@ -12,7 +12,8 @@ import pytest
 
 from kubenetmon.server.attributed import NamedNetwork
 from kubenetmon.server.attribution import AttributionConfig, Attributor
-from kubenetmon.server.inventory import Inventory, InventoryConfig, Pod
+from kubenetmon.server.inventory import Inventory, InventoryConfig
+from kubenetmon.server.pods import Pod
 from kubenetmon.server.rows import RowsConfig, columns
 from tests.beds.attribution import CASE_TIME, Flow, batch_of, inventory_of, plain_rows
 from tests.beds.original_rules import Original

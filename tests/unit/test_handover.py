@@ -12,8 +12,9 @@ from msgspec import structs
 
 from kubenetmon.server.attributed import NOTHING_IGNORED, Attributed
 from kubenetmon.server.attribution import AttributionConfig, Attributor
-from kubenetmon.server.inventory import Inventory, InventoryConfig, Pod
+from kubenetmon.server.inventory import Inventory, InventoryConfig
 from kubenetmon.server.nodes import Node
+from kubenetmon.server.pods import Pod
 from kubenetmon.server.ranges import RangeTable
 from kubenetmon.server.rows import RowsConfig, columns
 from tests.beds.attribution import CASE_TIME, batch_of, plain_rows

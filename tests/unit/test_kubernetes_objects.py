@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kubenetmon.server.inventory import KINDS, Inventory, InventoryConfig, Kind, Pod
+from kubenetmon.server.inventory import KINDS, Inventory, InventoryConfig, Kind
 from kubenetmon.server.kubernetes_objects import ObjectDecoder, UnreadableError, parse_address, parse_network
 from kubenetmon.server.node_prefixes import Network
 from kubenetmon.server.nodes import Node
+from kubenetmon.server.pods import Pod
 
 DECODER = ObjectDecoder(InventoryConfig(cell_label="cell"))
 

@@ -23,12 +23,13 @@ from kubenetmon.metrics import Metrics, MetricSpec, catalogue
 from kubenetmon.model import ARRAY_NAMES, BatchIdentity, FlowBatch
 from kubenetmon.proto import Outcome
 from kubenetmon.server.attribution import AttributionConfig, Attributor
-from kubenetmon.server.inventory import Inventory, InventoryConfig, Pod
+from kubenetmon.server.inventory import Inventory, InventoryConfig
 from kubenetmon.server.latecomers import Latecomers, LatecomersConfig
 from kubenetmon.server.node_prefixes import Network
 from kubenetmon.server.nodes import Node
 from kubenetmon.server.pacing import PacingConfig, ReportPacing
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
+from kubenetmon.server.pods import Pod
 from kubenetmon.server.ranges import RangeTable
 from kubenetmon.server.rates import Rates
 from kubenetmon.server.rows import RowsConfig
