@@ -21,7 +21,7 @@ from tests.bench.line import Line, megabytes
 RATE = 1000
 _SECONDS = 600.0
 _FOLLOWED, _CHURN = 30.0, 60.0
-_FILL_RATE, _FILLED = 4 * RATE, 130.0
+_FILL_RATE, _FILLED = 4 * RATE, 100.0
 """Until as much is known of the past as ever is."""
 
 
