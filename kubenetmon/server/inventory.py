@@ -39,6 +39,7 @@ from kubenetmon.server.ownership import (
     compact_claims,
     each_of,
     port_key,
+    without_holes,
 )
 from kubenetmon.server.pods import Pod, Uid, compact_uid, keys_of
 from kubenetmon.server.snapshot import Addresses, Family, Moment
@@ -140,6 +141,7 @@ class Inventory:
             width: AddressHistory(width, int(config.pod_grace)) for width in widths
         }
         self._pods: dict[Uid, _PodRecord] = {}
+        self._removed = 0
         self._moved_nodes: set[str] = set()
         self._services: dict[str, int] = {}
         self._ended: deque[Claim] = deque()
@@ -242,6 +244,9 @@ class Inventory:
         record = self._pods.pop(uid, None)
         if record is None:
             return
+        self._removed += 1
+        if self._removed > len(self._pods) // 2:
+            self._pods, self._removed = without_holes(self._pods), 0
         for claim in each_of(record.claims):
             self._end(claim, now)
 
@@ -372,9 +377,10 @@ class Inventory:
         for history in self._history.values():
             history.renumber(new_ids)
         self._nodes.move(new_ids)
+        for claim in self._ended:
+            claim.endpoint = new_ids.item(claim.endpoint)
         for record in self._pods.values():
-            # Of its claims, where there are any, for the object that they have already.
-            claims = each_of(record.claims)
-            record.endpoint = claims[0].endpoint if claims else new_ids.item(record.endpoint)
-        # Without the holes that removed pods leave: with too many of them a dict doubles.
-        self._pods = {uid: record for uid, record in self._pods.items()}  # noqa: C416
+            # One object for a pod and its claims, and the old one goes before the next is made.
+            record.endpoint = new_ids.item(record.endpoint)
+            for claim in each_of(record.claims):
+                claim.endpoint = record.endpoint

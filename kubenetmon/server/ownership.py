@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -38,6 +38,9 @@ ADDRESS_WIDTH: dict[Family, Width] = {4: 4, 6: 16}
 PORT_WIDTH: dict[Family, Width] = {4: 7, 6: 19}
 
 _MAX_CLAIMS_PER_ADDRESS = 64
+
+KeyT = TypeVar("KeyT")
+ValueT = TypeVar("ValueT")
 
 
 def port_key(address: int, protocol: int, port: int) -> int:
@@ -59,6 +62,11 @@ class Claim(msgspec.Struct, eq=False, gc=False):
 
 Claims = Claim | tuple[Claim, ...]
 """One claim bare: with a hundred thousand pods a tuple around each counts."""
+
+
+def without_holes(of: dict[KeyT, ValueT]) -> dict[KeyT, ValueT]:
+    """The same, for once half as many keys were removed as there are: a dict full of holes doubles."""
+    return {key: value for key, value in of.items()}  # noqa: C416  # dict() would copy holes
 
 
 def each_of(claims: Claims) -> tuple[Claim, ...]:
@@ -142,6 +150,7 @@ class AddressHistory:
         self._grace = grace
         self._exclusive = width in (IPV4_PORT, IPV6_PORT)
         self._claims: dict[int, Claims] = {}
+        self._removed = 0
         self._changed: set[int] = set()
         self._rows = OwnershipRows(width, self._keys([0], [0]), np.zeros(1, np.int64), np.zeros(1, np.int32))
 
@@ -176,6 +185,9 @@ class AddressHistory:
             self._claims[claim.key] = compact_claims(claims)
         else:
             self._claims.pop(claim.key, None)
+            self._removed += 1
+            if self._removed > len(self._claims) // 2:
+                self._claims, self._removed = without_holes(self._claims), 0
         self._changed.add(claim.key)
 
     def of(self, key: int) -> tuple[Claim, ...]:
@@ -197,13 +209,9 @@ class AddressHistory:
         return self._rows
 
     def renumber(self, new_ids: NDArray[np.int32]) -> None:
-        """Endpoint id i is called new_ids[i] from now on."""
+        """Endpoint id i is called new_ids[i] from now on; what the claims say is for those who made them."""
         rows = self.rows()
         self._rows = OwnershipRows(rows.width, rows.keys, rows.ends, new_ids.take(rows.endpoints))
-        for claim in self._each():
-            claim.endpoint = new_ids.item(claim.endpoint)
-        # Without the holes that forgotten keys leave: with too many of them a dict doubles.
-        self._claims = {key: claims for key, claims in self._claims.items()}  # noqa: C416
 
     def _merge(self, changed: list[int]) -> OwnershipRows:
         """The rows with those of the changed addresses (sorted) replaced: slices of old and of new ones."""
