@@ -7,12 +7,16 @@ behind the native front. Only the kernel's table is made up, so that what was se
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kubenetmon.agent.push import PushConfig
 from tests.beds.fleet import Fleet
 from tests.beds.proxy import TcpProxy
 from tests.beds.replica import Replica, serve_acking_before_commit
@@ -35,10 +39,17 @@ async def started(replica: Replica) -> Replica:
     return replica
 
 
-def fleet(running: Site, agents: int = 1, *, flows: int = 500, addresses: list[str] | None = None) -> Fleet:
-    return Fleet(
-        agents, flows=flows, port=running.port, addresses=addresses or running.addresses, sender=FAST
-    )
+def fleet(
+    running: Site,
+    agents: int = 1,
+    *,
+    flows: int = 500,
+    addresses: list[str] | None = None,
+    push: PushConfig = FAST.push,
+) -> Fleet:
+    sender = replace(FAST, push=push)
+    addresses = addresses or running.addresses
+    return Fleet(agents, flows=flows, port=running.port, addresses=addresses, sender=sender)
 
 
 async def until_reached(running: Site, count: int = 1) -> None:
@@ -201,6 +212,27 @@ async def test_agents_move_between_replicas_that_come_and_go(running: Site, repl
             await agents.report()
             await agents.drained(15)  # by those that are left
             await started(leaving)
+    await running.wait_stored(agents.truth)
+
+
+async def test_agents_leave_a_server_that_stands_still(
+    running: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Stopped in its tracks with batches in hand, it wakes to what others have stored meanwhile."""
+    servers = [await started(running.replica()) for _ in range(2)]
+    agents = fleet(running, 8, flows=200, push=replace(FAST.push, ping_after=0.5, ping_timeout=1.5))
+    async with agents.running():
+        await agents.report()
+        await agents.drained()
+        await running.front.fault("before_commit", "delay", kind="insert", seconds=0.5, times=4)
+        await agents.report()
+        await until_reached(running)
+        os.kill(servers[0].process_id, signal.SIGSTOP)
+        await agents.report()
+        await agents.drained(15)
+        assert "no sign of life" in caplog.text
+        os.kill(servers[0].process_id, signal.SIGCONT)
+        await asyncio.sleep(1)
     await running.wait_stored(agents.truth)
 
 
