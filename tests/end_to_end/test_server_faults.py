@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from kubenetmon.agent.connection import Timeouts
 from kubenetmon.agent.push import PushConfig
 from tests.beds.fleet import Fleet
 from tests.beds.proxy import TcpProxy
@@ -46,8 +47,9 @@ def fleet(
     flows: int = 500,
     addresses: list[str] | None = None,
     push: PushConfig = FAST.push,
+    timeouts: Timeouts = FAST.timeouts,
 ) -> Fleet:
-    sender = replace(FAST, push=push)
+    sender = replace(FAST, push=push, timeouts=timeouts)
     addresses = addresses or running.addresses
     return Fleet(agents, flows=flows, port=running.port, addresses=addresses, sender=sender)
 
@@ -110,6 +112,36 @@ async def test_an_acknowledgement_that_is_lost(running: Site) -> None:
             assert proxy.accepted > 10
     await running.wait_stored(agents.truth)
     assert server.metrics()['kubenetmon_server_ignored_total{reason="duplicate",unit="bytes"}'] > 0
+
+
+@pytest.mark.parametrize("side", ["to_upstream", "to_client"])
+@pytest.mark.parametrize("fault", ["reset", "half-open", "a byte a second"])
+async def test_the_network_between_agent_and_server_fails(running: Site, fault: str, side: str) -> None:
+    server = await started(running.replica())
+    host = "127.0.0.50"
+    async with TcpProxy(server.host, server.port, host=host, port=running.port) as proxy:
+        push = replace(FAST.push, ping_after=0.3, ping_timeout=0.7)
+        timeouts = replace(FAST.timeouts, connect=1.0, answer=1.0)
+        agents = fleet(running, 3, addresses=[host], push=push, timeouts=timeouts)
+        async with agents.running():
+            await agents.report()
+            await agents.drained()
+            direction = getattr(proxy, side)
+            if fault == "reset":
+                direction.cut_after_bytes(20)
+            elif fault == "half-open":
+                direction.dropping = True
+            else:
+                direction.bytes_per_second = 1
+            opened = proxy.accepted
+            await agents.report()
+            async with asyncio.timeout(20):
+                while proxy.accepted == opened:  # noqa: ASYNC110 - another agent's task
+                    await asyncio.sleep(0.02)
+            proxy.heal()
+            await proxy.cut()
+            await agents.drained()
+    await running.wait_stored(agents.truth)
 
 
 @pytest.mark.parametrize("step", ["before_commit", "after_commit"])
