@@ -23,7 +23,7 @@ import random
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 from kubenetmon.clickhouse.attempts import Attempts, Place
 from kubenetmon.clickhouse.block import Block
@@ -158,8 +158,10 @@ class Inserter:
             delay = self._config.first_delay
             self._health.looked(self._target.state)
             self._schema_known_or_stopping.set()
-            troubled = self._health.troubled
-            await self._clock.sleep(self._config.longest_delay if troubled else self._config.schema_interval)
+            if not self._health.troubled:
+                await self._first_of(self._config.schema_interval, self._health.in_trouble)
+            if self._health.troubled:
+                await self._clock.sleep(self._config.longest_delay)
 
     async def stop(self) -> None:
         """Let attempts under way end; every commit still waiting is handed back at once.
@@ -342,11 +344,12 @@ class Inserter:
 
     async def _pause(self, seconds: float, sign: asyncio.Event) -> None:
         """Wait with jitter; end early when the inserter stops or at a sign that ClickHouse is well again."""
-        waits = [
-            asyncio.create_task(self._clock.sleep(seconds * random.uniform(0.5, 1.0))),  # noqa: S311 - jitter
-            asyncio.create_task(self._stopping.wait()),
-            asyncio.create_task(sign.wait()),
-        ]
+        await self._first_of(seconds * random.uniform(0.5, 1.0), self._stopping, sign)  # noqa: S311 - jitter
+
+    async def _first_of(self, seconds: float, *events: asyncio.Event) -> None:
+        """Wait until any is set, or so long."""
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(event.wait()) for event in events]
+        waits.append(asyncio.create_task(self._clock.sleep(seconds)))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -221,6 +221,27 @@ async def test_servers_killed_at_random(running: Site) -> None:
     await running.wait_stored(agents.truth)
 
 
+async def test_one_node_that_clickhouse_refuses_does_not_stop_the_others(running: Site) -> None:
+    """With a single inserter; the refused wait, are shown, and are stored once the table is mended."""
+    server = await started(running.replica(num_inserter_workers=1))
+    agents = fleet(running, 4)
+    refused, *others = agents.agents
+    table = "ALTER TABLE default.network_flows_0"
+    await running.sink.query(f"{table} ADD CONSTRAINT others CHECK localNode != '{refused.node_name}'")
+    async with agents.running():
+        for _ in range(3):
+            await agents.report()
+            async with asyncio.timeout(15):
+                while any(agent.outbox.waiting() for agent in others):  # noqa: ASYNC110 - many events
+                    await asyncio.sleep(0.05)
+        assert len(refused.outbox.waiting()) == agents.unanswered == 3
+        assert server.metrics()["kubenetmon_server_held_batches"] == 3
+        assert "469" in server.ready()["clickhouse"]["detail"]
+        await running.sink.query(f"{table} DROP CONSTRAINT others")
+        await agents.drained()
+    await running.wait_stored(agents.truth)
+
+
 async def test_an_ack_before_the_commit_loses(running: Site) -> None:
     """The negative control: what the tests above look for is what they would find."""
     server = await started(running.replica(work=serve_acking_before_commit))
