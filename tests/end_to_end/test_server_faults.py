@@ -278,6 +278,31 @@ async def test_agents_move_between_replicas_that_come_and_go(running: Site, repl
     await running.wait_stored(agents.truth)
 
 
+async def test_agents_draw_anew_when_their_connections_have_their_age(running: Site) -> None:
+    """A replica that is new gets its share of agents that have no reason to leave the old one."""
+    old = await started(running.replica(max_grpc_connection_age="2s"))
+    new = running.replica(max_grpc_connection_age="2s")
+    agents = fleet(running, 12, flows=50, addresses=[old.host])
+    async with agents.running():
+        await agents.report()
+        await agents.drained()
+        await started(new)
+        agents.addresses.append(new.host)
+        committed = 'kubenetmon_server_batches_total{outcome="committed",wire="push"}'
+        async with asyncio.timeout(30):
+            while new.metrics()[committed] < 6:
+                await agents.report()
+                await agents.drained()
+                await asyncio.sleep(0.3)
+        before = old.metrics()[committed]
+        async with asyncio.timeout(30):
+            while old.metrics()[committed] < before + 3:  # and not all of them
+                await agents.report()
+                await agents.drained()
+                await asyncio.sleep(0.3)
+    await running.wait_stored(agents.truth)
+
+
 async def test_agents_leave_a_server_that_stands_still(
     running: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
