@@ -350,12 +350,10 @@ class Receiver:
         giving_up = asyncio.ensure_future(self._give_up.wait())
         try:
             await asyncio.wait({processing, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+            return processing.result() if processing.done() else STOPPING
         finally:
             giving_up.cancel()
-        if processing.done():
-            return processing.result()
-        processing.cancel()
-        return STOPPING
+            processing.cancel()  # nobody waits for it any more
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that outlives the stream it came from."""
