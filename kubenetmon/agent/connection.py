@@ -5,14 +5,15 @@ go serialised. Whatever fails (network, TLS, HTTP/2, gRPC status, a peer that br
 `ConnectionFailedError` whose text a log can show; `status` is the server's gRPC status where it gave one.
 Every wait but that for acknowledgements has a limit.
 
-grpclib has no compression, its keepalive is experimental and a GOAWAY ends its streams at once: hence own
-time limits, and the sender reconnects.
+grpclib has no compression, its keepalive is experimental (it closes by a ping it may not have sent) and a
+GOAWAY ends its streams at once: hence own time limits, and the sender reconnects.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import socket
 import ssl
 from collections.abc import Coroutine, Iterable
@@ -24,6 +25,7 @@ from grpclib.config import Configuration
 from grpclib.const import Cardinality, Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError
+from h2.events import PingAckReceived
 
 from kubenetmon.agent.waiting import within
 from kubenetmon.clock import Clock
@@ -48,11 +50,11 @@ class Timeouts:
     """TCP and TLS."""
     answer: float = 15.0
     """The server's first answer to a request: one that a thousand agents connect to anew takes its time."""
-    send: float = 30.0
-    """Handing one message to the network."""
+    send: float = 120.0
+    """Handing one message to the network: the server takes it as it has memory."""
     close: float = 5.0
     """An orderly end of the stream."""
-    dead_peer: int = 20
+    dead_peer: int = 10
     """Until the kernel gives up a peer that acknowledges no packet, idle connections included."""
 
 
@@ -92,6 +94,8 @@ class Connection:
         clock: Clock,
     ) -> None:
         self.address = address
+        self.answered_ping_at = -math.inf
+        """The clock's monotonic time of the last answer to `ping`."""
         self.timeouts, self._clock = timeouts, clock
         self._metadata = metadata
         self._channel = Channel(
@@ -134,6 +138,21 @@ class Connection:
             return SubmitResult(None, str(error))
         return SubmitResult(count, "")
 
+    def ping(self) -> None:
+        """Ask the peer's process, not only its kernel, for a sign of life (HTTP/2 PING); does not wait.
+
+        Raises `ConnectionFailedError`. Not for the original's server: gRPC for Go ends connections that ping
+        more often than each five minutes (grpc-go, keepalive.EnforcementPolicy).
+        """
+        protocol = self._channel._protocol
+        try:
+            if protocol is None or protocol.connection.is_closing():
+                raise ConnectionResetError(errno.ECONNRESET, "the connection ended")
+            protocol.connection._connection.ping(b"kubenetm")  # any 8 bytes
+            protocol.connection.flush()
+        except Exception as error:  # as in `guard`
+            raise _failure("asking for a sign of life", error) from error
+
     def close(self) -> None:
         """Drop the connection; whatever waits on it fails."""
         self._channel.close()
@@ -142,7 +161,11 @@ class Connection:
         protocol = await self._channel.__connect__()
         if protocol.connection.is_closing():
             raise ConnectionResetError(errno.ECONNRESET, "closed by the server at once")
+        protocol.processor.processors[PingAckReceived] = self._ping_answered
         _notice_dead_peers(protocol.connection._transport.get_extra_info("socket"), self.timeouts.dead_peer)
+
+    def _ping_answered(self, _: object) -> None:
+        self.answered_ping_at = self._clock.monotonic()
 
     def _request(self, method: str, cardinality: Cardinality) -> Stream[bytes, bytes]:
         return self._channel.request(method, cardinality, bytes, bytes, metadata=self._metadata)
@@ -193,6 +216,15 @@ class PushStream:
         except Exception as error:  # as in Connection.guard, and what a hostile peer sends
             raise _failure("waiting for acknowledgements", _said(self._stream, error)) from error
 
+    @property
+    def answered_ping_at(self) -> float:
+        """The clock's monotonic time of the last answer to `ping`; -inf before the first."""
+        return self._connection.answered_ping_at
+
+    def ping(self) -> None:
+        """As `Connection.ping`."""
+        self._connection.ping()
+
     async def finish(self) -> None:
         """Say that nothing more comes; the server ends the stream. Raises `ConnectionFailedError`."""
         connection = self._connection
@@ -200,8 +232,8 @@ class PushStream:
 
 
 def _notice_dead_peers(sock: socket.socket, seconds: int) -> None:
-    """Have the kernel probe and time out (tcp(7)): the server may hold a batch far longer than a dead peer
-    should go unnoticed, and grpclib's own pings are experimental."""
+    """Have the kernel probe and time out (tcp(7)): the server may hold a batch far longer than a host that is
+    gone should go unnoticed."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, seconds // 2))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 6))

@@ -32,8 +32,12 @@ class PushConfig:
     in_flight: int = 4
     """Batches sent and not answered, at most."""
     ack_timeout: float = 120.0
-    """The server answers a batch once ClickHouse holds it; beyond this another connection is tried. A peer
-    that is gone shows much earlier (`Timeouts.dead_peer`)."""
+    """The server answers a batch once ClickHouse holds it; beyond this another connection is tried. A host
+    that is gone shows much earlier (`Timeouts.dead_peer`), and so does a process that stands still:"""
+    ping_after: float = 5.0
+    """With batches unanswered and nothing heard for so long, the server is asked for a sign of life,"""
+    ping_timeout: float = 10.0
+    """and left when it gives none within this."""
     longest_session: float = 300.0
     """After this, and up to a fifth earlier, another address is drawn."""
     close_timeout: float = 5.0
@@ -59,6 +63,7 @@ class PushSession:
         self._outbox, self._schedule, self._clock = outbox, schedule, clock
         self._answered = answered
         self._deadlines: dict[int, float] = {}
+        self._heard_at = self._pinged_at = clock.monotonic()
         self._end = clock.monotonic() + config.longest_session * chance.uniform(0.8, 1.0)
 
     async def run(self) -> None:
@@ -84,6 +89,7 @@ class PushSession:
                     f"no acknowledgement within {self._config.ack_timeout:g}s: "
                     "the server or ClickHouse is slow or gone"
                 )
+            until_silent = self._listen(now)
             ending = now >= self._end or (self._schedule.hurry and self._outbox.empty)
             if ending and not self._deadlines:
                 return None
@@ -91,10 +97,12 @@ class PushSession:
             batch = self._schedule.next_due(self._deadlines) if sends else None
             if batch is not None:
                 self._outbox.leaves_by_push(batch)
+                if not self._deadlines:
+                    self._heard_at = now
                 self._deadlines[batch.sequence] = now + self._config.ack_timeout
                 await self._send(batch.message, reader)
                 continue
-            wakes = [overdue - now]
+            wakes = [overdue - now, until_silent]
             if not ending:
                 wakes.append(self._end - now)
             if sends:
@@ -102,11 +110,32 @@ class PushSession:
             soonest = min(wakes)
             await first_of(self._clock, soonest if soonest < math.inf else None, reader, self._outbox.changed)
 
+    def _listen(self, now: float) -> float:
+        """Ping a server that owes answers and is silent; seconds until the next look.
+
+        Raises `ConnectionFailedError` for one that answers no ping.
+        """
+        if not self._deadlines:
+            return math.inf
+        heard = max(self._heard_at, self._stream.answered_ping_at)
+        if now < heard + self._config.ping_after:
+            return heard + self._config.ping_after - now
+        if self._pinged_at <= heard:
+            self._pinged_at = now
+            self._stream.ping()
+        left = self._pinged_at + self._config.ping_timeout - now
+        if left <= 0:
+            raise ConnectionFailedError(
+                f"no sign of life for {now - heard:.0f}s: the server stands still or its host is gone"
+            )
+        return left
+
     async def _send(self, message: bytes, reader: asyncio.Task[None]) -> None:
         """Hand over one batch, unless the stream ends first."""
         send = asyncio.create_task(self._stream.send(message))
         try:
-            await first_of(self._clock, None, send, reader)
+            while not (send.done() or reader.done()):
+                await first_of(self._clock, self._listen(self._clock.monotonic()), send, reader)
             if send.done():
                 send.result()
         finally:
@@ -139,6 +168,7 @@ class PushSession:
         if batch is None:
             return  # answered already, over a connection that died behind the answer
         self._deadlines.pop(ack.sequence, None)
+        self._heard_at = self._clock.monotonic()
         self._outbox.changed.set()
         if ack.outcome is Outcome.COMMITTED:
             self.accepted_records += batch.records

@@ -35,6 +35,8 @@ class ClickHouseHealth:
         self._failing = 0
         self._last_wake = -_LEAST_BETWEEN_WAKES
         self._undecided_at: float | None = None
+        self.in_trouble = asyncio.Event()
+        """Set while `troubled`."""
         self.looked_again = asyncio.Event()
         """Set, and replaced by a new one, when the table has been read again in times of trouble."""
         self.took_rows = asyncio.Event()
@@ -62,6 +64,7 @@ class ClickHouseHealth:
         if kind not in self._troubles:
             logger.warning("Rows cannot be stored: %s", advice(error), extra={"clickhouse_code": kind[1]})
             self._troubles.add(kind)
+            self.in_trouble.set()
 
     def looked(self, state: str) -> None:
         """The table has been read; `state` describes it in a line."""
@@ -95,6 +98,7 @@ class ClickHouseHealth:
         if self._troubles:
             logger.info("ClickHouse takes rows again")
         self._troubles.clear()
+        self.in_trouble.clear()
         self._readiness.passed(CHECK, f"{state} on {self._address}")
 
 

@@ -5,8 +5,9 @@ so, or after a look at the table has shown that the block is there; HANDED_BACK 
 UNDECIDED when the block is older than the table's memory of tokens and the table cannot tell; DROPPED only
 where the operator's settings say so. Attempts repeat the same block under the same token, so that an attempt
 whose outcome is unknown may be repeated. At most `workers` attempts run at once; an attempt that may pass
-later keeps its place while it waits, which is the limit on a troubled server; a batch that only an operator
-can help is held apart and does not stand in the others' way.
+later keeps its turn while it waits, which is the limit on a troubled server. What only an operator can help,
+and what ClickHouse has answered with errors for `held_delay`, steps aside and does not stand in the others'
+way: it is tried again every `held_delay`, and returns YIELDED after such a wait where others want its room.
 
 `run` reads the table at start and again every now and then, keeps the readiness check `clickhouse` true to
 life and exports `exactly_once`. At shutdown `stop` waits `stop_grace` for attempts under way and hands the
@@ -19,16 +20,18 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
+from kubenetmon.clickhouse.attempts import Attempts, Place
 from kubenetmon.clickhouse.block import Block
 from kubenetmon.clickhouse.evidence import Finding, Tracer
 from kubenetmon.clickhouse.failures import code, needs_an_operator
 from kubenetmon.clickhouse.health import ClickHouseHealth
 from kubenetmon.clickhouse.insert_settings import check_own, insert_settings
-from kubenetmon.clickhouse.sinks import Settings, Sink
+from kubenetmon.clickhouse.sinks import ClickHouseError, Settings, Sink
 from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.clickhouse.target import Target
 from kubenetmon.clock import SYSTEM_CLOCK, Clock
@@ -38,6 +41,9 @@ from kubenetmon.metrics.registry import Metrics
 from kubenetmon.readiness import Readiness
 
 logger = logging.getLogger(__name__)
+
+_REMEMBERED = 16384
+"""How many batches that yielded are remembered until they come again."""
 
 _UNDECIDED = (
     "{}: it is older than the table's memory of tokens, and the table has rows of that node and minute that "
@@ -56,6 +62,7 @@ class CommitOutcome(Enum):
     COMMITTED = "committed"
     HANDED_BACK = "handed_back"
     UNDECIDED = "undecided"
+    YIELDED = "yielded"
     DROPPED = "dropped"
 
 
@@ -123,6 +130,7 @@ class Inserter:
         self._all_settled = asyncio.Event()
         self._all_settled.set()
         self._held = 0
+        self._yielded: OrderedDict[str, tuple[float, bool]] = OrderedDict()
 
     @property
     def schema(self) -> TableSchema | None:
@@ -150,8 +158,10 @@ class Inserter:
             delay = self._config.first_delay
             self._health.looked(self._target.state)
             self._schema_known_or_stopping.set()
-            troubled = self._health.troubled
-            await self._clock.sleep(self._config.longest_delay if troubled else self._config.schema_interval)
+            if not self._health.troubled:
+                await self._first_of(self._config.schema_interval, self._health.in_trouble)
+            if self._health.troubled:
+                await self._clock.sleep(self._config.longest_delay)
 
     async def stop(self) -> None:
         """Let attempts under way end; every commit still waiting is handed back at once.
@@ -164,21 +174,25 @@ class Inserter:
             async with asyncio.timeout(self._config.stop_grace):
                 await self._all_settled.wait()
 
-    async def commit(self, block: Block, token: str, tracer: Tracer | None = None) -> CommitOutcome:
+    async def commit(
+        self, block: Block, token: str, tracer: Tracer | None = None, place: Place | None = None
+    ) -> CommitOutcome:
         """Bring the block into the table under its token; see the module's contract.
 
-        Without a `tracer` the block is taken to be fresh.
+        Without a `tracer` the block is taken to be fresh; without a `place` it never yields.
         """
         self._under_way += 1
         self._all_settled.clear()
         try:
-            return await self._commit(_Attempts(block, token, tracer, self._clock.monotonic()))
+            batch = Attempts(block, token, tracer, place, self._clock.monotonic())
+            batch.held_since, batch.outcome_unknown = self._yielded.pop(token, (None, False))
+            return await self._commit(batch)
         finally:
             self._under_way -= 1
             if not self._under_way:
                 self._all_settled.set()
 
-    async def _commit(self, batch: _Attempts) -> CommitOutcome:
+    async def _commit(self, batch: Attempts) -> CommitOutcome:
         delay = self._config.first_delay
         try:
             while not self._stopping.is_set():
@@ -189,13 +203,9 @@ class Inserter:
                         try:
                             outcome = await self._attempt(batch)
                         except KubenetmonError as error:
-                            if not batch.failing:
-                                batch.failing = True
-                                self._health.began_to_fail()
-                            self._health.failed(error)
-                            if needs_an_operator(error):
+                            self._attempt_failed(batch, error)
+                            if self._steps_aside(batch, error):
                                 break
-                            batch.outcome_unknown = True
                             await self._pause(delay, self._health.took_rows)
                             delay = min(delay * 2, self._config.longest_delay)
                         else:
@@ -206,12 +216,15 @@ class Inserter:
                 if await self._hold(batch):
                     self._settled(batch, CommitOutcome.DROPPED)
                     return CommitOutcome.DROPPED
+                if batch.place is not None and batch.place.wanted and not self._stopping.is_set():
+                    self._remember(batch)
+                    return CommitOutcome.YIELDED
             return CommitOutcome.HANDED_BACK
         finally:
-            if batch.failing:
+            if batch.failing_since is not None:
                 self._health.no_longer_fails()
 
-    async def _attempt(self, batch: _Attempts) -> CommitOutcome:
+    async def _attempt(self, batch: Attempts) -> CommitOutcome:
         """One attempt; raises what stands in its way."""
         if batch.attempts:
             self._metrics.add(catalogue.INSERT_RETRIES)
@@ -244,7 +257,31 @@ class Inserter:
             raise
         return CommitOutcome.COMMITTED
 
-    async def _find(self, batch: _Attempts) -> Finding:
+    def _attempt_failed(self, batch: Attempts, error: KubenetmonError) -> None:
+        if batch.failing_since is None:
+            batch.failing_since = self._clock.monotonic()
+            self._health.began_to_fail()
+        self._health.failed(error)
+        batch.needs_an_operator = needs_an_operator(error)
+        if not batch.needs_an_operator:
+            batch.outcome_unknown = True
+
+    def _steps_aside(self, batch: Attempts, error: KubenetmonError) -> bool:
+        """True where others may fare better: this one is refused, not ClickHouse out of reach."""
+        if batch.needs_an_operator:
+            return True
+        assert batch.failing_since is not None
+        failing = self._clock.monotonic() - batch.failing_since
+        return isinstance(error, ClickHouseError) and failing >= self._config.held_delay
+
+    def _remember(self, batch: Attempts) -> None:
+        """For when the batch comes again: since when it is held, and whether it may be in the table."""
+        assert batch.held_since is not None
+        self._yielded[batch.token] = batch.held_since, batch.outcome_unknown
+        if len(self._yielded) > _REMEMBERED:
+            self._yielded.popitem(last=False)
+
+    async def _find(self, batch: Attempts) -> Finding:
         """Whether the block is in the table; ABSENT without a look where the token alone decides."""
         now = self._clock.monotonic()
         if batch.tracer is None:
@@ -279,10 +316,12 @@ class Inserter:
             for task in (slot, stop):
                 task.cancel()
 
-    async def _hold(self, batch: _Attempts) -> bool:
-        """Wait before the next attempt; True when the operator's settings drop the batch instead."""
+    async def _hold(self, batch: Attempts) -> bool:
+        """Wait aside before the next attempt; True when the operator's settings drop the batch instead."""
         if self._stopping.is_set():
             return False
+        if batch.place is not None:
+            batch.place.step_aside()
         now = self._clock.monotonic()
         if batch.held_since is None:
             batch.held_since = now
@@ -292,31 +331,34 @@ class Inserter:
             if left <= 0 and not batch.outcome_unknown:  # What may be in the table is never dropped.
                 logger.error("Dropped, as clickhouse_drop_held_after says: %s", batch)
                 return True
-        self._held += 1
-        self._metrics.set(catalogue.HELD_BATCHES, self._held)
+        self._count_held(int(batch.needs_an_operator))
         try:
             await self._pause(left if left > 0 else self._config.held_delay, self._health.looked_again)
         finally:
-            self._held -= 1
-            self._metrics.set(catalogue.HELD_BATCHES, self._held)
+            self._count_held(-int(batch.needs_an_operator))
         return False
+
+    def _count_held(self, more: int) -> None:
+        self._held += more
+        self._metrics.set(catalogue.HELD_BATCHES, self._held)
 
     async def _pause(self, seconds: float, sign: asyncio.Event) -> None:
         """Wait with jitter; end early when the inserter stops or at a sign that ClickHouse is well again."""
-        waits = [
-            asyncio.create_task(self._clock.sleep(seconds * random.uniform(0.5, 1.0))),  # noqa: S311 - jitter
-            asyncio.create_task(self._stopping.wait()),
-            asyncio.create_task(sign.wait()),
-        ]
+        await self._first_of(seconds * random.uniform(0.5, 1.0), self._stopping, sign)  # noqa: S311 - jitter
+
+    async def _first_of(self, seconds: float, *events: asyncio.Event) -> None:
+        """Wait until any is set, or so long."""
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(event.wait()) for event in events]
+        waits.append(asyncio.create_task(self._clock.sleep(seconds)))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
 
-    def _settled(self, batch: _Attempts, outcome: CommitOutcome) -> None:
-        if batch.failing:
-            batch.failing = False
+    def _settled(self, batch: Attempts, outcome: CommitOutcome) -> None:
+        if batch.failing_since is not None:
+            batch.failing_since = None
             self._health.no_longer_fails()
         if outcome is CommitOutcome.UNDECIDED:
             return
@@ -328,23 +370,3 @@ class Inserter:
         if outcome is CommitOutcome.COMMITTED:
             self._target.committed()
             self._health.committed(self._target.state)
-
-
-@dataclass(slots=True)
-class _Attempts:
-    """A block on its way."""
-
-    block: Block
-    token: str
-    tracer: Tracer | None
-    begun: float
-    attempts: int = 0
-    settings: Settings | None = None
-    outcome_unknown: bool = False
-    failing: bool = False
-    held_since: float | None = None
-    absent_at: float | None = None
-    """When a look at the table began that showed it not to be there."""
-
-    def __str__(self) -> str:
-        return f"batch {self.token}, {self.block.rows} rows"

@@ -167,7 +167,7 @@ async def check(sink: Sink, options: SchemaOptions) -> list[str]:
     weakest, wanted = found.deduplication, _window(found, options)
     if not weakest.holds(wanted):
         own = found.own_window == weakest and found.engine.endswith("MergeTree")
-        remedy = "run `kubenetmon schema apply`" if own else weakest.remedy(wanted)
+        remedy = "run `kubenetmon schema apply`" if own else weakest.remedy(wanted, _on_cluster(options))
         problems.append(
             f"the table {found} remembers the tokens of {weakest.blocks} blocks"
             f"{f' for {weakest.seconds} s' if weakest.seconds else ''}, not of {wanted} for a week, beyond "

@@ -24,6 +24,11 @@ class MemoryBudget:
         self._parent = parent
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
+    @property
+    def contended(self) -> bool:
+        """Whether anyone waits."""
+        return any(not turn.done() for _, turn in self._waiting)
+
     def take(self, size: int) -> bool:
         """Reserve at once or not at all, and never before who waits."""
         if self._waiting or self.reserved + size > self.limit:

@@ -6,8 +6,9 @@ the one answer, and a caller that is cancelled changes nothing. Every batch's by
 committed, ignored with a reason, handed back or pending, and nowhere else.
 
 Attribution and encoding run in one worker thread, one batch at a time, over a snapshot taken on the event
-loop; at most `inserters` batches and about `encoded_limit` bytes are held in encoded form, the others wait as
-the arrays they came in, which are a fifth of that.
+loop; at most `inserters` batches are encoded and tried at once, and blocks take about `encoded_limit` bytes,
+those that wait aside for ClickHouse to take them included; the others wait as the arrays they came in, which
+is a fifth. One that waits aside keeps no turn, and goes back to its agent where its memory is wanted.
 At shutdown the inserter hands back what it cannot commit; then every `process` returns and `close` ends the
 thread.
 """
@@ -34,10 +35,10 @@ from kubenetmon.proto import Outcome
 from kubenetmon.server import rows
 from kubenetmon.server.attributed import NOTHING_IGNORED, Attributed, Ignored, NoSide, Peer
 from kubenetmon.server.attribution import Attributor
-from kubenetmon.server.flood import MemoryBudget
 from kubenetmon.server.latecomers import Latecomers
 from kubenetmon.server.moved import Digest, digest
 from kubenetmon.server.pacing import ReportPacing
+from kubenetmon.server.places import Place, Places
 from kubenetmon.server.ranges.table import RangeTable
 from kubenetmon.server.rates import Rates
 from kubenetmon.server.snapshot import Addresses, ClusterView, Family, Snapshot
@@ -56,6 +57,10 @@ _VERDICTS = {
     CommitOutcome.UNDECIDED: Verdict(
         Outcome.RETRY_LATER,
         "ClickHouse no longer knows whether it holds this batch; the server's /ready says what to do",
+    ),
+    CommitOutcome.YIELDED: Verdict(
+        Outcome.RETRY_LATER,
+        "ClickHouse does not take this batch, and others wait for its room; the server's log says why",
     ),
     CommitOutcome.DROPPED: Verdict(
         Outcome.REJECTED, "the server's configuration says to drop what ClickHouse does not take"
@@ -96,7 +101,9 @@ class BlockInserter(Protocol):
         """The table's columns, as soon as they are known."""
         ...
 
-    async def commit(self, block: Block, token: str, tracer: Tracer | None = None) -> CommitOutcome:
+    async def commit(
+        self, block: Block, token: str, tracer: Tracer | None = None, place: Place | None = None
+    ) -> CommitOutcome:
         """Insert the block once; return when ClickHouse holds it, or why it does not."""
         ...
 
@@ -158,19 +165,21 @@ class Pipeline:
         self._latecomers = latecomers
         self._in_flight: dict[str, asyncio.Task[Verdict]] = {}
         self._committed: OrderedDict[str, None] = OrderedDict()
-        self._slots = asyncio.Semaphore(config.inserters)
-        self._encoded = MemoryBudget(config.encoded_limit)
+        self._places = Places(config.inserters, config.encoded_limit)
         self._block_bytes_per_record = _USUAL_BLOCK_BYTES
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="attribution")
         self._pending = {"bytes": 0, "packets": 0}
 
-    async def process(self, batch: FlowBatch, received_at: float) -> Verdict:
-        """Settle the batch; `received_at` is when it came, in the clock's Unix seconds."""
+    async def process(self, batch: FlowBatch, received_at: float, *, sender_keeps: bool = True) -> Verdict:
+        """Settle the batch; `received_at` is when it came, in the clock's Unix seconds.
+
+        What its sender does not keep is handed back at shutdown only.
+        """
         joined = self.join(batch)
         if joined is not None:
             return await joined
         token = batch.identity.token
-        task = asyncio.create_task(self._settle(batch, received_at), name=f"batch {token}")
+        task = asyncio.create_task(self._settle(batch, received_at, sender_keeps), name=f"batch {token}")
         self._in_flight[token] = task
         task.add_done_callback(lambda _: self._in_flight.pop(token, None))
         return await asyncio.shield(task)
@@ -199,22 +208,22 @@ class Pipeline:
                 self._metrics.add(catalogue.SERVER_IGNORED, amount, reason="duplicate", unit=unit)
         return verdict
 
-    async def _settle(self, batch: FlowBatch, received_at: float) -> Verdict:
+    async def _settle(self, batch: FlowBatch, received_at: float, sender_keeps: bool) -> Verdict:
         self._count(catalogue.SERVER_RECEIVED, batch)
         self._pend(batch, 1)
         leftover = _Leftover()
         verdict = Verdict(Outcome.RETRY_LATER, "the server is stopping")
         try:
             waiting_since = self._clock.monotonic()
-            async with self._slots:
+            async with self._places.take(self._size(batch), yields=sender_keeps) as place:
                 waited = (self._clock.monotonic() - waiting_since) * 1e6
                 self._metrics.observe(catalogue.ENQUEUE_WAIT, waited, type="succeeded")
-                stored = await self._store(batch, received_at, leftover)
+                stored = await self._store(batch, received_at, leftover, place)
             if isinstance(stored, _Waits):
-                # Outside of the slot: who waits for a pod keeps no one else waiting.
+                # Without a place: who waits for a pod keeps no one else waiting.
                 await stored.latecomers.wait(stored.strangers)
-                async with self._slots:
-                    stored = await self._store(batch, received_at, leftover, patient=False)
+                async with self._places.take(self._size(batch), yields=sender_keeps) as place:
+                    stored = await self._store(batch, received_at, leftover, place, patient=False)
             assert isinstance(stored, Verdict)
             verdict = stored
         except KubenetmonError as error:
@@ -235,19 +244,18 @@ class Pipeline:
                 self._remember(batch.identity.token)
         return verdict
 
-    async def _store(
-        self, batch: FlowBatch, received_at: float, leftover: _Leftover, *, patient: bool = True
-    ) -> Verdict | _Waits:
-        """`_store_encoded`, once there is room for the block."""
-        room = min(int(len(batch) * self._block_bytes_per_record), self._config.encoded_limit)
-        await self._encoded.reserve(room)
-        try:
-            return await self._store_encoded(batch, received_at, leftover, patient=patient)
-        finally:
-            self._encoded.release(room)
+    def _size(self, batch: FlowBatch) -> int:
+        """About what the batch's block will take in bytes."""
+        return int(len(batch) * self._block_bytes_per_record)
 
-    async def _store_encoded(
-        self, batch: FlowBatch, received_at: float, leftover: _Leftover, *, patient: bool
+    async def _store(
+        self,
+        batch: FlowBatch,
+        received_at: float,
+        leftover: _Leftover,
+        place: Place,
+        *,
+        patient: bool = True,
     ) -> Verdict | _Waits:
         """Attribute, encode, commit; fills `leftover` with what makes no rows.
 
@@ -295,7 +303,7 @@ class Pipeline:
         self._observed("enqueued", records)
         self._pacing.arrived(batch.interval_end - batch.interval_start)
         begun = self._clock.monotonic()
-        outcome = await inserter.commit(block, batch.identity.token, tracer)
+        outcome = await inserter.commit(block, batch.identity.token, tracer, place)
         if outcome is CommitOutcome.COMMITTED:
             self._pacing.inserted(self._clock.monotonic() - begun)
         else:

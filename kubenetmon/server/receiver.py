@@ -101,7 +101,7 @@ class Access(Protocol):
 class BatchPipeline(Protocol):
     """Whoever settles batches."""
 
-    async def process(self, batch: FlowBatch, received_at: float) -> Verdict:
+    async def process(self, batch: FlowBatch, received_at: float, *, sender_keeps: bool = True) -> Verdict:
         """Return when the batch is committed or has to be sent again."""
         ...
 
@@ -336,7 +336,8 @@ class Receiver:
             grant.check(batch.identity.node_name)
         except GRPCError as error:
             return Verdict(Outcome.REJECTED, error.message or "")
-        return await self._until_stopping(self._pipeline.process(batch, self._clock.time()), "submit")
+        process = self._pipeline.process(batch, self._clock.time(), sender_keeps=False)
+        return await self._until_stopping(process, "submit")
 
     async def _until_stopping(self, verdict: Awaitable[Verdict], wire: str) -> Verdict:
         """What the pipeline says, or that we stop, whichever comes first."""
@@ -349,12 +350,10 @@ class Receiver:
         giving_up = asyncio.ensure_future(self._give_up.wait())
         try:
             await asyncio.wait({processing, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+            return processing.result() if processing.done() else STOPPING
         finally:
             giving_up.cancel()
-        if processing.done():
-            return processing.result()
-        processing.cancel()
-        return STOPPING
+            processing.cancel()  # nobody waits for it any more
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that outlives the stream it came from."""

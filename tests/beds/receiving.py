@@ -34,7 +34,7 @@ class RememberingPipeline:
     answer: Callable[[FlowBatch], Awaitable[Verdict]] | None = None
     earlier: Callable[[FlowBatch], asyncio.Task[Verdict] | None] | None = None
 
-    async def process(self, batch: FlowBatch, received_at: float) -> Verdict:
+    async def process(self, batch: FlowBatch, received_at: float, *, sender_keeps: bool = True) -> Verdict:
         self.batches.append(batch)
         return COMMITTED if self.answer is None else await self.answer(batch)
 

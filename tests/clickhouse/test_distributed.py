@@ -102,6 +102,23 @@ async def test_answers_lost_on_either_side_do_not_double(cluster: Cluster) -> No
     assert sum(await cluster.sums()) == 6 * ROWS
 
 
+async def test_a_shard_that_is_away_does_not_stop_the_other(cluster: Cluster) -> None:
+    """One insert at a time: what is for the shard that is away steps aside."""
+    one_by_one = Running(quick("default", table="flows", workers=1), cluster.running.sink)
+    await one_by_one.inserter.wait_schema()
+    await cluster.shards[0].kill()
+    first, second = (  # by the shard of their tokens
+        [asyncio.create_task(one_by_one.commit(f"batch-{number}", ROWS)) for number in numbers]
+        for numbers in (range(4), range(4, 8))
+    )
+    assert set(await asyncio.wait_for(asyncio.gather(*second), 40)) == {CommitOutcome.COMMITTED}
+    assert not any(batch.done() for batch in first)
+    await cluster.restart(0)
+    assert set(await asyncio.gather(*first)) == {CommitOutcome.COMMITTED}
+    assert await cluster.sums() == [4 * ROWS, 4 * ROWS]
+    await one_by_one.end()
+
+
 async def test_a_shard_killed_while_it_inserts(cluster: Cluster) -> None:
     await cluster.running.inserter.wait_schema()
     for shard in cluster.shards:

@@ -100,6 +100,9 @@ async def test_commits_and_says_so(running: Running) -> None:
         {"at": "before_commit", "do": "exception", "code": 252, "times": 3, "behind_packets": True},
         {"at": "after_commit", "do": "exception", "code": 319, "times": 2, "behind_packets": True},
         {"at": "query", "do": "exception", "code": 242, "times": 4, "kind": "insert"},
+        {"at": "before_commit", "do": "exception", "code": 285, "times": 3},  # TOO_FEW_LIVE_REPLICAS
+        {"at": "before_commit", "do": "exception", "code": 286, "times": 3},  # the quorum of another insert
+        {"at": "after_commit", "do": "exception", "code": 999, "times": 3},  # KEEPER_EXCEPTION
         {"at": "sample", "do": "exception", "code": 159, "times": 2},
         {"at": "hello", "do": "drop", "times": 2},
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from kubenetmon.clickhouse.columns import COLUMNS, IPV6_COLUMNS
@@ -75,6 +77,40 @@ async def test_apply_keeps_rows_columns_and_a_longer_window(engine: EmbeddedSink
     assert await apply(engine, SchemaOptions(database)) == []
     assert await engine.query(f"SELECT own, sum(bytes) FROM {table} GROUP BY own") == [("mine", 7)]
     assert (await read_table(engine, database, "network_flows_0")).deduplication.blocks == 500_000
+
+
+async def test_whatever_is_applied_in_whatever_order_nothing_is_lost(
+    engine: EmbeddedSink, database: str
+) -> None:
+    """A walk over the options: rows, columns, window and days only ever grow, and the second time is idle."""
+    chance = random.Random(4)
+    table = f"{database}.network_flows_0"
+    await engine.query(original_ddl(database))
+    columns: set[str] = set()
+    window, days, total = 0, 90, 0
+    for step in range(12):
+        await engine.query(
+            f"INSERT INTO {table} (date, intervalStartTime, localPort, bytes) "
+            f"VALUES (today(), now(), {step}, 7)"
+        )
+        total += 7
+        options = SchemaOptions(
+            database,
+            ipv6=chance.random() < 0.3,
+            ttl_days=chance.choice([None, 0, 1, 90, 365]),
+            deduplication_window=chance.choice([1, 100_000, 250_000]),
+            fsync=chance.random() < 0.3,
+        )
+        await apply(engine, options)
+        assert await apply(engine, options) == []
+        found = await read_table(engine, database, "network_flows_0")
+        assert await engine.query(f"SELECT sum(bytes) FROM {table}") == [(total,)]
+        assert columns <= set(found.columns)
+        assert found.deduplication.blocks >= max(window, options.deduplication_window)
+        assert days == 0 or found.ttl_days == 0 or (found.ttl_days or 0) >= days
+        assert (days != 0) or found.ttl_days == 0
+        columns, window, days = set(found.columns), found.deduplication.blocks, found.ttl_days or 0
+    assert len(columns) == 37
 
 
 async def test_a_missing_column_is_named_and_added(engine: EmbeddedSink, database: str) -> None:

@@ -175,6 +175,28 @@ async def test_copies_sent_again_while_the_first_is_unsettled_hold_no_memory(rig
     await until(lambda: rig.receiver.memory_reserved == 0)
 
 
+async def test_copies_whose_agent_has_gone_leave_nothing_that_waits(rig: Rig) -> None:
+    """An agent asks again every two minutes, for as long as ClickHouse is away."""
+    settled: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+    waiting: list[asyncio.Task[Verdict]] = []
+
+    async def wait() -> Verdict:
+        return await asyncio.shield(settled)
+
+    def join(batch: FlowBatch) -> asyncio.Task[Verdict]:
+        waiting.append(asyncio.create_task(wait()))
+        return waiting[-1]
+
+    rig.pipeline.earlier = join
+    for number in range(1, 11):
+        async with connected(rig.port) as channel:
+            asking = asyncio.create_task(push(channel, [current_batch()]))
+            await until(lambda: len(waiting) == number)  # noqa: B023 - called at once
+            asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+    await until(lambda: all(task.done() for task in waiting))
+
+
 async def test_acks_carry_the_wish_for_a_longer_report_interval() -> None:
     async with running_receiver(QUICK, wish=120) as rig, connected(rig.port) as channel:
         acks = await push(channel, [current_batch(sequence=i) for i in (1, 2)])

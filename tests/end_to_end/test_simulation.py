@@ -1,6 +1,6 @@
 """Fifty agents before one server: through an outage of ClickHouse, and asked to slow down.
 
-The simulation is the one of `nox -s simulate`; `nox -s soak -- --outage` runs the half hour in full.
+The simulation is the one of `nox -s simulate`; `nox -s outage` runs the half hour in full.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
+from kubenetmon.clickhouse.attempts import Place
 from kubenetmon.clickhouse.block import Block
 from kubenetmon.clickhouse.evidence import Tracer
 from kubenetmon.clickhouse.inserter import CommitOutcome
@@ -58,7 +59,9 @@ class RecordingInserter:
     async def wait_schema(self) -> TableSchema:
         return self.table
 
-    async def commit(self, block: Block, token: str, tracer: Tracer | None = None) -> CommitOutcome:
+    async def commit(
+        self, block: Block, token: str, tracer: Tracer | None = None, place: Place | None = None
+    ) -> CommitOutcome:
         assert token not in self.blocks, "inserted twice"
         self.blocks[token] = block
         self.waiting += 1
@@ -342,13 +345,12 @@ async def test_only_so_many_batches_are_held_in_encoded_form(build: Build) -> No
 
 
 async def test_encoded_batches_take_so_much_memory_and_no_more(build: Build) -> None:
-    records = len(batch())
-    config = PipelineConfig(
-        RowsConfig("test", "aws", "us-west-2", "blue"), inserters=20, encoded_limit=2 * 300 * records
-    )
+    large = batch(MIXED * 20)
+    rows = RowsConfig("test", "aws", "us-west-2", "blue")
+    config = PipelineConfig(rows, inserters=20, encoded_limit=2 * 300 * len(large))
     rig = build(config, ready=False)
     processing = [
-        asyncio.create_task(rig.pipeline.process(batch(sequence=i), time.time())) for i in range(1, 11)
+        asyncio.create_task(rig.pipeline.process(batch(MIXED * 20, i), time.time())) for i in range(1, 11)
     ]
     await rig.until_inserting(2)
     await asyncio.sleep(0.05)

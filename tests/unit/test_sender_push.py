@@ -204,6 +204,36 @@ async def test_a_half_open_connection_is_left_after_the_ack_timeout() -> None:
         assert proxy.accepted == 2
 
 
+async def test_a_server_that_stands_still_is_left_long_before_the_ack_timeout() -> None:
+    """Its kernel acknowledges every packet: only the process can say that it lives."""
+    config = replace(pushing(ping_after=0.1, ping_timeout=0.5), timeouts=replace(FAST.timeouts, answer=1.0))
+    async with sending_through_proxy(config) as (server, proxy, bed):
+        bed.seal()
+        await bed.until_empty()
+        proxy.to_client.dropping = True
+        bed.seal()
+        await server.until(2)
+        await asyncio.sleep(1.0)
+        proxy.heal()
+        await bed.until_empty(5)
+        assert server.sequences()[:3] == [1, 2, 2]
+        assert proxy.accepted >= 2
+
+
+async def test_a_server_that_waits_for_clickhouse_and_answers_pings_is_not_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = pushing(ping_after=0.1, ping_timeout=5.0)
+    async with sending_through_proxy(config) as (server, proxy, bed):
+        server.script.append(answer(Outcome.COMMITTED, delay=1.5))
+        bed.seal()
+        await bed.until_empty()
+        assert proxy.accepted == 1
+        assert server.sequences() == [1]
+        assert proxy.to_client.forwarded > 8 * 17, "pings went unanswered"
+        assert not caplog.records
+
+
 async def test_a_server_that_reads_nothing_is_left_too() -> None:
     async with sending_through_proxy(IMPATIENT) as (server, proxy, bed):
         proxy.to_upstream.stall()
