@@ -445,6 +445,32 @@ def test_containers_may_do_nothing_that_they_need_not(name: str) -> None:
             assert not pod.get("hostNetwork", False)
 
 
+def quantity(text: str) -> float:
+    """Bytes or cores of a Kubernetes quantity."""
+    units = {"Mi": 2**20, "Gi": 2**30, "m": 0.001, "": 1}
+    number, unit = re.fullmatch(r"([0-9]+)(\w*)", text).groups()  # type: ignore[union-attr]
+    return int(number) * units[unit]
+
+
+def test_resources_of_production_are_from_what_was_measured() -> None:
+    text = (manifests.ROOT / "docs" / "capacity.md").read_text()
+    rows = re.findall(
+        r"^\| (agent|server), (memory|cores).*? \| (.*) \| (\w+) \| (\w+) \|$", text, re.MULTILINE
+    )
+    assert len(rows) == 4
+    for part, what, measured, request, limit in rows:
+        resources = manifests.production_values(part)["resources"]
+        name = "cpu" if what == "cores" else what
+        assert (resources["requests"][name], resources["limits"][name]) == (request, limit)
+        if what == "memory":
+            figures = [float(figure) * 1e6 for figure in re.findall(r"([0-9]+) MB", measured)]
+        else:
+            figures = [float(figure) for figure in re.findall(r"0\.[0-9]+", measured)]
+        assert len(figures) >= 2
+        assert quantity(limit) >= 1.5 * max(figures)
+        assert quantity(request) >= (1.5 * min(figures) if what == "memory" else 0.5 * min(figures))
+
+
 def test_agents_go_to_every_node_and_overlap() -> None:
     spec = pick(overlay("agent"), "DaemonSet")["spec"]
     assert spec["template"]["spec"]["tolerations"] == [{"operator": "Exists"}]
