@@ -479,6 +479,19 @@ def test_agents_go_to_every_node_and_overlap() -> None:
     assert volume["hostPath"] == {"path": "/run/kubenetmon", "type": "DirectoryOrCreate"}
 
 
+@pytest.mark.parametrize("name", ["overlay server", "overlay production", "chart server"])
+def test_no_two_servers_share_a_node(name: str) -> None:
+    deployment = pick(everything()[name], "Deployment", "kubenetmon-server")["spec"]
+    assert deployment["replicas"] == 3
+    (required,) = deployment["template"]["spec"]["affinity"]["podAntiAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    assert required["topologyKey"] == "kubernetes.io/hostname"
+    (expression,) = required["labelSelector"]["matchExpressions"]
+    label = deployment["template"]["metadata"]["labels"][expression["key"]]
+    assert (expression["operator"], expression["values"]) == ("In", [label])
+
+
 def test_the_server_may_read_what_it_needs_and_no_more() -> None:
     for objects in (overlay("production"), render_chart("server", manifests.production_values("server"))):
         roles = {one["metadata"]["name"]: one["rules"] for one in objects if one["kind"] == "ClusterRole"}
