@@ -1,7 +1,7 @@
 # The one image of agent and server: docker build -t kubenetmon:0.1.0 .
 #
 # amd64 and arm64 (docker buildx build --platform linux/amd64,linux/arm64 .): every compiled package of the
-# lock file has wheels for both, and what is compiled here is compiled for the platform that builds.
+# lock files has wheels for both, and what is compiled here is compiled for the platform that builds.
 # Adds about 190 MB to debian:bookworm-slim (75 MB), unpacked: Python, and numpy and the rest of the lock file. No
 # compiler, no pip, nothing that needs to be written. tests/image builds it in CI without a container engine.
 ARG DEBIAN=docker.io/library/debian:bookworm-slim

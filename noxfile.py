@@ -22,11 +22,16 @@ LOCKS = ROOT / "deploy" / "locks"
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, types and layers."""
+    """Style, types and layers; shell scripts."""
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
     session.run("lint-imports")
+    if shutil.which("shellcheck") is None:
+        session.error("shellcheck is missing: apt-get install shellcheck")
+    scripts = ("deploy/kind/run", "deploy/local", "deploy/certificates", ".ci/run")
+    beds = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "beds").glob("*.sh"))
+    session.run("shellcheck", "--severity=warning", *scripts, *beds)
 
 
 @nox.session
@@ -51,13 +56,15 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def dashboards(session: nox.Session) -> None:
-    """Make the dashboards of deploy/grafana anew."""
+    """Make the dashboards of deploy/grafana anew, and the chart's copies of them."""
     session.run("python", "deploy/grafana/generate.py")
+    session.notify("manifests")
 
 
 @nox.session
 def manifests(session: nox.Session) -> None:
-    """Make deploy/base anew from deploy/helm, and the chart's schema from the configuration's keys."""
+    """Make anew what follows from others: deploy/base from deploy/helm, the chart's schema from the
+    configuration's keys, its alert rules and dashboards from deploy/prometheus and deploy/grafana."""
     session.run("python", "-m", "tests.beds.manifests", "--write")
 
 
@@ -85,14 +92,24 @@ def lock(session: nox.Session) -> None:
 
 
 @nox.session
-def audit(session: nox.Session) -> None:
-    """Known vulnerabilities of what the image holds (asks PyPI), and its bill of materials in build/."""
+def sbom(session: nox.Session) -> None:
+    """The bill of materials of what the image holds (CycloneDX): build/sbom.cdx.json, or `-- FILE`."""
+    bill = Path(session.posargs[0]) if session.posargs else ROOT / "build" / "sbom.cdx.json"
+    bill.parent.mkdir(parents=True, exist_ok=True)
     lock = str(LOCKS / "runtime.lock")
-    bill = ROOT / "build" / "sbom.cdx.json"
-    bill.parent.mkdir(exist_ok=True)
     session.run(
         "cyclonedx-py", "requirements", "--pyproject", "pyproject.toml", "--output-file", str(bill), lock
     )
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of what the image holds.
+
+    It asks PyPI for each pinned version (/pypi/NAME/VERSION/json). A mirror without those answers says "not
+    found on PyPI", and nothing was audited.
+    """
+    lock = str(LOCKS / "runtime.lock")
     session.run(
         "pip-audit", "--strict", "--require-hashes", "--disable-pip", "--requirement", lock, *session.posargs
     )

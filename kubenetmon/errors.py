@@ -7,6 +7,8 @@ program are defined in that part and derive from these.
 
 from __future__ import annotations
 
+import errno
+
 
 class KubenetmonError(Exception):
     """The program cannot go on; the message says why and what to do."""
@@ -30,3 +32,15 @@ class ProtocolError(KubenetmonError):
 
 class SchemaError(ConfigurationError):
     """The table in ClickHouse lacks what the rows need."""
+
+
+def cannot_listen(what: str, host: str, port: int, error: OSError) -> str:
+    """The line for a port that cannot be served on a host (empty: all addresses)."""
+    if error.errno == errno.EADDRINUSE:
+        advice = "free it or choose another"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        advice = "give an address of this machine, or none for all"
+    else:
+        advice = "choose another port or address"
+    where = f" on {host}" if host else ""
+    return f"{what} port {port} cannot be served{where} ({error.strerror or error}): {advice}"

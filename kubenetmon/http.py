@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, urlsplit
 import h11
 
 from kubenetmon import __version__
-from kubenetmon.errors import ConfigurationError
+from kubenetmon.errors import ConfigurationError, cannot_listen
 from kubenetmon.metrics import Metrics
 from kubenetmon.readiness import Readiness
 
@@ -71,8 +71,11 @@ class HttpServer:
         what: str = "metrics",
         predecessor: Callable[[], bool] | None = None,
     ) -> None:
-        """While `predecessor` says that another process of ours may have the port, `run` waits for it."""
-        self._host, self._port, self._predecessor = host, port, predecessor
+        """`host`: the address to listen on; none or empty: all.
+
+        While `predecessor` says that another process of ours may have the port, `run` waits for it.
+        """
+        self._host, self._port, self._predecessor = host or None, port, predecessor
         self._what, self.name = what, f"HTTP server ({what})"
         self._connections: set[asyncio.Task[None]] = set()
         self._pages: dict[str, Page] = {"/live": lambda _: Response(b"ok\n")}
@@ -99,7 +102,7 @@ class HttpServer:
         self._port = server.sockets[0].getsockname()[1]
         self.listening.set()
         if "/metrics" in self._pages:
-            logger.info("Beginning to serve metrics on port :%d/metrics", self._port)
+            logger.info("Beginning to serve metrics on port %s:%d/metrics", self._host or "", self._port)
         else:
             logger.info("Beginning to serve the %s on %s:%d", self._what, self._host or "*", self._port)
         try:
@@ -123,8 +126,7 @@ class HttpServer:
                     looks -= 1  # one that was killed does not let go of everything at one instant
                 if looks <= 0:
                     raise ConfigurationError(
-                        f"{self._what} port {self._port} cannot be served ({error.strerror}): "
-                        "free it or choose another"
+                        cannot_listen(self._what, self._host or "", self._port, error)
                     ) from error
             await asyncio.sleep(_LOOK_AGAIN)
 

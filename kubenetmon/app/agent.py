@@ -38,7 +38,11 @@ async def run_agent(environ: Mapping[str, str]) -> None:
     parts = build_agent(config, metrics, readiness)
     takeover = parts.takeover
     http = HttpServer(
-        config.metrics_port, metrics=metrics, readiness=readiness, predecessor=lambda: takeover.waiting
+        config.metrics_port,
+        metrics=metrics,
+        readiness=readiness,
+        host=config.metrics_host,
+        predecessor=lambda: takeover.waiting,
     )
     lag = LoopLag(metrics=metrics, clock=SYSTEM_CLOCK)
     try:

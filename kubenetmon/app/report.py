@@ -32,6 +32,8 @@ from kubenetmon.report.reconcile import read_bill, reconcile
 _CONNECT_TIMEOUT = 10.0
 _READ_TIMEOUT = 60.0
 _PAGE = 500
+_MOST_VALUES = 50_000_000
+"""Of one answer: who asks waits for it, and has the memory of a whole machine."""
 
 
 @contextlib.asynccontextmanager
@@ -47,7 +49,7 @@ async def reading_sink(config: ServerConfig) -> AsyncIterator[Sink]:
             )
         sink = LocalQuerySink(directory) if await answers(directory) else make_sink(config)
     else:
-        sink = make_sink(config)
+        sink = make_sink(config, most_values=_MOST_VALUES)
     try:
         yield sink
     finally:

@@ -60,13 +60,13 @@ _OTHER_FILES = 1024
 """File descriptors for all but agents: ClickHouse, Kubernetes, metrics, TLS handshakes (512 at once)."""
 
 
-async def run_server(config: ServerConfig, *, listen_host: str = "") -> None:
-    """Serve agents on `listen_host` (empty: all addresses) until told to stop. Raises `KubenetmonError`."""
+async def run_server(config: ServerConfig) -> None:
+    """Serve agents until told to stop. Raises `KubenetmonError`."""
     give_back_what_is_freed()
     metrics = Metrics(catalogue.SERVER_METRICS + catalogue.COMMON_METRICS)
     readiness = Readiness()
-    parts = await build_server(config, metrics, readiness, listen_host=listen_host)
-    http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness)
+    parts = await build_server(config, metrics, readiness)
+    http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness, host=config.metrics_host)
     for path, page in parts.pages.items():
         http.add_local_page(path, page)
     lag = LoopLag(metrics=metrics, clock=SYSTEM_CLOCK)
@@ -99,7 +99,6 @@ async def build_server(
     readiness: Readiness,
     *,
     node_name: str = "",
-    listen_host: str = "",
     ipv6_table: bool = False,
 ) -> ServerParts:
     """Join the server's parts. Raises `KubenetmonError`.
@@ -174,7 +173,7 @@ async def build_server(
     pages = {UNATTRIBUTED_PATH: unattributed.page, EXPLAIN_PATH: explainer.page, **live}
     receiver = Receiver(
         ReceiverConfig(
-            host=listen_host,
+            host=config.grpc_host,
             port=config.grpc_port,
             max_connection_age=config.max_grpc_connection_age,
             max_connections=_connections_affordable(),

@@ -48,18 +48,18 @@ async def run_single(environ: Mapping[str, str], config_path: Path | None, overr
         {"KUBENETMON_REPORT_INTERVAL": _REPORT_INTERVAL, "KUBENETMON_SET_SYSCTLS": "true", **environ}
     )
     config = server_config.load(config_path, overrides, _defaults(here.node_name))
-    here = dataclasses.replace(here, server_host=LOOPBACK, server_port=config.grpc_port)
+    here = dataclasses.replace(here, server_host=_reached_at(config.grpc_host), server_port=config.grpc_port)
     metrics = Metrics(catalogue.AGENT_METRICS + catalogue.SERVER_METRICS + catalogue.COMMON_METRICS)
     readiness = Readiness()
     tracking = Tracking()
-    server = await build_server(
-        config, metrics, readiness, node_name=here.node_name, listen_host=LOOPBACK, ipv6_table=True
-    )
+    server = await build_server(config, metrics, readiness, node_name=here.node_name, ipv6_table=True)
     try:
         await tracking.switch_on()
         agent = build_agent(here, metrics, readiness)
         try:
-            http = HttpServer(config.metrics_port, metrics=metrics, readiness=readiness, host=LOOPBACK)
+            http = HttpServer(
+                config.metrics_port, metrics=metrics, readiness=readiness, host=config.metrics_host
+            )
             for path, page in server.pages.items():
                 http.add_local_page(path, page)
             lag = LoopLag(metrics=metrics, clock=SYSTEM_CLOCK)
@@ -80,11 +80,20 @@ def _defaults(node_name: str) -> dict[str, object]:
         "cloud": "none",
         "region": "local",
         "cluster": socket.gethostname() or node_name,
+        "metrics_host": LOOPBACK,
+        "grpc_host": LOOPBACK,
         "clickhouse_endpoint": f"chdb:{server_config.SINGLE_MACHINE_DATABASE}",
         "kubernetes_source": "machine",
         "meter_host_network": True,
         "ignore_udp": False,
     }
+
+
+def _reached_at(listen: str) -> str:
+    """Where this machine reaches what listens there."""
+    if listen in ("", "0.0.0.0"):  # noqa: S104 - compared, not bound
+        return LOOPBACK
+    return "::1" if listen == "::" else listen
 
 
 class Summary:

@@ -12,8 +12,11 @@ from kubenetmon.config.server import ServerConfig
 EMBEDDED_PREFIX = "chdb:"
 
 
-def make_sink(config: ServerConfig) -> Sink:
-    """The embedded engine or a server over TCP. Raises `MachineError` when chdb is not installed."""
+def make_sink(config: ServerConfig, *, most_values: int = 2_000_000) -> Sink:
+    """The embedded engine or a server over TCP, whose answers have at most so many values.
+
+    Raises `MachineError` when chdb is not installed.
+    """
     if config.clickhouse_endpoint.startswith(EMBEDDED_PREFIX):
         from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 
@@ -32,6 +35,7 @@ def make_sink(config: ServerConfig) -> Sink:
             compression=cast(Literal["lz4", "zstd", "none"], config.clickhouse_compression),
             dial_timeout=config.clickhouse_dial_timeout,
             max_idle_connections=config.clickhouse_max_idle_connections,
+            most_values=most_values,
         ),
         clock=SYSTEM_CLOCK,
     )

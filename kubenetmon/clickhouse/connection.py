@@ -2,7 +2,8 @@
 
 Contract: who holds a connection calls one request after the other, under a deadline of their own, and
 `discard`s it after anything went wrong, cancellation included; a connection is never used again after that.
-Beyond that deadline every packet read and every piece written has a limit of its own.
+Beyond that deadline every packet read and every piece written has a limit of its own, in time and in size
+(`received`).
 
 Facts on asynch 0.4.0 that this goes around: `execute()` of an INSERT reads one packet after the data, so that
 an exception behind a Progress, Log or ProfileEvents packet looks like success; its deadlines use
@@ -19,13 +20,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from asynch.errors import ServerException
 from asynch.proto import connection as asynch_connection
 from asynch.proto.protocol import ServerPacket
 
+from kubenetmon.clickhouse.received import (
+    Allowance,
+    BoundedBlocks,
+    BoundedFrames,
+    BoundedReader,
+    read_exception,
+)
 from kubenetmon.clickhouse.sinks import Settings
 from kubenetmon.errors import ConfigurationError
 
 _LATE_EXCEPTION_WAIT = 2.0
+_BREATH_PACKETS = 64
 _CLIENT_NAME = "kubenetmon"
 _AsynchConnection: Any = asynch_connection.Connection
 """Untyped, because asynch's stubs leave out most of what is used here."""
@@ -45,8 +55,10 @@ class ServerConnection(_AsynchConnection):  # type: ignore[misc]
     """A connection that is not yet open.
 
     `credentials` are the user's name and password, `silence` the seconds that a packet may take to come, or a
-    piece to go.
+    piece to go, `most_values` what one answer may have.
     """
+
+    reader: Any
 
     def __init__(
         self,
@@ -56,6 +68,7 @@ class ServerConnection(_AsynchConnection):  # type: ignore[misc]
         tls: ssl.SSLContext | None,
         compressed: bool,
         silence: float,
+        most_values: int,
     ) -> None:
         super().__init__(
             host=host,
@@ -72,6 +85,7 @@ class ServerConnection(_AsynchConnection):  # type: ignore[misc]
         )
         self._tls = tls
         self._silence = silence
+        self._allowance = Allowance(most_values)
         self.credentials = credentials
         self.idle_since = 0.0
 
@@ -80,7 +94,9 @@ class ServerConnection(_AsynchConnection):  # type: ignore[misc]
 
     async def open(self) -> None:
         """Connect and shake hands; raises `ServerException` where the server refuses the user."""
+        self._allowance.begin_message()
         await self._init_connection(*self.hosts[0])
+        self.block_reader_raw = BoundedBlocks(self.reader, self.writer, self.context, self._allowance)
         # Let the kernel find out about a peer that is gone without a word.
         plain: socket.socket = self.writer.writer.get_extra_info("socket")
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -88,6 +104,25 @@ class ServerConnection(_AsynchConnection):  # type: ignore[misc]
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+
+    def get_block_reader(self) -> BoundedBlocks:
+        """asynch asks for it once the stream is there and nothing was read: the moment to bound it."""
+        plain = BoundedReader(self.reader.reader, self._allowance)
+        self.reader = plain
+        source = BoundedFrames(plain, self._allowance) if self.compression else plain
+        return BoundedBlocks(source, self.writer, self.context, self._allowance)
+
+    async def read_exception(self, additional_message: str | None = None) -> ServerException:
+        """What the server has to say, without what it wraps."""
+        return await read_exception(self.reader)
+
+    def log_block(self, block: Any) -> None:
+        """Log lines of the server, which nobody asked for."""
+
+    async def ping(self) -> bool:
+        """Whether the server answers."""
+        self._allowance.begin_message()
+        return bool(await super().ping())
 
     def closed_by_peer(self) -> bool:
         """True when the end of the connection has been seen already."""
@@ -102,6 +137,7 @@ class ServerConnection(_AsynchConnection):  # type: ignore[misc]
 
     async def begin(self, sql: str, settings: Settings) -> None:
         """Send a query; data or its end must follow."""
+        self._allowance.begin_request()
         self.make_query_settings({"network_compression_method": "LZ4", **settings})
         await self.send_query(sql)
 
@@ -114,6 +150,8 @@ class ServerConnection(_AsynchConnection):  # type: ignore[misc]
                 await stream.drain()
 
     async def _packet(self) -> Any:
+        if self._allowance.begin_packet() % _BREATH_PACKETS == 0:
+            await asyncio.sleep(0)  # reading what is there already never lets others run
         async with asyncio.timeout(self._silence):
             return await self._receive_packet()
 

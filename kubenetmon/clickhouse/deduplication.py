@@ -114,11 +114,12 @@ async def _all_targets(sink: Sink, tables: list[tuple[str, str]]) -> list[tuple[
 
 async def _view_targets(sink: Sink, database: str, table: str) -> list[tuple[str, str]]:
     rows = await sink.query(
-        "SELECT arrayZip(dependencies_database, dependencies_table) FROM system.tables "  # noqa: S608 - quoted
+        "SELECT view_database, view FROM system.tables "  # noqa: S608 - quoted
+        "ARRAY JOIN dependencies_database AS view_database, dependencies_table AS view "
         f"WHERE database = {literal(database)} AND name = {literal(table)}"
     )
     targets = []
-    for view_database, view in (rows[0][0] if rows else [])[:_MAX_VIEWS]:
+    for view_database, view in rows[:_MAX_VIEWS]:
         found = await sink.query(
             "SELECT create_table_query, toString(uuid) FROM system.tables "  # noqa: S608 - quoted
             f"WHERE database = {literal(view_database)} AND name = {literal(view)}"

@@ -1,4 +1,4 @@
-"""Data packets of ClickHouse's native protocol as a client sends them, compressed or not.
+"""Data packets of ClickHouse's native protocol as a client sends them, compressed or not; frames it gets.
 
 Contract: pure functions; callers move large blocks off the event loop. Source for the layout: ClickHouse's
 NativeWriter and CompressedWriteBuffer: a frame is the CityHash128 of the rest, one byte for the method, the
@@ -22,6 +22,7 @@ Compression = Literal["none", "lz4", "zstd"]
 FRAME_BYTES = 1 << 20
 _HEADER = struct.Struct("<BII")
 _HASH = struct.Struct("<QQ")
+HEAD_BYTES = _HASH.size + _HEADER.size
 _METHODS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
     "lz4": (0x82, lambda data: lz4.block.compress(data, store_size=False)),
     "zstd": (0x90, lambda data: zstandard.ZstdCompressor(level=1).compress(data)),
@@ -41,6 +42,30 @@ def data_packet(columns: int, rows: int, body: bytes, compression: Compression) 
         return [CLIENT_DATA + head, *_pieces(body)]
     method, compress = _METHODS[compression]
     return [CLIENT_DATA, *(_frame(piece, method, compress) for piece in _pieces(head + body))]
+
+
+def frame_sizes(head: bytes) -> tuple[int, int]:
+    """Bytes that follow the first `HEAD_BYTES` of a frame, and bytes that they unpack to.
+
+    Raises `ConnectionError` for a frame that is none, or made by another method than lz4, which servers are
+    asked for.
+    """
+    method, packed, unpacked = _HEADER.unpack_from(head, _HASH.size)
+    if method != _METHODS["lz4"][0] or packed < _HEADER.size:
+        raise ConnectionError(f"the server sent a frame of method {method:#x} and {packed} bytes")
+    return packed - _HEADER.size, unpacked
+
+
+def unpack_frame(head: bytes, packed: bytes) -> bytearray:
+    """What a frame holds. Raises `ConnectionError` where it is damaged."""
+    checksum = CityHash128(head[_HASH.size :] + packed)
+    if _HASH.pack(checksum >> 64, checksum & 0xFFFFFFFFFFFFFFFF) != head[: _HASH.size]:
+        raise ConnectionError("the server sent a frame whose checksum does not match")
+    _, unpacked = frame_sizes(head)
+    try:
+        return bytearray(lz4.block.decompress(packed, uncompressed_size=unpacked))
+    except lz4.block.LZ4BlockError:
+        raise ConnectionError("the server sent a frame that does not unpack") from None
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:

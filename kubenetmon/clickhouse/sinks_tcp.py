@@ -42,15 +42,17 @@ DEFAULT_PORT = 9000
 DEFAULT_TLS_PORT = 9440
 _IDLE_BEFORE_PING = 1.0
 _PONG_TIMEOUT = 5.0
+_SHORTEST_SECRET = 4
 
 
 @dataclass(frozen=True, slots=True)
 class TcpConfig:
     """Where and how to reach a server. Durations in seconds.
 
-    `silence` is how long the server may leave a read or a write waiting. `endpoints` are host:port, tried in
-    turn. Files `username` and `password` in `credentials_dir` are read at
-    every connect and win over `username` and `password`; a missing file is fine.
+    `silence` is how long the server may leave a read or a write waiting, `most_values` what one answer may
+    have (some 120 bytes each at most). `endpoints` are host:port, tried in turn. Files `username` and
+    `password` in `credentials_dir` are read at every connect and win over `username` and `password`; a
+    missing file is fine.
     """
 
     endpoints: tuple[str, ...]
@@ -63,6 +65,7 @@ class TcpConfig:
     request_timeout: float = 300.0
     silence: float = 60.0
     max_idle_connections: int = 50
+    most_values: int = 2_000_000
 
 
 class TcpSink:
@@ -80,6 +83,7 @@ class TcpSink:
             raise ConfigurationError("clickhouse_endpoint is empty; give host:port or chdb:PATH")
         self._idle: list[ServerConnection] = []
         self._closed = False
+        self._password = ""
 
     @property
     def address(self) -> str:
@@ -151,7 +155,7 @@ class TcpSink:
         except (ClickHouseError, ClickHouseUnreachableError, ConfigurationError):
             raise
         except ServerException as error:
-            refused = ClickHouseError(int(error.code or 0), str(error.message))
+            refused = ClickHouseError(int(error.code or 0), self._unquoted(str(error.message)))
             if not needs_an_operator(refused):
                 await self._try_next_first()
             raise refused from None
@@ -161,12 +165,16 @@ class TcpSink:
             raise ClickHouseUnreachableError(f"{self.address} did not answer within {limit:g}s") from None
         except Exception as error:  # noqa: BLE001 - asynch meets garbage with any exception at all
             await self._try_next_first()
-            raise ClickHouseUnreachableError(f"{self.address}: {reason(error)}") from None
+            raise ClickHouseUnreachableError(f"{self.address}: {self._unquoted(reason(error))}") from None
         if self._closed or len(self._idle) >= self._config.max_idle_connections:
             await connection.discard()
         else:
             connection.idle_since = self._clock.monotonic()
             self._idle.append(connection)
+
+    def _unquoted(self, said: str) -> str:
+        """A server's words, without the password that it may repeat."""
+        return said.replace(self._password, "…") if len(self._password) >= _SHORTEST_SECRET else said
 
     async def _try_next_first(self) -> None:
         if len(self._hosts) < 2:
@@ -179,7 +187,7 @@ class TcpSink:
     async def _acquire(self) -> ServerConnection:
         if self._closed:
             raise ClickHouseUnreachableError(f"{self.address} is closed")
-        credentials = self._credentials()
+        self._password = (credentials := self._credentials())[1]
         while self._idle:
             connection = self._idle.pop()
             fresh = connection.credentials == credentials and not connection.closed_by_peer()
@@ -203,7 +211,9 @@ class TcpSink:
         reasons = []
         for host, port in tuple(self._hosts):
             compressed = config.compression != "none"
-            connection = ServerConnection(host, port, credentials, tls, compressed, config.silence)
+            connection = ServerConnection(
+                host, port, credentials, tls, compressed, config.silence, config.most_values
+            )
             try:
                 async with asyncio.timeout(config.dial_timeout):
                     await connection.open()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kubenetmon.config.duration import format_duration, parse_duration
+from kubenetmon.config.values import listen_address
 from kubenetmon.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,11 @@ SETTINGS: tuple[Setting, ...] = (
         "How long after boot the node may be without any flow that counts bytes before the agent gives up",
     ),
     Setting("METRICS_PORT", "8883", "Port of /metrics, /live and /ready; 0: any free one"),
+    Setting(
+        "KUBENETMON_METRICS_HOST",
+        "",
+        "Address that METRICS_PORT is served on, such as 127.0.0.1; not set: all, IPv4 and IPv6",
+    ),
     Setting(
         "KUBENETMON_REPORT_INTERVAL",
         "60s, or COLLECTION_INTERVAL where that is longer",
@@ -112,6 +118,8 @@ class AgentConfig:
     server_host: str = "localhost"
     server_port: int = 8884
     metrics_port: int = 8883
+    metrics_host: str = ""
+    """Empty: all addresses."""
     skip_conntrack_sanity_check: bool = False
     uptime_wait_duration: float = 300.0
     set_sysctls: bool = False
@@ -139,6 +147,7 @@ def from_environment(environ: Mapping[str, str]) -> AgentConfig:
         server_host=_read(environ, "KUBENETMON_SERVER_SERVICE_HOST", _host, "localhost"),
         server_port=_read(environ, "KUBENETMON_SERVER_SERVICE_PORT", _port, 8884),
         metrics_port=_read(environ, "METRICS_PORT", _port_or_any, 8883),
+        metrics_host=_read(environ, "KUBENETMON_METRICS_HOST", listen_address, ""),
         skip_conntrack_sanity_check=_read(environ, "SKIP_CONNTRACK_SANITY_CHECK", _boolean, False),
         uptime_wait_duration=_read(environ, "UPTIME_WAIT_DURATION", _duration, 300.0),
         set_sysctls=_read(environ, "KUBENETMON_SET_SYSCTLS", _boolean, False),

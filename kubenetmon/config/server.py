@@ -53,7 +53,13 @@ class ServerConfig:
     )
     cluster: str = _key("", values.text, "This cluster's name", required=True)
     metrics_port: int = _key(8883, values.port, "Port of /metrics, /live and /ready")
+    metrics_host: str = _key(
+        "", values.listen_address, "Address that metrics_port is served on; empty: all, IPv4 and IPv6"
+    )
     grpc_port: int = _key(8884, values.port, "Port that agents report to")
+    grpc_host: str = _key(
+        "", values.listen_address, "Address that grpc_port is served on; empty: all, IPv4 and IPv6"
+    )
     max_grpc_connection_age: float = _key(
         300.0, values.duration, "Connections older than this are closed, so that agents spread anew"
     )
@@ -162,8 +168,8 @@ class ServerConfig:
     page_port: int = _key(0, values.port, "Port of the page with answers to look at; 0: no page")
     page_host: str = _key(
         "127.0.0.1",
-        values.text,
-        "Address that the page is served on. It has no login: beyond loopback put one before it",
+        values.listen_address,
+        "Address that the page is served on; empty: all. It has no login: beyond loopback put one before it",
     )
     page_nodes: str = _key(
         "kubernetes",

@@ -96,6 +96,18 @@ def port(name: str, value: Any) -> int:
     return _integer(name, value, 0, 65535, "a port (1 to 65535)")
 
 
+def listen_address(name: str, value: Any) -> str:
+    """An address of this machine to listen on, or `localhost`; empty: all addresses, IPv4 and IPv6."""
+    given = optional_text(name, value).strip()
+    bare = given[1:-1] if given.startswith("[") and given.endswith("]") else given
+    if bare not in ("", "localhost"):
+        try:
+            return str(ipaddress.ip_address(bare))
+        except ValueError:
+            _refuse(name, given, "an address to listen on, such as 127.0.0.1, 10.0.0.7 or ::1")
+    return bare
+
+
 def positive(name: str, value: Any) -> int:
     """A whole number from 1 on."""
     return _integer(name, value, 1, 10_000_000, "a whole number from 1 on")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -102,8 +103,8 @@ def statement(flows: Flows, scope: Scope, by: str) -> str:
         "SELECT toUnixTimestamp(toDateTime(toStartOfMonth(intervalStartTime, 'UTC'), 'UTC')) AS month, way, "
         "(way = 'out') = (direction = 'out') AS own, "
         f"{chosen}, {name} AS name, {PATH_OF_TRANSFER} AS path, remoteCloudService AS service, "
-        "arraySort(arrayFilter(flag -> connectionFlags[flag] AND flag != 'LOCAL_INITIATED', "
-        "mapKeys(connectionFlags))) AS flags, sum(bytes) AS total\n"
+        "toJSONString(arraySort(arrayFilter(flag -> connectionFlags[flag] AND flag != 'LOCAL_INITIATED', "
+        "mapKeys(connectionFlags)))) AS flags, sum(bytes) AS total\n"
         f"FROM (\n{flows.transfers('zone', 'region', 'cloud', 'app', 'pod', 'namespace', 'node')}\n)\n"
         "ARRAY JOIN ['out', 'in'] AS way\n"
         # What is not ours does not pay on our bill.
@@ -120,7 +121,7 @@ async def lines(sink: Sink, source: Source, scope: Scope, by: str) -> list[Line]
             int(month),
             str(name),
             bool(matches),
-            Transfer(cloud, region, other, path, service, tuple(flags)),
+            Transfer(cloud, region, other, path, service, tuple(json.loads(flags))),
             way,
             bool(own),
             int(total),

@@ -25,7 +25,7 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 
 from kubenetmon.clock import Clock
-from kubenetmon.errors import MachineError
+from kubenetmon.errors import ConfigurationError, cannot_listen
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.model import FlowBatch
 from kubenetmon.proto import (
@@ -180,7 +180,7 @@ class Receiver:
         return self._memory.whole.reserved
 
     async def run(self) -> None:
-        """Serve until cancelled; raises `MachineError` when the port cannot be opened."""
+        """Serve until cancelled; raises `ConfigurationError` when the port cannot be opened."""
         config = self._config
         limits = TransportLimits(
             config.max_connections,
@@ -204,10 +204,7 @@ class Receiver:
         try:
             await server.start(config.host or None, config.port, backlog=1024)
         except OSError as error:
-            raise MachineError(
-                f"cannot listen on gRPC port {config.port}: {error.strerror or error}; "
-                "set grpc_port to a free one"
-            ) from None
+            raise ConfigurationError(cannot_listen("gRPC", config.host, config.port, error)) from None
         self._server = server
         self.listening.set()
         self._readiness.passed("grpc", f"port {server.port}")

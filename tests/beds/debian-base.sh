@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # A minimal Debian root, made once: what the base image of the Dockerfile is, where no registry is reached.
 #
-#   tests/beds/debian-base.sh DIRECTORY
+#   tests/beds/debian-base.sh DIRECTORY [ARCHITECTURE]
 #
 # DIRECTORY receives the root; nothing is done when it is there. It trusts what this machine trusts and reaches
-# the mirrors that this machine reaches. Needs root and debootstrap.
+# the mirrors that this machine reaches. ARCHITECTURE: another of Debian's (arm64), whose programs this kernel can
+# run. Needs root and debootstrap.
 set -euo pipefail
 
 target=$1
+architecture=${2:-$(dpkg --print-architecture)}
 [ -e "$target.complete" ] && exit 0
 command -v debootstrap >/dev/null || { echo "debootstrap is missing: apt-get install debootstrap" >&2; exit 2; }
 mkdir -p "$(dirname "$target")"
@@ -17,7 +19,7 @@ flock 9
 rm -rf "$target"
 mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -m1 /debian$)
 suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-debootstrap --variant=minbase "$suite" "$target" "$mirror" >"$target.log" 2>&1 || { tail "$target.log" >&2; exit 1; }
+debootstrap --variant=minbase --arch="$architecture" "$suite" "$target" "$mirror" >"$target.log" 2>&1 || { tail "$target.log" >&2; exit 1; }
 rm -rf "$target"/var/cache/apt/archives/*.deb "$target"/var/lib/apt/lists/*
 cp /etc/resolv.conf "$target/etc/resolv.conf" 2>/dev/null || true
 mkdir -p "$target/etc/ssl/certs"

@@ -1,8 +1,9 @@
 """What `deploy/` describes, as objects: charts by Helm's own library, overlays by kubectl's kustomize.
 
 The charts are the one truth: `deploy/base` is what they render with the values in `BASE_VALUES`, without
-Helm's labels and checksums (kustomize has its own). `python -m tests.beds.manifests --write` (`nox -s
-manifests`) makes the files anew; a test compares.
+Helm's labels and checksums (kustomize has its own). Alert rules and dashboards are made elsewhere; a chart
+takes only files of its own, so it has copies. `python -m tests.beds.manifests --write` (`nox -s manifests`)
+makes the files anew; a test compares.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,12 @@ BASE_VALUES: Mapping[str, Mapping[str, Any]] = {
     "server": {"environment": "development", "cloud": "aws", "region": "us-west-2", "cluster": "cluster"},
 }
 
+WITH_ALL_KEYS: Mapping[str, Any] = {"secure": True, "page": {"enabled": True}}
+"""With these the server's chart writes every key of the configuration that it has a value for."""
+
 Object = dict[str, Any]
 _HELMS_OWN = ("helm.sh/chart", "app.kubernetes.io/managed-by", "app.kubernetes.io/version")
+_GENERATED_RULE = "# Made from alerts.yaml by `nox -s manifests`: change it there.\n"
 _GENERATED = "# Made from deploy/helm by `nox -s manifests`: change it there.\n"
 
 
@@ -141,6 +146,27 @@ _Dumper.add_representer(
 )
 
 
+def copied_files() -> dict[Path, str]:
+    """What the server's chart has of deploy/prometheus and deploy/grafana; dashboards on one line each."""
+    files = chart("server") / "files"
+    found = {files / "alerts.yaml": (DEPLOY / "prometheus" / "alerts.yaml").read_text()}
+    for path in sorted((DEPLOY / "grafana").glob("*.json")):
+        model = json.loads(path.read_text())
+        found[files / path.name] = json.dumps(model, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return found
+
+
+def rule_files() -> dict[Path, str]:
+    """The PrometheusRule, as the chart renders it."""
+    rendered = render_chart("server", {**BASE_VALUES["server"], "alerts": {"enabled": True}})
+    rule = without_helm(pick(rendered, "PrometheusRule"))
+    return {DEPLOY / "prometheus" / "prometheusrule.yaml": _GENERATED_RULE + _written(rule)}
+
+
+def _written(one: Object) -> str:
+    return str(yaml.dump(one, Dumper=_Dumper, sort_keys=False, width=110))
+
+
 def base_files() -> dict[Path, str]:
     """The generated files of `deploy/base` and their contents."""
     files: dict[Path, str] = {}
@@ -151,8 +177,7 @@ def base_files() -> dict[Path, str]:
             if bare["kind"] == "ConfigMap":
                 files[BASE / part / "config.yaml"] = _GENERATED + bare["data"]["config.yaml"]
             elif bare["kind"] != "Secret":
-                text = yaml.dump(bare, Dumper=_Dumper, sort_keys=False, width=110)
-                files[BASE / part / f"{bare['kind'].lower()}.yaml"] = _GENERATED + text
+                files[BASE / part / f"{bare['kind'].lower()}.yaml"] = _GENERATED + _written(bare)
     return files
 
 
@@ -160,16 +185,17 @@ def schema_files() -> dict[Path, str]:
     """The schema of the server's values: `configuration` takes every key that the chart has no value for."""
     path = chart("server") / "values.schema.json"
     schema = json.loads(path.read_text())
-    rendered = render_chart("server", {**BASE_VALUES["server"], "secure": True})
+    rendered = render_chart("server", {**BASE_VALUES["server"], **WITH_ALL_KEYS})
     taken = yaml.safe_load(server_settings(rendered)[0])
     further = {name: True for name in server_config.KEYS if name not in taken}
     schema["properties"]["configuration"]["properties"] = further
     return {path: json.dumps(schema, indent=2) + "\n"}
 
 
-def generated_files() -> dict[Path, str]:
-    """All that this writes."""
-    return {**base_files(), **schema_files()}
+def generated_files() -> Iterator[tuple[Path, str]]:
+    """All that this writes; what is rendered comes after what it is rendered from."""
+    for made in (copied_files, schema_files, base_files, rule_files):
+        yield from made().items()
 
 
 def main(arguments: list[str]) -> int:
@@ -177,14 +203,15 @@ def main(arguments: list[str]) -> int:
     if arguments not in (["--write"], []):
         print("usage: python -m tests.beds.manifests [--write]", file=sys.stderr)
         return 2
-    differing = [
-        path for path, text in generated_files().items() if not path.exists() or path.read_text() != text
-    ]
-    for path in differing:
+    differing = 0
+    for path, text in generated_files():
+        if path.exists() and path.read_text() == text:
+            continue
+        differing += 1
         print(path.relative_to(ROOT))
         if arguments:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(generated_files()[path])
+            path.write_text(text)
     return 0 if arguments or not differing else 1
 
 

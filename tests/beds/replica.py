@@ -26,11 +26,11 @@ from tests.beds.server_process import RANGES
 
 PATIENCE = 60.0
 
-Serve = Callable[[Path, str], None]
-"""What the process does: its configuration, and the address to listen on."""
+Serve = Callable[[Path], None]
+"""What the process does with its configuration."""
 
 
-def serve(config: Path, host: str) -> None:
+def serve(config: Path) -> None:
     """The server itself."""
     import uvloop
 
@@ -39,10 +39,10 @@ def serve(config: Path, host: str) -> None:
     from kubenetmon.config import server
 
     logs.configure("json")
-    uvloop.run(run_server(server.load(config), listen_host=host))
+    uvloop.run(run_server(server.load(config)))
 
 
-def serve_acking_before_commit(config: Path, host: str) -> None:
+def serve_acking_before_commit(config: Path) -> None:
     """The negative control: every batch is acknowledged before ClickHouse has seen it."""
     from kubenetmon.clickhouse.inserter import CommitOutcome, Inserter
 
@@ -54,7 +54,7 @@ def serve_acking_before_commit(config: Path, host: str) -> None:
         return CommitOutcome.COMMITTED
 
     Inserter.commit = commit_later  # type: ignore[method-assign]
-    serve(config, host)
+    serve(config)
 
 
 def free_port(host: str = "") -> int:
@@ -92,6 +92,7 @@ class Replica:
             "cluster": "test",
             "metrics_port": self.metrics_port,
             "grpc_port": self.port,
+            "grpc_host": self.host,
             "kubernetes_source": f"file:{directory / 'cluster.json'}",
             "cloud_ranges_dir": str(RANGES),
             "clickhouse_endpoint": clickhouse,
@@ -123,7 +124,7 @@ class Replica:
         """Begin a process; `wait_ready` says when it serves."""
         assert self._process is None
         self._process = _forkserver().Process(
-            target=_run, args=(self._work, self.config, self.host, self.log), name=f"server {self.host}"
+            target=_run, args=(self._work, self.config, self.log), name=f"server {self.host}"
         )
         self._process.start()
 
@@ -207,8 +208,8 @@ def _forkserver() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _run(work: Serve, config: Path, host: str, log: Path) -> None:
+def _run(work: Serve, config: Path, log: Path) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
-    work(config, host)
+    work(config)

@@ -51,13 +51,13 @@ class Server:
         }
         config = directory / "config.yaml"
         config.write_text(json.dumps({key: value for key, value in settings.items() if value is not None}))
-        self._command = [sys.executable, "-m", "kubenetmon", "--role", "server", "--config", str(config)]
+        self.command = [sys.executable, "-m", "kubenetmon", "--role", "server", "--config", str(config)]
         self._environment = {"PATH": os.environ["PATH"], "HOME": str(directory)}
 
     def outcome(self) -> tuple[int, str]:
         """Exit status and what was said, of a server that does not start."""
         result = subprocess.run(
-            self._command, capture_output=True, text=True, timeout=PATIENCE, env=self._environment
+            self.command, capture_output=True, text=True, timeout=PATIENCE, env=self._environment
         )
         return result.returncode, result.stderr
 
@@ -65,7 +65,7 @@ class Server:
     def running(self) -> Iterator[subprocess.Popen[str]]:
         """The process, stopped in order at the end, when it must not have said a traceback."""
         process = subprocess.Popen(
-            self._command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=self._environment
+            self.command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=self._environment
         )
         try:
             yield process

@@ -74,9 +74,17 @@ async def test_a_block_over_midnight_repeats_into_both_days(sink: TcpSink, remot
 
 async def test_values_of_queries(sink: TcpSink) -> None:
     rows = await sink.query(
-        "SELECT 1, 'é', toUInt64(18446744073709551615), [1, 2], map('a', true), toDate(0), NULL"
+        "SELECT 1, 'é', toUInt64(18446744073709551615), toLowCardinality('a'), toDate(0), toNullable(7), "
+        "0.5, CAST(NULL, 'Nullable(String)'), CAST(NULL, 'LowCardinality(Nullable(String))'), "
+        "toDateTime(0, 'UTC')"
     )
-    assert rows == [(1, "é", 2**64 - 1, [1, 2], {"a": True}, "1970-01-01", None)]
+    assert rows == [(1, "é", 2**64 - 1, "a", "1970-01-01", 7, 0.5, None, None, "1970-01-01 00:00:00")]
+
+
+@pytest.mark.parametrize("value", ["[1, 2]", "map('a', true)", "tuple(1, 'a')", "NULL"])
+async def test_values_within_values_are_not_asked_for_and_refused(sink: TcpSink, value: str) -> None:
+    with pytest.raises(ClickHouseUnreachableError, match="which nothing asks for"):
+        await sink.query(f"SELECT {value}")
 
 
 async def test_errors_carry_code_and_name(sink: TcpSink, remote_table: TableSchema) -> None:

@@ -210,8 +210,9 @@ def _wait_reading(machine: Namespace) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.parametrize("lock", ["runtime.lock", "build.lock", "embedded.lock"])
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_every_pinned_package_has_a_wheel_for_both_platforms(machine: str, tmp_path: Path) -> None:
+def test_every_pinned_package_has_a_wheel_for_both_platforms(machine: str, lock: str, tmp_path: Path) -> None:
     """The Dockerfile takes wheels, so that the image builds without more compilers on arm64 too."""
     command = [
         "uv",
@@ -227,7 +228,7 @@ def test_every_pinned_package_has_a_wheel_for_both_platforms(machine: str, tmp_p
         "--require-hashes",
         f"--target={tmp_path}",
         "-r",
-        str(ROOT / "deploy" / "locks" / "runtime.lock"),
+        str(ROOT / "deploy" / "locks" / lock),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.http import HttpServer
 from kubenetmon.metrics import Metrics, catalogue
@@ -20,6 +19,7 @@ from kubenetmon.report.page.health import Health
 from kubenetmon.report.prices import read_prices
 from kubenetmon.server.rates import Rates
 from tests.beds import page_world
+from tests.beds.described_sink import DescribedSink
 
 MINUTES = 360
 
@@ -28,7 +28,7 @@ MINUTES = 360
 class Page:
     """The engine, what is in it, and when it begins."""
 
-    sink: EmbeddedSink
+    sink: DescribedSink
     world: page_world.World
     start: int
     until: int
@@ -61,7 +61,7 @@ async def _limits() -> Limits:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    sink = EmbeddedSink(tmp_path_factory.mktemp("page"))
+    sink = DescribedSink(tmp_path_factory.mktemp("page"))
     until = 1_800_057_600  # 16:00 UTC
     start = until - MINUTES * 60
 

@@ -18,6 +18,7 @@ from kubenetmon.report.answers import Answer, render
 from kubenetmon.report.flows import Source, read_source
 from kubenetmon.report.questions import QUESTIONS, ask
 from kubenetmon.report.scope import KEYS, Scope
+from tests.beds.described_sink import DescribedSink
 from tests.beds.known_traffic import MINUTE, STRANGE, World, make_world
 from tests.clickhouse.conftest import original_ddl
 
@@ -52,7 +53,7 @@ class Table:
 
 @pytest.fixture(scope="module")
 def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedSink]:
-    opened = EmbeddedSink(tmp_path_factory.mktemp("answers"))
+    opened = DescribedSink(tmp_path_factory.mktemp("answers"))
     yield opened
     asyncio.run(opened.close())
 

@@ -23,6 +23,7 @@ from kubenetmon.report.flows import Source, read_source
 from kubenetmon.report.prices import PriceList, read_prices
 from kubenetmon.report.reconcile import BillLine, read_bill, reconcile
 from kubenetmon.report.scope import Scope, month_start, next_month
+from tests.beds.described_sink import DescribedSink
 from tests.beds.known_traffic import ABROAD, INTERNET, S3, End, Flow, World
 from tests.clickhouse.conftest import original_ddl
 
@@ -56,7 +57,7 @@ def prices() -> PriceList:
 
 @pytest.fixture(scope="module")
 def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedSink]:
-    opened = EmbeddedSink(tmp_path_factory.mktemp("cost"))
+    opened = DescribedSink(tmp_path_factory.mktemp("cost"))
     yield opened
     asyncio.run(opened.close())
 

@@ -19,6 +19,7 @@ from kubenetmon.report.flows import read_source
 from kubenetmon.report.questions import QUESTIONS, ask
 from kubenetmon.report.scope import Scope
 from kubenetmon.report.views import apply_views, ddl, view_name
+from tests.beds.described_sink import DescribedSink
 from tests.beds.known_traffic import make_world
 from tests.bench import rollups as bench
 from tests.clickhouse.conftest import INSERT_SETTINGS, make_block, original_ddl
@@ -34,7 +35,7 @@ _numbers = iter(range(1000))
 
 @pytest.fixture(scope="module")
 def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedSink]:
-    opened = EmbeddedSink(tmp_path_factory.mktemp("rollups"))
+    opened = DescribedSink(tmp_path_factory.mktemp("rollups"))
     yield opened
     asyncio.run(opened.close())
 

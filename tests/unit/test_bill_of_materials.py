@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.beds.manifests import ROOT
@@ -13,17 +14,9 @@ LOCK = ROOT / "deploy" / "locks" / "runtime.lock"
 
 
 def test_the_bill_lists_every_pinned_package_with_its_version(tmp_path: Path) -> None:
-    bill = tmp_path / "sbom.json"
-    command = [
-        "cyclonedx-py",
-        "requirements",
-        "--pyproject",
-        ROOT / "pyproject.toml",
-        "--output-file",
-        bill,
-        LOCK,
-    ]
-    subprocess.run(command, check=True, capture_output=True)
+    bill = tmp_path / "bills" / "sbom.json"
+    nox = [sys.executable, "-m", "nox", "--noxfile", ROOT / "noxfile.py", "--session", "sbom", "--", bill]
+    subprocess.run(nox, check=True, capture_output=True)
     content = json.loads(bill.read_text())
     assert content["metadata"]["component"]["name"] == "kubenetmon"
     listed = {(one["name"], one["version"]) for one in content["components"]}

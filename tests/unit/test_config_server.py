@@ -54,6 +54,13 @@ def test_the_originals_file_works_unchanged(tmp_path: Path) -> None:
     assert not config.clickhouse_disable_tls
 
 
+def test_addresses_to_listen_on_are_all_unless_told_and_the_page_on_loopback(tmp_path: Path) -> None:
+    config = load(ORIGINAL, tmp_path)
+    assert (config.metrics_host, config.grpc_host, config.page_host) == ("", "", "127.0.0.1")
+    config = load(ORIGINAL, tmp_path, "metrics_host=localhost", "grpc_host='[2001:db8::1]'", "page_host=")
+    assert (config.metrics_host, config.grpc_host, config.page_host) == ("localhost", "2001:db8::1", "")
+
+
 def test_overrides_win_over_the_file_and_need_no_file(tmp_path: Path) -> None:
     assert load(ORIGINAL, tmp_path, "grpc_port=9000").grpc_port == 9000
     assert server.load(None, SMALL).cloud == "gcp"
@@ -75,6 +82,9 @@ def test_networks_and_flags_are_parsed(tmp_path: Path) -> None:
         ("metrics_port: eighty", "metrics_port: 'eighty' is not a port"),
         ("metrics_port: 70000", "metrics_port: 70000 is not a port"),
         ("metrics_port: true", "metrics_port: True is not a port"),
+        ("metrics_host: metrics.local", "metrics_host: 'metrics.local' is not an address to listen on"),
+        ("grpc_host: '127.0.0.1:8884'", "grpc_host: '127.0.0.1:8884' is not an address to listen on"),
+        ("page_host: 7", "page_host: '7' is not an address to listen on"),
         ("grpc_port: 8883", "metrics_port and grpc_port are the same"),
         ("cloud: openstack", "cloud: 'openstack' is not one of aws, gcp, azure, none"),
         ("cluster: ''", "cluster is empty"),

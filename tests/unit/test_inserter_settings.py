@@ -35,7 +35,7 @@ class RecordingSink:
             assert "cluster = 'clu\\'ster'" in sql
             return [(self._shards,)]
         if "dependencies_table" in sql:
-            return [([],)]
+            return []
         if "name = 'flows_local'" in sql:
             assert "database = 'storage'" in sql
             full = "ReplicatedSummingMergeTree('/p', '{replica}', (bytes)) ORDER BY date SETTINGS "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from functools import cache
@@ -108,6 +109,11 @@ ORIGINAL_AGENT: dict[str, Any] = {
     },
     "secrets": {},
 }
+WATCHED = {
+    "page": {"enabled": True},
+    "alerts": {"enabled": True, "labels": {"release": "kube-prometheus-stack"}},
+    "dashboards": {"enabled": True},
+}
 SECURE_WITH_CERTIFICATES = {"secure": True, "tls": {"certManager": {"enabled": True}}}
 
 
@@ -128,6 +134,7 @@ def everything() -> dict[str, list[Object]]:
         found[f"chart {part}, original's values"] = render_chart(part, original)
         found[f"chart {part}, production"] = render_chart(part, manifests.production_values(part))
     found["chart server, table"] = release("server", {"inserter": {"createTable": True}})
+    found["chart server, watched"] = release("server", WATCHED)
     return found
 
 
@@ -174,7 +181,7 @@ def _effective(config: str, overrides: list[str]) -> server_config.ServerConfig:
 
 
 def test_the_base_is_what_the_charts_render() -> None:
-    for path, text in manifests.generated_files().items():
+    for path, text in manifests.generated_files():
         assert path.read_text() == text, f"{path}: run nox -s manifests"
     for part in manifests.PARTS:
         listed = yaml.safe_load((manifests.BASE / part / "kustomization.yaml").read_text())["resources"]
@@ -277,10 +284,18 @@ def test_the_originals_values_give_the_originals_objects() -> None:
 
 def environment(daemon_set: Object) -> dict[str, str]:
     entries = daemon_set["spec"]["template"]["spec"]["containers"][0]["env"]
-    return {entry["name"]: entry.get("value", "node-a") for entry in entries}
+    of_the_node = {"spec.nodeName": "node-a", "status.hostIP": "192.0.2.10"}
+    return {
+        entry["name"]: entry["value"]
+        if "value" in entry
+        else of_the_node[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+        for entry in entries
+    }
 
 
-@pytest.mark.parametrize("values", [{}, ORIGINAL_AGENT, SECURE_WITH_CERTIFICATES])
+@pytest.mark.parametrize(
+    "values", [{}, ORIGINAL_AGENT, SECURE_WITH_CERTIFICATES, manifests.production_values("agent")]
+)
 def test_the_agents_environment_is_one_that_it_takes(
     values: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -294,15 +309,16 @@ def test_the_agents_environment_is_one_that_it_takes(
         secure,
         secure,
     )
-    assert config.metrics_port == values.get("metrics", {}).get("port", 8883)
+    metrics = values.get("metrics", {})
+    assert config.metrics_port == metrics.get("port", 8883)
+    assert config.metrics_host == ("192.0.2.10" if metrics.get("nodeAddressOnly") else "")
     assert not caplog.records
 
 
 def test_every_key_of_the_configuration_can_be_given_by_the_chart() -> None:
     schema = yaml.safe_load((manifests.chart("server") / "values.schema.json").read_text())
     further = schema["properties"]["configuration"]["properties"]
-    secure = release("server", {"secure": True})
-    rendered = yaml.safe_load(manifests.server_settings(secure)[0])
+    rendered = yaml.safe_load(manifests.server_settings(release("server", {**manifests.WITH_ALL_KEYS}))[0])
     assert set(further) | set(rendered) == set(server_config.KEYS)
     assert not set(further) & set(rendered)
 
@@ -316,6 +332,42 @@ def test_further_configuration_reaches_the_file() -> None:
     assert [str(network) for network in config.private_cidrs] == ["10.9.0.0/16"]
 
 
+def test_the_page_is_off_until_it_is_switched_on_and_then_on_loopback() -> None:
+    for objects in (release("server"), render_chart("server", manifests.production_values("server"))):
+        assert _effective(*manifests.server_settings(objects)).page_port == 0
+    config = _effective(*manifests.server_settings(release("server", WATCHED)))
+    assert (config.page_port, config.page_host) == (8885, "127.0.0.1")
+
+
+def test_alert_rules_are_those_of_the_file_in_chart_and_overlay() -> None:
+    rules = yaml.safe_load((manifests.DEPLOY / "prometheus" / "alerts.yaml").read_text())
+    assert pick(overlay("production"), "PrometheusRule")["spec"] == rules
+    rule = pick(release("server", WATCHED), "PrometheusRule")
+    assert rule["spec"] == rules
+    assert rule["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+    assert not [one for one in release("server") if one["kind"] == "PrometheusRule"]
+
+
+def test_dashboards_are_those_of_the_directory_in_chart_and_kustomization() -> None:
+    directory = manifests.DEPLOY / "grafana"
+    models = {path.stem: json.loads(path.read_text()) for path in directory.glob("*.json")}
+    assert len(models) == 3
+    for objects in (release("server", WATCHED), manifests.kustomize(directory)):
+        found = {
+            one["metadata"]["name"]: one
+            for one in objects
+            if one["kind"] == "ConfigMap" and one["metadata"]["name"] != "config"
+        }
+        assert set(found) == {f"kubenetmon-server-{name}" for name in models}
+        for name, model in models.items():
+            one = found[f"kubenetmon-server-{name}"]
+            assert one["metadata"]["labels"]["grafana_dashboard"] == "1"
+            assert {file: json.loads(text) for file, text in one["data"].items()} == {
+                f"kubenetmon-{name}.json": model
+            }
+    assert len([one for one in release("server") if one["kind"] == "ConfigMap"]) == 1
+
+
 @pytest.mark.parametrize(
     ("part", "values", "said"),
     [
@@ -327,6 +379,9 @@ def test_further_configuration_reaches_the_file() -> None:
         ("server", {"inserter": {"numInserterWorkers": 0}}, "/inserter/numInserterWorkers"),
         ("server", {"configuration": {"meter_host_netwrok": True}}, "'meter_host_netwrok' not allowed"),
         ("server", {"tokens": {"accounts": ["kubenetmon-agent"]}}, "/tokens/accounts/0"),
+        ("server", {"page": {"port": 0}}, "/page/port"),
+        ("server", {"alerts": {"labels": {"release": 1}}}, "/alerts/labels/release"),
+        ("server", {"dashboards": {"enable": True}}, "'enable' not allowed"),
         ("agent", {"configuration": {"collectionInterval": "5"}}, "/configuration/collectionInterval"),
         ("agent", {"configuration": {"kubenetmonServerServicePort": "8884"}}, "ServicePort"),
         ("agent", {"tokens": {"expirationSeconds": 60}}, "/tokens/expirationSeconds"),
@@ -390,12 +445,51 @@ def test_containers_may_do_nothing_that_they_need_not(name: str) -> None:
             assert not pod.get("hostNetwork", False)
 
 
+def quantity(text: str) -> float:
+    """Bytes or cores of a Kubernetes quantity."""
+    units = {"Mi": 2**20, "Gi": 2**30, "m": 0.001, "": 1}
+    number, unit = re.fullmatch(r"([0-9]+)(\w*)", text).groups()  # type: ignore[union-attr]
+    return int(number) * units[unit]
+
+
+def test_resources_of_production_are_from_what_was_measured() -> None:
+    text = (manifests.ROOT / "docs" / "capacity.md").read_text()
+    rows = re.findall(
+        r"^\| (agent|server), (memory|cores).*? \| (.*) \| (\w+) \| (\w+) \|$", text, re.MULTILINE
+    )
+    assert len(rows) == 4
+    for part, what, measured, request, limit in rows:
+        resources = manifests.production_values(part)["resources"]
+        name = "cpu" if what == "cores" else what
+        assert (resources["requests"][name], resources["limits"][name]) == (request, limit)
+        if what == "memory":
+            figures = [float(figure) * 1e6 for figure in re.findall(r"([0-9]+) MB", measured)]
+        else:
+            figures = [float(figure) for figure in re.findall(r"0\.[0-9]+", measured)]
+        assert len(figures) >= 2
+        assert quantity(limit) >= 1.5 * max(figures)
+        assert quantity(request) >= (1.5 * min(figures) if what == "memory" else 0.5 * min(figures))
+
+
 def test_agents_go_to_every_node_and_overlap() -> None:
     spec = pick(overlay("agent"), "DaemonSet")["spec"]
     assert spec["template"]["spec"]["tolerations"] == [{"operator": "Exists"}]
     assert spec["updateStrategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": "50%"}
     volume = next(one for one in spec["template"]["spec"]["volumes"] if one["name"] == "state")
     assert volume["hostPath"] == {"path": "/run/kubenetmon", "type": "DirectoryOrCreate"}
+
+
+@pytest.mark.parametrize("name", ["overlay server", "overlay production", "chart server"])
+def test_no_two_servers_share_a_node(name: str) -> None:
+    deployment = pick(everything()[name], "Deployment", "kubenetmon-server")["spec"]
+    assert deployment["replicas"] == 3
+    (required,) = deployment["template"]["spec"]["affinity"]["podAntiAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]
+    assert required["topologyKey"] == "kubernetes.io/hostname"
+    (expression,) = required["labelSelector"]["matchExpressions"]
+    label = deployment["template"]["metadata"]["labels"][expression["key"]]
+    assert (expression["operator"], expression["values"]) == ("In", [label])
 
 
 def test_the_server_may_read_what_it_needs_and_no_more() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,11 @@ class RangeCache:
 
 
 def read_bounded(path: Path) -> bytes:
-    """A file's content. Raises `OSError`, and `ValueError` when it is larger than any provider's."""
-    with path.open("rb") as file:
+    """A file's content. Raises `OSError`, and `ValueError` when it is none, or larger than any provider's."""
+    # A pipe that nobody writes to is not waited for.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no regular file")
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise ValueError(f"larger than {MOST_BYTES} bytes")

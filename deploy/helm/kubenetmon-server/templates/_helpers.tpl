@@ -83,6 +83,9 @@ token_accounts:
   - {{ . | quote }}
 {{- end }}
 {{- end }}
+{{- if .Values.page.enabled }}
+page_port: {{ .Values.page.port }}
+{{- end }}
 {{- with .Values.configuration }}
 {{ toYaml . }}
 {{- end }}
