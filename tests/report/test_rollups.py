@@ -195,13 +195,14 @@ async def test_what_is_printed_makes_rollups_and_views(sink: EmbeddedSink, datab
 async def test_over_thirty_days_rollups_answer_the_same(sink: EmbeddedSink) -> None:
     """The bench's table, a thousandth of it; how much quicker is for the bench to show."""
     try:
-        await bench.make_table(sink, 100_000, NOW)
-        measured = await bench.measure(sink)
+        await bench.make_rows(sink, 100_000, NOW)
+        await bench.make_rollups(sink, NOW)
+        measured = await bench.measure(sink, times=1)
     finally:
         for name in ("network_flows_0", *NAMES.all):
             await sink.query(f"DROP TABLE IF EXISTS default.{name} SYNC")
             await sink.query(f"DROP TABLE IF EXISTS default.{name}_view SYNC")
-    assert [one.question for one in measured] == list(QUESTIONS)
+    assert [one.question for one in measured][: len(QUESTIONS)] == [f"ask {name}" for name in QUESTIONS]
     assert all(one.equal for one in measured), measured
 
 
