@@ -278,6 +278,7 @@ function health(main, ask, fetchJson) {
       const found = await fetchJson("api/health");
       if (found.absent) {
         state.node.remove();
+        identity.body.classList.remove("wait");
         identity.body.replaceChildren(el("p", { class: "muted" }, found.absent));
         return;
       }
@@ -285,7 +286,10 @@ function health(main, ask, fetchJson) {
       drawState(state, found);
     } catch (error) {
       if (error.name === "AbortError") return;
-      for (const one of [state, identity]) one.body.replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
+      for (const one of [state, identity]) {
+        one.body.classList.remove("wait");
+        one.body.replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
+      }
     }
   };
   return Promise.all([own(), put(nodes, ask("nodes", { limit: 1000 }), (answer) => {
