@@ -4,13 +4,13 @@ Contract: `read_prices` reads and checks files and raises `ConfigurationError`; 
 money are exact fractions of a dollar until they are shown.
 
 An entry of the file: `id`; `cloud`; `path` (one of `PATHS`, or `class:NAME` for a connectionClass of one's
-own `networks`); `way` (`out`: the sender pays, `in`: the
-receiver, `both`: either for its own); `price` for a unit of `unit_bytes`, or `tiers` over a calendar month
-(each `up_to` so many units, the last without); `source`, `date`, and, where it was not the source itself, what
-it was compared with (`checked`). It can be narrowed by `regions` (of the
-one who pays, as prefixes), `to_regions` (of the other), `services`, and, for the path `processing`, `flags`
-of the connection. Of the entries that fit, the narrowest counts, and among equals the last. `item` and `bill`
-(a pattern for usage types) name its line on a bill; `mtu` is the path's largest packet.
+own `networks`); `way` (`out`: the sender pays, `in`: the receiver, `both`: either for its own); `price` for a
+unit of `unit_bytes`, or `tiers` over a calendar month (each `up_to` so many units, the last without);
+`source`, `date`, and, where it was not the source itself, what it was compared with (`checked`). It can be
+narrowed by `regions` (of the one who pays, as prefixes), `to_regions` (of the other), `services`, and, for
+the path `processing`, `flags` of the connection. Of the entries that fit, the narrowest counts, and among
+equals the last. `item` and `bill` (a pattern for usage types) name its line on a bill; `mtu` is the path's
+largest packet.
 `assume`: a list of {path, entry}: all transfers of that path pass what that entry prices (a NAT gateway), at
 the price of the entry, or of one below it (`entry/…`) that fits better.
 """
