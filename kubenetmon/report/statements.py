@@ -200,8 +200,9 @@ def unattributed(flows: Flows, scope: Scope) -> str:
         "GROUP BY reason, local, remoteAddress"
     )
     return flows.define() + (
-        "SELECT reason, local, replaceOne(toString(argMaxIf(remoteAddress, (volume, remoteAddress), "
-        "remoteAddress != toIPv6('::'))), '::ffff:', '') AS example, "
+        "SELECT reason, local, argMax(if(remoteAddress = toIPv6('::'), '', "
+        "replaceOne(toString(remoteAddress), '::ffff:', '')), "
+        "(remoteAddress != toIPv6('::'), volume, remoteAddress)) AS example, "
         "sum(volume) AS total, total / greatest(1, any(everything)) AS share\n"
         f"FROM (\n{by_address}\n)\n"
         f"GROUP BY reason, local\nORDER BY total DESC, reason, local{_limited(scope)}"

@@ -215,6 +215,7 @@ async def test_what_is_not_attributed_is_named(table: Table) -> None:
     answer = await table.ask("unattributed")
     examples = {row["example"] for row in answer.records() if row["reason"].startswith("private")}
     assert "10.99.0.1" in examples
+    assert {row["example"] for row in answer.records() if row["reason"].startswith("zone")} == {""}
 
 
 @pytest.mark.parametrize(

@@ -138,9 +138,8 @@ function overview(main, ask) {
   const missing = panel("Not attributed", { wide: "half" });
   const paths = ask("paths"), priced = ask("cost", { by: "path", limit: 1000 });
   place(main, sums, costs, time, spent, classes, missing, top);
-  const width = Math.max(340, Math.min(1260, main.clientWidth - 74));
   const drawn = (answer, series, kind, label) => [
-    stackedBars({ ...series, step: answer.step, kind, width, label: `Stacked bars: ${label}` }),
+    stackedBars({ ...series, step: answer.step, kind, label: `Stacked bars: ${label}` }),
     seriesTable(answer, series, kind)];
   return Promise.all([
     put(sums, paths.then(quiet), figures),
