@@ -157,7 +157,9 @@ class Flows:
         """`coarsest`: no rollup of a grain of more seconds is used."""
         self.source = source
         self._span = span
-        self._segments = [(_grain(grain, coarsest), part) for grain, part in _segments(source, span)]
+        self._segments = [
+            (_grain(grain, coarsest), part) for grain, part in _segments(source, span, coarsest)
+        ]
         self.from_rollups = any(grain for grain, _ in self._segments)
 
     def define(self) -> str:
@@ -217,7 +219,7 @@ class Flows:
         if coverage is None:
             return [(0, span)]
         if span.begin is None or span.end is None:
-            return _parameter_segments(coverage, span)
+            return _parameter_segments(coverage, span, HOUR)
         first, last = span.begin + -span.begin % HOUR, span.end - span.end % HOUR
         whole = (span.begin - DAY, span.end)
         if coverage.within(*whole) != [whole] or first >= last:
@@ -278,12 +280,12 @@ class Flows:
         )
 
 
-def _segments(source: Source, span: Span) -> list[tuple[int, Span]]:
+def _segments(source: Source, span: Span, coarsest: int) -> list[tuple[int, Span]]:
     """The span cut into parts, each with the rollup's grain in seconds that answers it, 0 for raw rows."""
     if source.coverage is None:
         return [(0, span)]
     if span.begin is None or span.end is None:
-        return _parameter_segments(source.coverage, span)
+        return _parameter_segments(source.coverage, span, coarsest)
     parts: list[tuple[int, int, int]] = []
     at = span.begin
     for begin, end in source.coverage.within(span.begin, span.end):
@@ -310,9 +312,19 @@ def _rolled(begin: int, end: int) -> list[tuple[int, int, int]]:
     return [(0, begin, first_hour), *inner, (0, last_hour, end)]
 
 
-def _parameter_segments(coverage: Coverage, span: Span) -> list[tuple[int, Span]]:
+def _parameter_segments(coverage: Coverage, span: Span, coarsest: int) -> list[tuple[int, Span]]:
+    """The same parts as of known times, each empty where there is no such hour or day."""
     if not coverage.complete:
         return [(0, span)]
     first = f"least(toStartOfHour({span.since} + 3599, 'UTC'), {span.until})"
     last = f"greatest(toStartOfHour({span.until}, 'UTC'), {first})"
-    return [(0, Span(span.since, first)), (HOUR, Span(first, last)), (0, Span(last, span.until))]
+    inner = [(HOUR, Span(first, last))]
+    if coarsest >= DAY:
+        first_day = f"least(toStartOfDay({first} + {DAY - 1}, 'UTC'), {last})"
+        last_day = f"greatest(toStartOfDay({last}, 'UTC'), {first_day})"
+        inner = [
+            (HOUR, Span(first, first_day)),
+            (DAY, Span(first_day, last_day)),
+            (HOUR, Span(last_day, last)),
+        ]
+    return [(0, Span(span.since, first)), *inner, (0, Span(last, span.until))]
