@@ -25,6 +25,7 @@ from kubenetmon.clickhouse.rollups import (
     Coverage,
     RollupNames,
     coverage_of,
+    days_of_hours,
     minutes_by_hour,
     qualified,
     rows_by,
@@ -101,7 +102,8 @@ async def apply_rollups(sink: Sink, options: SchemaOptions, now: float) -> list[
     before = min(today, coverage.since)
     for name, select in _selects(options, "{}").items():
         for day in await _days_to_fill(sink, options, name, before):
-            await _fill(run, options, name, select, day)
+            whole = name == RollupNames(options.table).daily and await _hours_are_whole(sink, options, day)
+            await _fill(run, options, name, _days_select(options) if whole else select, day)
     if before > coverage.before:
         await _set_coverage(run, options, Coverage(before, coverage.since))
     return done
@@ -162,19 +164,38 @@ async def _days_to_fill(sink: Sink, options: SchemaOptions, name: str, before: i
     return [int(row[0]) for row in found]
 
 
+async def _hours_are_whole(sink: Sink, options: SchemaOptions, day: int) -> bool:
+    """True when a day (Unix seconds) is whole in the rows by hour, which go sooner than those by day."""
+    rows = qualified(options.database, options.storage_table)
+    hourly = qualified(options.database, _storage(options, RollupNames(options.table).hourly))
+    found = await sink.query(
+        f"SELECT (SELECT sum(bytes) FROM {rows} WHERE {_within(day)}) = "
+        f"(SELECT sum(bytes) FROM {hourly} WHERE {_within(day)})"
+    )
+    return bool(found[0][0])
+
+
+def _days_select(options: SchemaOptions) -> str:
+    hourly = qualified(options.database, _storage(options, RollupNames(options.table).hourly))
+    return days_of_hours(hourly, where="{}")
+
+
+def _within(day: int) -> str:
+    return (
+        f"date >= toDate(toDateTime({day}), 'UTC') - 1 AND date <= toDate(toDateTime({day}), 'UTC') + 1 "
+        f"AND intervalStartTime >= toDateTime({day}) AND intervalStartTime < toDateTime({day + DAY})"
+    )
+
+
 async def _fill(run: object, options: SchemaOptions, name: str, select: str, day: int) -> None:
     """Put one day of one rollup in its place, made anew from the rows."""
     assert callable(run)
     rollup = qualified(options.database, name)
     filling = qualified(options.database, name + _FILLING_SUFFIX)
-    within = (
-        f"date >= toDate(toDateTime({day}), 'UTC') - 1 AND date <= toDate(toDateTime({day}), 'UTC') + 1 "
-        f"AND intervalStartTime >= toDateTime({day}) AND intervalStartTime < toDateTime({day + DAY})"
-    )
     partition = literal(datetime.fromtimestamp(day, UTC).strftime("%Y-%m-%d"))
     await run(f"DROP TABLE IF EXISTS {filling}")
     await run(f"CREATE TABLE {filling} AS {rollup}")
-    await run(f"INSERT INTO {filling} {select.replace('{}', within)}")
+    await run(f"INSERT INTO {filling} {select.replace('{}', _within(day))}")
     await run(f"ALTER TABLE {rollup} REPLACE PARTITION {partition} FROM {filling}")
     await run(f"DROP TABLE {filling}")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -159,6 +160,7 @@ async def measure(sink: EmbeddedSink, times: int = TIMES) -> list[Measured]:
             processors.append(processor)
         equal = bool(answers[0]) and _agree(answers[0], answers[1], _COUNTS.get(name, ()))
         found.append(Measured(name, clocks[0] / clocks[1], processors[0] / processors[1], equal))
+        print(f"  {found[-1]}", file=sys.stderr, flush=True)
     return found
 
 
