@@ -48,12 +48,13 @@ def rollup_ddl(options: SchemaOptions, since: int = 0) -> list[str]:
     """The statements that make tables and views; the views take rows from `since` (Unix seconds) on."""
     names = RollupNames(options.table)
     statements = []
-    for name, columns, key, days in (
-        (names.hourly, _row_columns(), _row_key(), HOURLY_DAYS),
-        (names.daily, _row_columns(), _row_key(), DAILY_DAYS),
-        (names.minutes, _minute_columns(), _minute_key(), HOURLY_DAYS),
+    comment = Coverage(0, since).comment()
+    for name, columns, key, days, granularity in (
+        (names.hourly, _row_columns(), _row_key(), HOURLY_DAYS, 8192),
+        (names.daily, _row_columns(), _row_key(), DAILY_DAYS, 8192),
+        (names.minutes, _minute_columns(), _minute_key(), HOURLY_DAYS, 1024),
     ):
-        statements += _create_table(options, name, columns, key, days, Coverage(0, since).comment())
+        statements += _create_table(options, name, columns, key, days, granularity, comment)
     where = f"intervalStartTime >= toDateTime({since})" if since else ""
     for name, select in _selects(options, where).items():
         target = qualified(options.database, _storage(options, name))
@@ -255,11 +256,12 @@ def _minute_columns() -> list[str]:
 def _minute_key() -> list[str]:
     return [
         "date",
+        # Of nodes and zones only what leaves them is asked for: that lies together.
+        "withinNode",
         "node",
         "pod",
         "sending",
         "intervalStartTime",
-        "withinNode",
         "cluster",
         "zone",
         "namespace",
@@ -268,7 +270,13 @@ def _minute_key() -> list[str]:
 
 
 def _create_table(
-    options: SchemaOptions, name: str, columns: Sequence[str], key: Sequence[str], days: int, comment: str
+    options: SchemaOptions,
+    name: str,
+    columns: Sequence[str],
+    key: Sequence[str],
+    days: int,
+    granularity: int,
+    comment: str,
 ) -> list[str]:
     listed = ",\n".join(f"    {column}" for column in columns)
     engine = "AggregatingMergeTree"
@@ -281,7 +289,7 @@ def _create_table(
         f"CREATE TABLE IF NOT EXISTS {storage}{_on_cluster(options)}\n(\n{listed}\n)\n"
         f"ENGINE = {engine}{arguments}\nPARTITION BY date\nORDER BY ({', '.join(key)})\n"
         f"TTL date + toIntervalDay({days})\n"
-        "SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, "
+        f"SETTINGS index_granularity = {granularity}, ttl_only_drop_parts = 1, "
         f"{window_settings(engine, options.deduplication_window)}\nCOMMENT {literal(comment)}"
     ]
     if options.cluster:

@@ -6,7 +6,8 @@ itself does, so that a batch sent again counts once everywhere (a window on ever
 `deduplicate_blocks_in_dependent_materialized_views`, which the server sends).
 
 What a rollup drops: ports, instance ids, cells, and remote addresses, except those in the own network that
-nobody is known to own. Bytes and packets are sums; connections a sketch (uniqCombined64, within 1 %).
+nobody is known to own. Bytes and packets are sums; connections a sketch (uniqCombined64 of 2^14 cells: a
+standard error of 1.04 / 2^7 = 0.8 %).
 `date` is the day (UTC) in which a row's interval begins.
 
 The views take the days after the one in which they are made; those before are filled a partition at a time.
