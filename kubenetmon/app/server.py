@@ -169,7 +169,7 @@ async def build_server(
         attributor=attributor,
         clock=SYSTEM_CLOCK,
     )
-    live = {RatesPage.PATH: RatesPage(rates).page}
+    live: dict[str, Page] = {RatesPage.PATH: RatesPage(rates, clock=SYSTEM_CLOCK).page}
     pages = {UNATTRIBUTED_PATH: unattributed.page, EXPLAIN_PATH: explainer.page, **live}
     receiver = Receiver(
         ReceiverConfig(

@@ -25,6 +25,7 @@ from kubenetmon.clickhouse.rollups import (
     Coverage,
     RollupNames,
     coverage_of,
+    days_of_hours,
     minutes_by_hour,
     qualified,
     rows_by,
@@ -47,12 +48,13 @@ def rollup_ddl(options: SchemaOptions, since: int = 0) -> list[str]:
     """The statements that make tables and views; the views take rows from `since` (Unix seconds) on."""
     names = RollupNames(options.table)
     statements = []
-    for name, columns, key, days in (
-        (names.hourly, _row_columns(), _row_key(), HOURLY_DAYS),
-        (names.daily, _row_columns(), _row_key(), DAILY_DAYS),
-        (names.minutes, _minute_columns(), _minute_key(), HOURLY_DAYS),
+    comment = Coverage(0, since).comment()
+    for name, columns, key, days, granularity in (
+        (names.hourly, _row_columns(), _row_key(), HOURLY_DAYS, 8192),
+        (names.daily, _row_columns(), _row_key(), DAILY_DAYS, 8192),
+        (names.minutes, _minute_columns(), _minute_key(), HOURLY_DAYS, 1024),
     ):
-        statements += _create_table(options, name, columns, key, days, Coverage(0, since).comment())
+        statements += _create_table(options, name, columns, key, days, granularity, comment)
     where = f"intervalStartTime >= toDateTime({since})" if since else ""
     for name, select in _selects(options, where).items():
         target = qualified(options.database, _storage(options, name))
@@ -101,7 +103,8 @@ async def apply_rollups(sink: Sink, options: SchemaOptions, now: float) -> list[
     before = min(today, coverage.since)
     for name, select in _selects(options, "{}").items():
         for day in await _days_to_fill(sink, options, name, before):
-            await _fill(run, options, name, select, day)
+            whole = name == RollupNames(options.table).daily and await _hours_are_whole(sink, options, day)
+            await _fill(run, options, name, _days_select(options) if whole else select, day)
     if before > coverage.before:
         await _set_coverage(run, options, Coverage(before, coverage.since))
     return done
@@ -162,19 +165,38 @@ async def _days_to_fill(sink: Sink, options: SchemaOptions, name: str, before: i
     return [int(row[0]) for row in found]
 
 
+async def _hours_are_whole(sink: Sink, options: SchemaOptions, day: int) -> bool:
+    """True when a day (Unix seconds) is whole in the rows by hour, which go sooner than those by day."""
+    rows = qualified(options.database, options.storage_table)
+    hourly = qualified(options.database, _storage(options, RollupNames(options.table).hourly))
+    found = await sink.query(
+        f"SELECT (SELECT sum(bytes) FROM {rows} WHERE {_within(day)}) = "
+        f"(SELECT sum(bytes) FROM {hourly} WHERE {_within(day)})"
+    )
+    return bool(found[0][0])
+
+
+def _days_select(options: SchemaOptions) -> str:
+    hourly = qualified(options.database, _storage(options, RollupNames(options.table).hourly))
+    return days_of_hours(hourly, where="{}")
+
+
+def _within(day: int) -> str:
+    return (
+        f"date >= toDate(toDateTime({day}), 'UTC') - 1 AND date <= toDate(toDateTime({day}), 'UTC') + 1 "
+        f"AND intervalStartTime >= toDateTime({day}) AND intervalStartTime < toDateTime({day + DAY})"
+    )
+
+
 async def _fill(run: object, options: SchemaOptions, name: str, select: str, day: int) -> None:
     """Put one day of one rollup in its place, made anew from the rows."""
     assert callable(run)
     rollup = qualified(options.database, name)
     filling = qualified(options.database, name + _FILLING_SUFFIX)
-    within = (
-        f"date >= toDate(toDateTime({day}), 'UTC') - 1 AND date <= toDate(toDateTime({day}), 'UTC') + 1 "
-        f"AND intervalStartTime >= toDateTime({day}) AND intervalStartTime < toDateTime({day + DAY})"
-    )
     partition = literal(datetime.fromtimestamp(day, UTC).strftime("%Y-%m-%d"))
     await run(f"DROP TABLE IF EXISTS {filling}")
     await run(f"CREATE TABLE {filling} AS {rollup}")
-    await run(f"INSERT INTO {filling} {select.replace('{}', within)}")
+    await run(f"INSERT INTO {filling} {select.replace('{}', _within(day))}")
     await run(f"ALTER TABLE {rollup} REPLACE PARTITION {partition} FROM {filling}")
     await run(f"DROP TABLE {filling}")
 
@@ -234,11 +256,12 @@ def _minute_columns() -> list[str]:
 def _minute_key() -> list[str]:
     return [
         "date",
+        # Of nodes and zones only what leaves them is asked for: that lies together.
+        "withinNode",
         "node",
         "pod",
         "sending",
         "intervalStartTime",
-        "withinNode",
         "cluster",
         "zone",
         "namespace",
@@ -247,7 +270,13 @@ def _minute_key() -> list[str]:
 
 
 def _create_table(
-    options: SchemaOptions, name: str, columns: Sequence[str], key: Sequence[str], days: int, comment: str
+    options: SchemaOptions,
+    name: str,
+    columns: Sequence[str],
+    key: Sequence[str],
+    days: int,
+    granularity: int,
+    comment: str,
 ) -> list[str]:
     listed = ",\n".join(f"    {column}" for column in columns)
     engine = "AggregatingMergeTree"
@@ -260,7 +289,7 @@ def _create_table(
         f"CREATE TABLE IF NOT EXISTS {storage}{_on_cluster(options)}\n(\n{listed}\n)\n"
         f"ENGINE = {engine}{arguments}\nPARTITION BY date\nORDER BY ({', '.join(key)})\n"
         f"TTL date + toIntervalDay({days})\n"
-        "SETTINGS index_granularity = 8192, ttl_only_drop_parts = 1, "
+        f"SETTINGS index_granularity = {granularity}, ttl_only_drop_parts = 1, "
         f"{window_settings(engine, options.deduplication_window)}\nCOMMENT {literal(comment)}"
     ]
     if options.cluster:

@@ -6,7 +6,8 @@ itself does, so that a batch sent again counts once everywhere (a window on ever
 `deduplicate_blocks_in_dependent_materialized_views`, which the server sends).
 
 What a rollup drops: ports, instance ids, cells, and remote addresses, except those in the own network that
-nobody is known to own. Bytes and packets are sums; connections a sketch (uniqCombined64, within 1 %).
+nobody is known to own. Bytes and packets are sums; connections a sketch (uniqCombined64 of 2^14 cells: a
+standard error of 1.04 / 2^7 = 0.8 %).
 `date` is the day (UTC) in which a row's interval begins.
 
 The views take the days after the one in which they are made; those before are filled a partition at a time.
@@ -198,6 +199,17 @@ def rows_by(grain: int, source: str, *, ipv6: bool, where: str = "") -> str:
     )
     condition = f" WHERE {where}" if where else ""
     return f"SELECT {outer} FROM (SELECT {inner} FROM {source}{condition}) GROUP BY {keys}"
+
+
+def days_of_hours(source: str, *, where: str = "") -> str:
+    """The same by day from rows by hour, which are far fewer."""
+    keys = ", ".join(("date", *COMMON_COLUMNS[2:], *_DERIVED))
+    condition = f" WHERE {where}" if where else ""
+    return (
+        f"SELECT date, toDateTime(date, 'UTC') AS intervalStartTime, {keys.removeprefix('date, ')}, "
+        "sum(bytes) AS bytes, sum(packets) AS packets, "
+        f"uniqCombined64MergeState(14)(connections) AS connections FROM {source}{condition} GROUP BY {keys}"
+    )
 
 
 def minutes_by_hour(source: str, *, where: str = "") -> str:

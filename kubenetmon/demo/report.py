@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def print_answers(found: Answers) -> None:
     for words, answer in found.answers:
         print(f"\n{words}   [kubenetmon {'' if answer.name == 'cost' else 'ask '}{answer.name}]\n")
         print(render_rows(answer))
-    print(f"\n{OBSERVATION}\n")
+    print(f"\n{textwrap.fill(OBSERVATION, 100)}\n")
 
 
 def follow_ups(database: Path) -> list[str]:

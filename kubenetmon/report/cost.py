@@ -290,7 +290,8 @@ def _told(price: Price) -> str:
         for tier in price.tiers
     )
     note = f"; {price.note}" if price.note else ""
-    return f"  {price.id}: {tiers} a {price.unit} ({price.date}, {price.source}{note})"
+    checked = f"; compared with: {price.checked}" if price.checked else ""
+    return f"  {price.id}: {tiers} a {price.unit} ({price.date}, {price.source}{checked}{note})"
 
 
 def decimal(value: Fraction, digits: int = 9) -> str:

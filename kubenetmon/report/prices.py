@@ -4,13 +4,15 @@ Contract: `read_prices` reads and checks files and raises `ConfigurationError`; 
 money are exact fractions of a dollar until they are shown.
 
 An entry of the file: `id`; `cloud`; `path` (one of `PATHS`, or `class:NAME` for a connectionClass of one's
-own `networks`); `way` (`out`: the sender pays, `in`: the
-receiver, `both`: either for its own); `price` for a unit of `unit_bytes`, or `tiers` over a calendar month
-(each `up_to` so many units, the last without); `source` and `date`. It can be narrowed by `regions` (of the
-one who pays, as prefixes), `to_regions` (of the other), `services`, and, for the path `processing`, `flags`
-of the connection. Of the entries that fit, the narrowest counts, and among equals the last. `item` and `bill`
-(a pattern for usage types) name its line on a bill; `mtu` is the path's largest packet.
-`assume`: a list of {path, entry}: all transfers of that path pass what that entry prices (a NAT gateway).
+own `networks`); `way` (`out`: the sender pays, `in`: the receiver, `both`: either for its own); `price` for a
+unit of `unit_bytes`, or `tiers` over a calendar month (each `up_to` so many units, the last without);
+`source`, `date`, and, where it was not the source itself, what it was compared with (`checked`). It can be
+narrowed by `regions` (of the one who pays, as prefixes), `to_regions` (of the other), `services`, and, for
+the path `processing`, `flags` of the connection. Of the entries that fit, the narrowest counts, and among
+equals the last. `item` and `bill` (a pattern for usage types) name its line on a bill; `mtu` is the path's
+largest packet.
+`assume`: a list of {path, entry}: all transfers of that path pass what that entry prices (a NAT gateway), at
+the price of the entry, or of one below it (`entry/…`) that fits better.
 """
 
 from __future__ import annotations
@@ -30,7 +32,20 @@ WAYS = ("out", "in", "both")
 BUILT_IN = Path(__file__).parent / "prices_data" / "list_prices.json"
 _LISTS = ("regions", "to_regions", "services", "flags")
 _KNOWN = frozenset(
-    ("id", "cloud", "path", "way", "price", "tiers", "unit", "unit_bytes", "source", "date", "note")
+    (
+        "id",
+        "cloud",
+        "path",
+        "way",
+        "price",
+        "tiers",
+        "unit",
+        "unit_bytes",
+        "source",
+        "date",
+        "note",
+        "checked",
+    )
 ).union(_LISTS, ("item", "bill", "mtu"))
 DEFAULT_MTU = 1500
 
@@ -57,6 +72,7 @@ class Price:
     source: str
     date: str
     note: str = ""
+    checked: str = ""
     regions: tuple[str, ...] = ()
     to_regions: tuple[str, ...] = ()
     services: tuple[str, ...] = ()
@@ -134,8 +150,8 @@ class PriceList:
         processing = [one for one in fitting if one.path == "processing"]
         for flag in transfer.flags:
             found += _narrowest([one for one in processing if flag in one.flags])
-        assumed = self.assumed.get(transfer.path, ())
-        found += [one for one in processing if one.id in assumed]
+        for name in self.assumed.get(transfer.path, ()):
+            found += _narrowest([one for one in processing if f"{one.id}/".startswith(f"{name}/")])
         return list(dict.fromkeys(found))
 
     def items(self) -> dict[str, list[Price]]:
@@ -209,6 +225,7 @@ def _price(raw: Any, path: Path) -> Price:
         source=text_of(raw, "source", path),
         date=text_of(raw, "date", path),
         note=str(raw.get("note", "")),
+        checked=str(raw.get("checked", "")),
         **{key: _texts(raw, key, name, path) for key in _LISTS},
         item=str(raw.get("item", "")),
         bill=bill,

@@ -246,7 +246,7 @@ async def _notes(
     if question.name in ("openers", "balance"):
         notes.append(await _opener_note(sink, flows))
         if flows.from_rollups:
-            notes.append("Connections are counted from rollups, within about 1 %.")
+            notes.append("Connections are counted from rollups, mostly within 1 %, seldom 3 % off.")
     if question.name == "cross-zone":
         unknown = await _sum(
             sink,

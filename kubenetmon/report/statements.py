@@ -190,15 +190,21 @@ def unattributed(flows: Flows, scope: Scope) -> str:
     """What lacks a label, and which."""
     key = SIDE_COLUMNS[scope.by or "app"]
     reasons = ", ".join(f"if({condition}, {literal(reason)}, '')" for reason, condition in _REASONS)
-    return flows.define() + (
-        f"SELECT reason, local{key} AS local, "
-        "replaceOne(argMaxIf(toString(remoteAddress), bytes, remoteAddress != toIPv6('::')), '::ffff:', '') "
-        "AS example, "
-        "sum(bytes) AS total, total / greatest(1, any(everything)) AS share\n"
+    by_address = (
+        f"SELECT reason, local{key} AS local, remoteAddress, sum(bytes) AS volume, "
+        "any(everything) AS everything\n"
         "FROM (\nSELECT *, sum(bytes) OVER () AS everything FROM (\n"
         f"SELECT *, [{reasons}] AS reasons FROM (\n{flows.transfers('zone')}\n)\n"
         f"WHERE {_local_filter(scope)}\n)\n)\n"
         "ARRAY JOIN arrayFilter(one -> one != '', reasons) AS reason\n"
+        "GROUP BY reason, local, remoteAddress"
+    )
+    return flows.define() + (
+        "SELECT reason, local, argMax(if(remoteAddress = toIPv6('::'), '', "
+        "replaceOne(toString(remoteAddress), '::ffff:', '')), "
+        "(remoteAddress != toIPv6('::'), volume, remoteAddress)) AS example, "
+        "sum(volume) AS total, total / greatest(1, any(everything)) AS share\n"
+        f"FROM (\n{by_address}\n)\n"
         f"GROUP BY reason, local\nORDER BY total DESC, reason, local{_limited(scope)}"
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 from kubenetmon.clickhouse.rollup_tables import apply_rollups, rollup_ddl
-from kubenetmon.clickhouse.rollups import Coverage, qualified
+from kubenetmon.clickhouse.rollups import HOUR, Coverage, qualified
 from kubenetmon.clickhouse.schema import SchemaOptions
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clickhouse.table import quoted
@@ -51,7 +51,7 @@ def view_ddl(options: SchemaOptions, coverage: Coverage | None) -> list[str]:
     statements.append(
         ("cost", f"SELECT {_COST_COLUMNS}\nFROM (\n{cost.statement(flows, scope, 'workload')}\n)")
     )
-    paths = series.view_statement(flows, scope)
+    paths = series.view_statement(Flows(source, Span.parameters(), coarsest=HOUR), scope)
     statements.append(
         ("paths", f"SELECT toDateTime(slot, 'UTC') AS time, path, total AS bytes\nFROM (\n{paths}\n)")
     )

@@ -8,7 +8,10 @@ beyond that everything is "others". No task, nothing to shut down.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from kubenetmon.clock import Clock
-from kubenetmon.http import JSON, Response
+from kubenetmon.http import JSON, TEXT, Response
 from kubenetmon.server.moved import Digest, Workload
 
 SLOT_SECONDS = 10
@@ -65,6 +68,7 @@ class Rates:
         self._newest = 0  # the number of the slot that was filled last
         self._views: dict[str, tuple[int, dict[str, Any]]] = {}
         self._changes = 0
+        self._waiting: set[asyncio.Future[None]] = set()
 
     def add(self, one: Digest) -> None:
         """Take a settled batch."""
@@ -72,6 +76,9 @@ class Rates:
         if newest > int(self._clock.time()) // SLOT_SECONDS + SLOTS:
             return  # an agent whose clock is far ahead would wipe out everybody's history
         self._changes += 1
+        for each in self._waiting:
+            if not each.done():
+                each.set_result(None)
         self._advance(newest)
         known = self._nodes.get(one.node)
         if known is None and len(self._nodes) >= _MOST_NODES:
@@ -92,6 +99,24 @@ class Rates:
             rows.append((row.index, sent, received))
         if rows:
             self._spread(rows, one.start, one.end)
+
+    @property
+    def changes(self) -> int:
+        """How many batches were taken."""
+        return self._changes
+
+    async def newer(self, changes: int, seconds: float) -> None:
+        """Return once more than `changes` batches were taken, after `seconds` at the latest."""
+        if self._changes > changes:
+            return
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiting)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await waiting
+        finally:
+            self._waiting.discard(waiting)
 
     def view(self, by: str) -> dict[str, Any]:
         """What is shown, for JSON: rates in bytes/s over each node's last report, the highest first.
@@ -207,21 +232,50 @@ def _named(workload: Workload, by: str) -> tuple[str, str]:
 
 
 class RatesPage:
-    """`/rates?by=app`: what `Rates` holds, as JSON."""
+    """`/rates?by=app`: what `Rates` holds, as JSON; with `&after=STATE`, as its header `etag` named it, as
+    soon as there is something newer, or 204 when there is nothing for `WAIT_SECONDS`.
+
+    So a client that asks again and again is told of each report when it is settled, and of nothing else. At
+    most `_MOST_WAITING` wait (others are told 204 at once), and one body is made a second for all of them.
+    """
 
     PATH = "/rates"
+    WAIT_SECONDS = 8.0
+    _MOST_WAITING = 16
+    _MADE_SECONDS = 1.0
 
-    def __init__(self, rates: Rates) -> None:
-        self._rates = rates
-        self._bodies: dict[str, tuple[dict[str, Any], bytes]] = {}
+    def __init__(self, rates: Rates, *, clock: Clock) -> None:
+        self._rates, self._clock = rates, clock
+        self._life = secrets.token_hex(4)
+        self._bodies: dict[str, tuple[float, int, bytes]] = {}
+        self._waiting = 0
 
-    def page(self, parameters: Mapping[str, str]) -> Response:
+    async def page(self, parameters: Mapping[str, str]) -> Response:
         """The answer; one body is made for all callers until the next report comes."""
-        by = parameters.get("by", "app")
+        by, after = parameters.get("by", "app"), parameters.get("after", "")
         if by not in KEYS:
             return Response(f"by is one of {', '.join(KEYS)}\n".encode(), status=400)
-        view = self._rates.view(by)
+        if after == self._tag(self._rates.changes):
+            if self._waiting < self._MOST_WAITING:
+                await self._wait()
+            if after == self._tag(self._rates.changes):
+                return Response(b"", TEXT, 204)
         made = self._bodies.get(by)
-        if made is None or made[0] is not view:
-            made = self._bodies[by] = (view, json.dumps(view, separators=(",", ":")).encode())
-        return Response(made[1], JSON)
+        if made is not None and after == self._tag(made[1]):
+            await self._clock.sleep(max(0.0, made[0] + self._MADE_SECONDS - self._clock.monotonic()))
+            made = self._bodies[by]
+        now, changes = self._clock.monotonic(), self._rates.changes
+        if made is None or (made[1] != changes and now - made[0] >= self._MADE_SECONDS):
+            body = json.dumps(self._rates.view(by), separators=(",", ":")).encode()
+            made = self._bodies[by] = (now, changes, body)
+        return Response(made[2], JSON, headers=(("etag", self._tag(made[1])),))
+
+    def _tag(self, changes: int) -> str:
+        return f"{self._life}-{changes}"
+
+    async def _wait(self) -> None:
+        self._waiting += 1
+        try:
+            await self._rates.newer(self._rates.changes, self.WAIT_SECONDS)
+        finally:
+            self._waiting -= 1

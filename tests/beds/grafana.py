@@ -1,13 +1,22 @@
-"""What a Grafana would make of a dashboard file: its structure, and its queries with variables filled in."""
+"""What a Grafana would make of a dashboard file: its structure, and its queries with variables filled in.
+
+`lost` reads it as Grafana's own schema of dashboards and panels has it (the classes that Grafana generates
+from that schema); the ClickHouse data source is a plugin, whose queries no schema describes.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from grafana_foundation_sdk.cog import plugins
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 DIRECTORY = Path(__file__).resolve().parents[2] / "deploy" / "grafana"
 
@@ -95,3 +104,22 @@ def structure_problems(model: dict[str, Any]) -> list[str]:
             if target["datasource"]["uid"] != "${source}":
                 problems.append(f"{title}: the data source is fixed")
     return sorted(set(problems))
+
+
+def lost(model: dict[str, Any]) -> list[str]:
+    """What does not come back when Grafana's own classes read a dashboard and write it: keys that they do not
+    know, and values that they change. What they add are defaults."""
+    plugins.register_default_plugins()
+    return _differences(model, json.loads(JSONEncoder().encode(Dashboard.from_json(model))), "")
+
+
+def _differences(mine: Any, theirs: Any, where: str) -> list[str]:
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        found = [f"{where}/{key}: not known" for key in mine.keys() - theirs.keys()]
+        for key in mine.keys() & theirs.keys():
+            found += _differences(mine[key], theirs[key], f"{where}/{key}")
+        return sorted(found)
+    if isinstance(mine, list) and isinstance(theirs, list) and len(mine) == len(theirs):
+        pairs = enumerate(zip(mine, theirs, strict=True))
+        return [each for at, pair in pairs for each in _differences(*pair, f"{where}/{at}")]
+    return [] if mine == theirs else [f"{where}: {mine!r} becomes {theirs!r}"]

@@ -24,6 +24,25 @@ def test_grafana_finds_nothing_to_stumble_over(name: str) -> None:
     assert grafana.structure_problems(model) == []
 
 
+@pytest.mark.parametrize("name", MADE)
+def test_grafanas_own_schema_knows_every_key_and_keeps_every_value(name: str) -> None:
+    assert grafana.lost(json.loads((grafana.DIRECTORY / name).read_text())) == []
+
+
+def test_the_schema_check_can_fail() -> None:
+    model = json.loads(json.dumps(MADE["metering.json"]))  # nothing is shared between panels
+    panel = next(panel for panel in model["panels"] if panel["type"] == "timeseries")
+    panel["options"]["legned"] = {}
+    panel["fieldConfig"]["defaults"]["decimalz"] = 1
+    model["refreshh"] = "1m"
+    at = model["panels"].index(panel)
+    assert grafana.lost(model) == [
+        f"/panels/{at}/fieldConfig/defaults/decimalz: not known",
+        f"/panels/{at}/options/legned: not known",
+        "/refreshh: not known",
+    ]
+
+
 def test_the_structural_check_can_fail() -> None:
     model = copy.deepcopy(MADE["metering.json"])
     model["panels"][2]["gridPos"] = dict(model["panels"][1]["gridPos"])

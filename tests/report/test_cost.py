@@ -190,6 +190,40 @@ async def test_a_flag_is_processing_once_a_byte(sink: EmbeddedSink, prices: Pric
     await sink.query("DROP DATABASE flagged SYNC")
 
 
+async def test_tiers_begin_anew_with_each_month(sink: EmbeddedSink, prices: PriceList) -> None:
+    await sink.query("CREATE DATABASE months")
+    await sink.query(original_ddl("months"))
+    world = World(frozenset(("n1", "n2")), False)
+    world.flows = [
+        Flow(WEB, INTERNET, 40_004, 443, 150 * GB, 0, at)
+        for at in (LAST_MONTH - 60, LAST_MONTH, LAST_MONTH + 86_400)
+    ]
+    await sink.query(world.insert("months.network_flows_0"))
+    source = await read_source(sink, "months", "network_flows_0")
+    scope = Scope(since=month_start(LAST_MONTH - 1), until=ALL.until, limit=0)
+    answer = await cost(sink, source, scope, "path", prices, explain=True)
+    # 50 GB beyond the free 100 in the first month, 200 in the second.
+    assert costs(answer, "entry") == {("aws/internet-out",): (450 * GB, "22.5")}
+    assert answer.summary["month_to_date"] == "18"
+    for told in ("100 GB x $0 + 50 GB x $0.09 = $4.5", "100 GB x $0 + 200 GB x $0.09 = $18"):
+        assert any(told in note for note in answer.notes)
+    await sink.query("DROP DATABASE months SYNC")
+
+
+async def test_half_a_month_is_projected_to_the_cent(sink: EmbeddedSink, prices: PriceList) -> None:
+    await sink.query("CREATE DATABASE half")
+    await sink.query(original_ddl("half"))
+    world = World(frozenset(("n1", "n2")), False, [Flow(WEB, API, 40_000, 80, 9 * GB, GB, LAST_MONTH)])
+    await sink.query(world.insert("half.network_flows_0").replace("map()", "map('NAT_GATEWAY', true)"))
+    source = await read_source(sink, "half", "network_flows_0")
+    scope = Scope(since=LAST_MONTH, until=LAST_MONTH + MONTH // 2, limit=0)
+    answer = await cost(sink, source, scope, "path", prices)
+    # 10 GB: a cent at each end, and 4.5 cents for the gateway that they passed once.
+    assert costs(answer, "entry")[("aws/nat-gateway",)] == (10 * GB, "0.45")
+    assert answer.summary == {"total": "0.65", "month_to_date": "0.65", "projected": "1.3"}
+    await sink.query("DROP DATABASE half SYNC")
+
+
 async def test_an_empty_table_costs_nothing(sink: EmbeddedSink, prices: PriceList) -> None:
     await sink.query("CREATE DATABASE nothing")
     await sink.query(original_ddl("nothing"))

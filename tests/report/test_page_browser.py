@@ -47,6 +47,9 @@ async def test_every_view_draws_light_dark_and_narrow_without_a_complaint(page: 
             for width, dark in ((1280, False), (1280, True), (420, False)):
                 await tab.size(width, 900, dark=dark)
                 assert await tab.run("document.documentElement.scrollWidth - innerWidth") <= 0, (view, width)
+                if view == "overview":
+                    text = "document.querySelector('figure svg text').getBoundingClientRect().height"
+                    await tab.until(f"{text} > 9")
                 ground = await tab.run("getComputedStyle(document.body).backgroundColor")
                 assert (ground == "rgb(20, 23, 26)") is dark
                 await _picture(tab, f"{view}-{width}{'-dark' if dark else ''}")

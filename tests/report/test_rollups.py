@@ -165,22 +165,31 @@ async def test_views_are_the_answers_with_times_to_give(sink: EmbeddedSink, data
     options = SchemaOptions(database, ipv6=True)
     await apply(sink, options)
     await apply_views(sink, options, NOW)
-    world = make_world(ours=True, begin=TODAY - DAY, minutes=1440, count=150)
+    world = make_world(ours=True, begin=TODAY - 3 * DAY, minutes=3 * 1440, count=250)
     await sink.query(world.insert(f"{database}.network_flows_0"))
     source = await read_source(sink, database, "network_flows_0")
-    since, until = TODAY - DAY + 4 * 3600 + 120, TODAY - 1800
-    scope = Scope(since=since, until=until, limit=0)
-    times = f"since = '{_text(since)}', until = '{_text(until)}'"
-    for name, question in QUESTIONS.items():
-        answer = await ask(sink, question, scope, source)
-        columns = [column.name for column in question.columns(question.by(scope))]
-        view = f"{database}.{view_name('network_flows_0', name)}({times})"
-        rows = await sink.query(f"SELECT {', '.join(columns)} FROM {view}")
-        assert sorted(rows, key=repr) == sorted((row[: len(columns)] for row in answer.rows), key=repr)
-        assert rows
-    cost = await sink.query(f"SELECT sum(bytes) FROM {database}.network_flows_0_cost({times}) WHERE own")
-    wanted = world.summed(lambda one: ("",) if since <= one.flow.start < until else None)
-    assert cost == [(wanted[("",)],)]
+    for since, until in (
+        (TODAY - 3 * DAY + 4 * 3600 + 120, TODAY - 1800),  # two whole days, hours and minutes about them
+        (TODAY - 2 * DAY - 5 * 3600, TODAY - 2 * DAY + 5 * 3600),  # hours, none of them a whole day
+        (TODAY - 2 * DAY - 600, TODAY - 2 * DAY + 1200),
+    ):
+        scope = Scope(since=since, until=until, limit=0)
+        times = f"since = '{_text(since)}', until = '{_text(until)}'"
+        for name, question in QUESTIONS.items():
+            answer = await ask(sink, question, scope, source)
+            columns = [column.name for column in question.columns(question.by(scope))]
+            view = f"{database}.{view_name('network_flows_0', name)}({times})"
+            rows = await sink.query(f"SELECT {', '.join(columns)} FROM {view}")
+            wanted = (row[: len(columns)] for row in answer.rows)
+            assert sorted(rows, key=repr) == sorted(wanted, key=repr), (name, times)
+            assert rows or until - since < DAY
+        span = range(since, until)
+        sums = world.summed(lambda one, span=span: ("",) if one.flow.start in span else None)
+        for what in ("cost({}) WHERE own", "paths({})"):
+            found = await sink.query(
+                f"SELECT sum(bytes) FROM {database}.network_flows_0_{what.format(times)}"
+            )
+            assert found == [(sums[("",)],)]
 
 
 async def test_what_is_printed_makes_rollups_and_views(sink: EmbeddedSink, database: str) -> None:
@@ -196,13 +205,14 @@ async def test_what_is_printed_makes_rollups_and_views(sink: EmbeddedSink, datab
 async def test_over_thirty_days_rollups_answer_the_same(sink: EmbeddedSink) -> None:
     """The bench's table, a thousandth of it; how much quicker is for the bench to show."""
     try:
-        await bench.make_table(sink, 100_000, NOW)
-        measured = await bench.measure(sink)
+        await bench.make_rows(sink, 100_000, NOW)
+        await bench.make_rollups(sink, NOW)
+        measured = await bench.measure(sink, times=1)
     finally:
         for name in ("network_flows_0", *NAMES.all):
             await sink.query(f"DROP TABLE IF EXISTS default.{name} SYNC")
             await sink.query(f"DROP TABLE IF EXISTS default.{name}_view SYNC")
-    assert [one.question for one in measured] == list(QUESTIONS)
+    assert [one.question for one in measured][: len(QUESTIONS)] == [f"ask {name}" for name in QUESTIONS]
     assert all(one.equal for one in measured), measured
 
 

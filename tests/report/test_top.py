@@ -42,7 +42,9 @@ def _workload(app: str, path: str = "cross-zone") -> Workload:
 async def _server(local: bool = True) -> AsyncIterator[tuple[str, Rates]]:
     rates = Rates(clock=SYSTEM_CLOCK)
     http = HttpServer(0, metrics=Metrics([]), readiness=Readiness(), host="127.0.0.1")
-    (http.add_local_page if local else http.add_page)(RatesPage.PATH, RatesPage(rates).page)
+    (http.add_local_page if local else http.add_page)(
+        RatesPage.PATH, RatesPage(rates, clock=SYSTEM_CLOCK).page
+    )
     task = asyncio.create_task(http.run())
     await asyncio.wait_for(http.listening.wait(), 5)
     end = int(time.time()) // 10 * 10
@@ -78,6 +80,22 @@ async def test_two_servers_add_up() -> None:
         view = await source.fetch("namespace")
         await source.close()
     assert [(row.name, row.sent, row.received) for row in view.rows] == [("shop", 600_000, 600_000)]
+
+
+async def test_a_report_is_told_when_it_is_settled_and_nothing_else_is_sent() -> None:
+    async with _server() as (one, rates), _server() as (two, _):
+        source = StreamSource([one, two])
+        first = await source.fetch("app")
+        waiting = asyncio.create_task(source.fetch("app"))
+        await asyncio.sleep(0.3)
+        assert not waiting.done(), "nothing is new"
+        began = time.monotonic()
+        end = first.horizon + 10
+        rates.add(Digest("node-a", end - 10, end, {_workload("new"): (5e5, 0.0)}))
+        assert "new" in {row.name for row in (await waiting).rows}
+        assert time.monotonic() - began < 4
+        assert {row.name for row in (await source.fetch("namespace")).rows} == {"shop"}
+        await source.close()
 
 
 async def test_no_server_is_one_clear_line() -> None:

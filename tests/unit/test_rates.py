@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_network
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.server.attributed import NamedNetwork
 from kubenetmon.server.attribution import Attributor
 from kubenetmon.server.moved import Digest, Workload, digest
@@ -144,15 +147,42 @@ def test_memory_is_bounded_and_no_byte_is_left_out(monkeypatch: pytest.MonkeyPat
     assert "others" in {row["name"] for row in view["rows"]}
 
 
-def test_the_page_answers_as_json_makes_one_body_for_all_and_refuses_other_keys() -> None:
+async def test_the_page_answers_as_json_makes_one_body_for_all_and_refuses_other_keys() -> None:
     rates = _rates()
     rates.add(_digest(flow("10.1.1.5", "10.1.2.5")))
-    page = RatesPage(rates)
-    first = page.page({"by": "zone"})
+    page = RatesPage(rates, clock=VirtualClock(0.0))
+    first = await page.page({"by": "zone"})
     assert json.loads(first.body)["rows"][0]["name"] == "zone-1"
-    assert page.page({"by": "zone"}).body is first.body
-    assert page.page({"by": "colour"}).status == 400
-    assert json.loads(page.page({}).body)["by"] == "app"
+    assert (await page.page({"by": "zone"})).body is first.body
+    assert (await page.page({"by": "colour"})).status == 400
+    assert json.loads((await page.page({})).body)["by"] == "app"
+
+
+async def test_who_has_the_newest_is_told_of_the_next_report_and_of_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates = _rates()
+    rates.add(_digest(flow("10.1.1.5", "10.1.2.5")))
+    page = RatesPage(rates, clock=SYSTEM_CLOCK)
+    first = await page.page({})
+    after = {"after": dict(first.headers)["etag"]}
+    monkeypatch.setattr(RatesPage, "WAIT_SECONDS", 0.05)
+    assert (await page.page(after)).status == 204
+    monkeypatch.setattr(RatesPage, "WAIT_SECONDS", 30.0)
+    waiting = [asyncio.create_task(page.page(after)) for _ in range(40)]
+    await asyncio.sleep(0.05)
+    refused = [task.result().status for task in waiting if task.done()]
+    assert refused == [204] * 24, "more than sixteen that wait hold connections that probes need"
+    began = time.monotonic()
+    for minute in (60, 120, 180):
+        rates.add(_digest(flow("10.1.1.5", "10.1.2.5"), start=CASE_TIME + minute))
+    told = await asyncio.gather(*(task for task in waiting if not task.done()))
+    assert time.monotonic() - began < 10
+    assert {id(one.body) for one in told} == {id(told[0].body)}, "one body for all"
+    assert json.loads(told[0].body)["horizon"] == json.loads(first.body)["horizon"] + 180
+    assert not rates._waiting
+    restarted = await RatesPage(rates, clock=SYSTEM_CLOCK).page({"after": dict(told[0].headers)["etag"]})
+    assert restarted.status == 200, "another process's state is none of ours"
 
 
 def test_a_class_of_the_configurations_own_is_a_path_of_its_own() -> None:

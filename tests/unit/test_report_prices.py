@@ -40,6 +40,7 @@ def test_every_entry_has_a_source_and_a_date_and_every_cloud_every_path(prices: 
     for one in prices.entries:
         assert one.source.startswith("https://")
         assert one.date.startswith("20")
+        assert one.checked, f"{one.id}: say with what it was compared, or that it was not found again"
     for cloud in ("aws", "gcp", "azure"):
         for path in PATHS:
             for way in ("out", "in"):
@@ -70,6 +71,34 @@ def test_every_entry_has_a_source_and_a_date_and_every_cloud_every_path(prices: 
             "out",
             ["aws/internet-out", "aws/nat-gateway"],
         ),
+        (
+            Transfer("aws", "sa-east-1", "", "region-service", "s3", ("NAT_GATEWAY",)),
+            "out",
+            ["aws/region-service", "aws/nat-gateway/sa-east-1"],
+        ),
+        (
+            Transfer("aws", "us-east-1", "us-east-1", "cross-zone", "", ("NLB",)),
+            "out",
+            ["aws/cross-zone-out", "aws/network-load-balancer"],
+        ),
+        (Transfer("gcp", "us-east1", "us-west1", "inter-region", ""), "out", ["gcp/inter-region-out"]),
+        (
+            Transfer("gcp", "europe-west4", "us-east1", "inter-region", ""),
+            "out",
+            ["gcp/inter-region-out/europe-na"],
+        ),
+        (
+            Transfer("gcp", "asia-east1", "us-east1", "inter-region", ""),
+            "out",
+            ["gcp/inter-region-out/asia"],
+        ),
+        (Transfer("azure", "eastus2", "westus3", "inter-region", ""), "out", ["azure/inter-region-out"]),
+        (
+            Transfer("azure", "uksouth", "eastus", "inter-region", ""),
+            "out",
+            ["azure/inter-region-out/europe-any"],
+        ),
+        (Transfer("azure", "japaneast", "", "internet", ""), "out", ["azure/internet-out/asia"]),
         (Transfer("none", "", "", "internet", ""), "out", []),
         (Transfer("aws", "us-east-1", "", "unknown-zone", ""), "out", []),
     ],
@@ -84,12 +113,13 @@ def test_tiers_are_exact_to_the_cent(prices: PriceList) -> None:
     [internet] = prices.of(Transfer("aws", "us-west-2", "", "internet", ""), "out")
     assert internet.cost(100 * GB) == 0
     assert internet.cost(101 * GB) == Fraction("0.09")
-    assert internet.cost(10_240 * GB) == Fraction("0.09") * 10_140
+    # The first 10 TB are those beyond the free ones.
+    assert internet.cost(10_340 * GB) == Fraction("0.09") * 10_240
     assert internet.cost(200_000 * GB) == (
-        Fraction("0.09") * 10_140 + Fraction("0.085") * 40_960 + Fraction("0.07") * 102_400
-        + Fraction("0.05") * 46_400
+        Fraction("0.09") * 10_240 + Fraction("0.085") * 40_960 + Fraction("0.07") * 102_400
+        + Fraction("0.05") * 46_300
     )  # fmt: skip
-    assert internet.cost(GB, before=10_240 * GB) == Fraction("0.085")
+    assert internet.cost(GB, before=10_340 * GB) == Fraction("0.085")
 
 
 @settings(deadline=None)
@@ -121,7 +151,9 @@ def test_ones_own_entry_replaces_and_adds(tmp_path: Path) -> None:
     assert (crossing.cost(GB), crossing.source) == (Fraction("0.004"), "contract")
     ids = [one.id for one in prices.of(Transfer("aws", "r", "", "internet", "cdn"), "in")]
     assert set(ids) >= {"aws/nat-gateway"}
-    assert prices.editions == ("list_prices.json 2026-06", "own.json contract 7")
+    there = prices.of(Transfer("aws", "eu-west-1", "", "internet", ""), "out")
+    assert [one.id for one in there] == ["aws/internet-out", "aws/nat-gateway/eu-west-1"]
+    assert prices.editions == ("list_prices.json 2026-11", "own.json contract 7")
 
 
 def test_a_class_of_ones_own_networks_can_be_priced(tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def _nodes(flows: Flows, scope: Scope) -> str:
         "FROM (\nSELECT localNode, toInt64(toUnixTimestamp(intervalStartTime)) AS begin, "
         "toInt64(max(intervalSeconds)) AS length, count() AS counted, sum(bytes) AS volume\n"
         f"FROM {source.name}\n"
-        f"WHERE date >= toDate(toDateTime({scope.since}), 'UTC') - 1 AND intervalStartTime BETWEEN {span}\n"
+        f"WHERE date >= toDate(toDateTime({scope.since}), 'UTC') - 1 AND intervalStartTime BETWEEN {span} "
+        # The original's table has rows of pods that it did not know, and so of no node.
+        "AND localNode != ''\n"
         "GROUP BY localNode, begin\n)\nGROUP BY localNode\n)\n"
         f"ORDER BY last_report, node{f' LIMIT {scope.limit}' if scope.limit else ''}"
     )

@@ -34,7 +34,10 @@ def add_top(
     parser.add_argument("--filter", default="", metavar="WORDS", help="only rows that contain all of these")
     parser.add_argument("--bits", action="store_true", help="bit/s instead of bytes")
     parser.add_argument(
-        "--interval", default="2s", metavar="DURATION", help="ask so often (default: 2s); more on a slow line"
+        "--interval",
+        default="2s",
+        metavar="DURATION",
+        help="the shortest time between two pictures (default: 2s)",
     )
     parser.add_argument("--count", type=int, metavar="N", help="print N tables and end; 0: for ever")
     add_config(parser)

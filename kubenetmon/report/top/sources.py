@@ -1,7 +1,7 @@
 """Where a `TopView` comes from: servers' live view over HTTP, or the table in ClickHouse.
 
 Contract: `fetch` answers within `_TIMEOUT` or raises `KubenetmonError` with one line that says what to do; it
-may be called again after an error.
+may be called again after an error, and be cancelled.
 """
 
 from __future__ import annotations
@@ -34,32 +34,67 @@ class TopSource(Protocol):
     """Whoever knows the rates."""
 
     async def fetch(self, by: str) -> TopView:
-        """The rates now, grouped by one of `kubenetmon.report.scope.KEYS`."""
+        """The rates now, grouped by one of `kubenetmon.report.scope.KEYS`; asked again for the same, a source
+        may wait until there is something newer."""
         ...
 
 
 class StreamSource:
-    """The servers' own live view: no ClickHouse is needed."""
+    """The servers' own live view: no ClickHouse is needed.
+
+    Each server is told which state it has shown here, and answers when it has a newer one, or after some
+    seconds without a body.
+    """
 
     def __init__(self, addresses: Sequence[str]) -> None:
         """`addresses`: host:port of `metrics_port`, of every replica."""
         self._addresses = tuple(addresses)
         self._session: aiohttp.ClientSession | None = None
+        self._by = ""
+        self._views: dict[str, tuple[str, TopView]] = {}
+        self._asking: dict[str, asyncio.Task[None]] = {}
 
     async def fetch(self, by: str) -> TopView:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TIMEOUT))
-        views = await asyncio.gather(*(self._ask(self._session, one, by) for one in self._addresses))
-        return merged(views)
+        if by != self._by:
+            await self._forget()
+            self._by = by
+        for address in self._addresses:
+            if address not in self._asking:
+                self._asking[address] = asyncio.create_task(self._ask(self._session, address, by))
+        missing = [task for address, task in self._asking.items() if address not in self._views]
+        await asyncio.wait(
+            missing or self._asking.values(),
+            return_when=asyncio.ALL_COMPLETED if missing else asyncio.FIRST_COMPLETED,
+        )
+        done = {address: task for address, task in self._asking.items() if task.done()}
+        for address in done:
+            del self._asking[address]
+        failed = [error for task in done.values() if (error := task.exception()) is not None]
+        if failed:
+            raise failed[0]
+        return merged([self._views[address][1] for address in self._addresses])
 
     async def close(self) -> None:
         """Let go of the connections."""
+        await self._forget()
         if self._session is not None:
             await self._session.close()
 
-    async def _ask(self, session: aiohttp.ClientSession, address: str, by: str) -> TopView:
+    async def _forget(self) -> None:
+        asking, self._asking, self._views = self._asking, {}, {}
+        for task in asking.values():
+            task.cancel()
+        await asyncio.gather(*asking.values(), return_exceptions=True)
+
+    async def _ask(self, session: aiohttp.ClientSession, address: str, by: str) -> None:
+        known = self._views.get(address)
+        parameters = {"by": by, **({"after": known[0]} if known is not None and known[0] else {})}
         try:
-            async with session.get(f"http://{address}/rates", params={"by": by}) as answer:
+            async with session.get(f"http://{address}/rates", params=parameters) as answer:
+                if answer.status == 204 and known is not None:
+                    return
                 if answer.status != 200:
                     said = (await answer.content.read(200)).decode(errors="replace").strip()
                     raise MachineError(f"{address} answers {answer.status}: {said}")
@@ -68,14 +103,18 @@ class StreamSource:
                     body += await answer.content.read(_MOST_BYTES)
                     if len(body) > _MOST_BYTES:
                         raise MachineError(f"{address} answers with more than {_MOST_BYTES >> 20} MiB")
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            self._views[address] = answer.headers.get("etag", ""), _view_of(body, address)
+        except MachineError:
+            self._views.pop(address, None)
+            raise
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            self._views.pop(address, None)
             raise MachineError(
                 f"no server answers at {address} ({_reason(error)}): name its metrics port with --server, "
                 "after `kubectl port-forward deploy/kubenetmon-server 8883`, or read the table with --table"
             ) from None
-        try:
-            return _view_of(body, address)
         except (ValueError, KeyError, TypeError) as error:
+            self._views.pop(address, None)
             raise MachineError(f"{address} is no server of kubenetmon ({_reason(error)})") from None
 
 

@@ -1,8 +1,8 @@
 """The live view on a terminal: curses draws, asyncio waits for keys, reports and resizes.
 
 Contract: `show` returns when the person quits; the terminal is as before, however it ends. curses sends only
-what has changed since the last picture, and nothing moves between two answers of the source, so that a slow
-line suffices: what a key changes is drawn at once from the answer at hand.
+what has changed since the last picture, and between two answers of the source only their age moves, so that a
+slow line suffices: what a key changes is drawn at once from the answer at hand.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _CHARACTERS = {"\n": "enter", "\r": "enter", "\x1b": "escape", "\x7f": "backspac
 
 
 async def show(source: TopSource, state: State, *, interval: float, clock: Clock) -> None:
-    """Show the source's answers, one every `interval` seconds, until `q` or Ctrl-C."""
+    """Show the source's answers, one every `interval` seconds at most, until `q` or Ctrl-C."""
     async with _terminal() as screen:
         await _View(screen, source, state, interval, clock).run()
 
@@ -48,7 +48,7 @@ class _View:
     ) -> None:
         self._screen, self._source, self._state = screen, source, state
         self._interval, self._clock = interval, clock
-        self._view = TopView("connecting")
+        self._view = self._newest = TopView("connecting")
         self._error = ""
         self._unicode = "UTF" in (locale.nl_langinfo(locale.CODESET) or "").upper()
         self._styles = _styles()
@@ -74,18 +74,39 @@ class _View:
 
     async def _fetch(self) -> None:
         while True:
-            if not self._state.paused:
-                try:
-                    view = await self._source.fetch(self._state.by)
-                    if not self._state.paused:
-                        self._view, self._error = view, ""
-                except KubenetmonError as error:
-                    self._error = str(error)
-                self._draw()
+            asked = self._clock.monotonic()
+            asking = asyncio.create_task(self._source.fetch(self._state.by))
+            try:
+                while not await self._waited(asking) and not self._refresh.is_set():
+                    self._draw()
+                if asking.done():
+                    self._newest, self._error = asking.result(), ""
+            except KubenetmonError as error:
+                self._error = str(error)
+            finally:
+                asking.cancel()
             self._refresh.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._interval):
-                    await self._refresh.wait()
+            self._take()
+            rest = asked + self._interval - self._clock.monotonic()
+            if asking.done() and not asking.cancelled() and rest > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(rest):
+                        await self._refresh.wait()
+
+    async def _waited(self, asking: asyncio.Task[TopView]) -> bool:
+        """Whether the answer has come, after an interval or a key that wants another one at the latest."""
+        key = asyncio.create_task(self._refresh.wait())
+        try:
+            await asyncio.wait((asking, key), timeout=self._interval, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            key.cancel()
+        return asking.done()
+
+    def _take(self) -> None:
+        """Show the newest answer."""
+        if not self._state.paused:
+            self._view = self._newest
+        self._draw()
 
     def _read_keys(self) -> None:
         before = self._state
@@ -99,10 +120,10 @@ class _View:
                 self._quit.set()
                 return
             self._state = self._state.pressed(key)
-        if self._state.by != before.by or (before.paused and not self._state.paused):
+        if self._state.by != before.by:
             self._refresh.set()
         if self._state != before:
-            self._draw()
+            self._take()
 
     def _resized(self) -> None:
         size = os.get_terminal_size(sys.stdin.fileno())

@@ -31,16 +31,33 @@ function axisLabel(value, kind) {
   return show(value, kind).replace(/\.?0+ /, " ").replace(/\.00$/, "");
 }
 
-// `slots`: [{at, values: {path: amount}}] in order; `paths`: from the bottom up.
-export function stackedBars({ slots, paths, step, kind, label, width = 1180, height = 230 }) {
+// `slots`: [{at, values: {path: amount}}] in order; `paths`: from the bottom up. Drawn anew where there is more or
+// less room, so that its text stays as large as it is elsewhere.
+export function stackedBars(chart) {
+  const figure = el("figure", {});
+  const legend = el("div", { class: "legend" }, ...[...chart.paths].reverse().map((path) =>
+    el("span", {}, swatch(colorOf(path)), nameOf(path))));
+  let drawn = 0;
+  const draw = () => {
+    const width = Math.max(320, Math.min(1180, figure.clientWidth || 1180));
+    if (Math.abs(width - drawn) < 16) return;
+    drawn = width;
+    figure.replaceChildren(picture(chart, width), legend);
+  };
+  draw();
+  new ResizeObserver(draw).observe(figure);
+  return figure;
+}
+
+function picture({ slots, paths, step, kind, label }, width, height = 230) {
   const left = 66, bottom = 22, top = 8, inner = width - left - 4, tall = height - bottom - top;
   const totals = slots.map((slot) => paths.reduce((sum, path) => sum + (slot.values[path] || 0), 0));
   const most = Math.max(...totals, 1e-9);
   const y = (value) => top + tall - (tall * value) / most;
   const each = inner / Math.max(slots.length, 1), gap = Math.min(4, each * 0.2);
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+  const made = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   for (const value of ticks(most, kind)) {
-    picture.append(
+    made.append(
       svg("line", { class: "rule", x1: left, x2: width - 4, y1: y(value), y2: y(value) }),
       svg("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, axisLabel(value, kind)));
   }
@@ -60,14 +77,12 @@ export function stackedBars({ slots, paths, step, kind, label, width = 1180, hei
         height: Math.max(y(below) - y(below + amount), 0.2), style: `fill: ${color(path)}` }));
       below += amount;
     }
-    picture.append(group);
+    made.append(group);
     if (at % every === 0 && x + 62 < width) {
       const text = moment(slot.at);
-      picture.append(svg("text", { x: x + gap / 2, y: height - 5 }, step >= 86400 ? text.slice(5, 10) : slots.length * step > 86400
+      made.append(svg("text", { x: x + gap / 2, y: height - 5 }, step >= 86400 ? text.slice(5, 10) : slots.length * step > 86400
         ? `${text.slice(5, 10)} ${text.slice(11)}` : text.slice(11)));
     }
   });
-  const legend = el("div", { class: "legend" }, ...[...paths].reverse().map((path) =>
-    el("span", {}, swatch(colorOf(path)), nameOf(path))));
-  return el("figure", {}, picture, legend);
+  return made;
 }

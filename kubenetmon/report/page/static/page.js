@@ -1,6 +1,6 @@
 // State in the address, questions to the server, keys.
 import { VIEWS } from "./views.js";
-import { el } from "./tables.js";
+import { duration, el, moment } from "./tables.js";
 
 const form = document.getElementById("scope"), main = document.getElementById("main");
 const DEFAULTS = { since: "24h", until: "now", by: "app", namespace: "", app: "", node: "", zone: "" };
@@ -45,6 +45,8 @@ function asker(scope) {
       Object.entries({ ...parameters, format }).filter(([name, value]) => value !== "" && !(name === "limit" && format === "csv")));
     const link = (format) => `api/ask?${query(format)}${format === "csv" ? "&limit=5000" : ""}`;
     const answer = await fetchJson(link("json"));
+    document.getElementById("span").textContent =
+      `${moment(answer.since)} to ${moment(answer.until)} UTC (${duration(answer.until - answer.since)})`;
     return { ...answer, link, open: (value) => openQuery({ ...answer, link }, value) };
   };
 }

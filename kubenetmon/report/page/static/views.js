@@ -138,9 +138,8 @@ function overview(main, ask) {
   const missing = panel("Not attributed", { wide: "half" });
   const paths = ask("paths"), priced = ask("cost", { by: "path", limit: 1000 });
   place(main, sums, costs, time, spent, classes, missing, top);
-  const width = Math.max(340, Math.min(1260, main.clientWidth - 74));
   const drawn = (answer, series, kind, label) => [
-    stackedBars({ ...series, step: answer.step, kind, width, label: `Stacked bars: ${label}` }),
+    stackedBars({ ...series, step: answer.step, kind, label: `Stacked bars: ${label}` }),
     seriesTable(answer, series, kind)];
   return Promise.all([
     put(sums, paths.then(quiet), figures),
@@ -278,6 +277,7 @@ function health(main, ask, fetchJson) {
       const found = await fetchJson("api/health");
       if (found.absent) {
         state.node.remove();
+        identity.body.classList.remove("wait");
         identity.body.replaceChildren(el("p", { class: "muted" }, found.absent));
         return;
       }
@@ -285,7 +285,10 @@ function health(main, ask, fetchJson) {
       drawState(state, found);
     } catch (error) {
       if (error.name === "AbortError") return;
-      for (const one of [state, identity]) one.body.replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
+      for (const one of [state, identity]) {
+        one.body.classList.remove("wait");
+        one.body.replaceChildren(el("p", { class: "error", role: "alert" }, error.message));
+      }
     }
   };
   return Promise.all([own(), put(nodes, ask("nodes", { limit: 1000 }), (answer) => {
