@@ -207,8 +207,8 @@ def lines(rows: int, directory: Path) -> list[Line]:
     the same way."""
     whole = directory / f"rows-{rows}-{_digest(_ROWS)}"
     if not whole.is_dir():
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
+        shutil.rmtree(directory / "making", ignore_errors=True)
+        directory.mkdir(parents=True, exist_ok=True)
         asyncio.run(_with(directory / "making", lambda sink: make_rows(sink, rows, time.time())))
         (directory / "making").rename(whole)
     made = whole / "rollups-made-by"
