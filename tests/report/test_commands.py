@@ -124,11 +124,15 @@ async def test_a_directory_that_nobody_holds_is_opened(tmp_path: Path) -> None:
     code, output, errors = await run("ask", "top", *where)
     assert (code, errors) == (0, "")
     assert "Nothing was found." in output
-    code, output, _ = await run("ask", "throughput", *where, "--sql")
-    assert code == 0
-    assert "network_flows_0_minutes" not in output  # less than an hour is asked for
-    code, output, _ = await run("ask", "throughput", *where, "--sql", "--since", "2d")
-    assert "network_flows_0_minutes" in output
+    for asked, rollup, used in (
+        (("top", "--since", "45m"), "hourly", False),
+        (("top", "--since", "2h"), "hourly", True),
+        (("throughput", "--since", "45m"), "minutes", True),
+        (("throughput", "--since", "45m", "--raw"), "minutes", False),
+    ):
+        code, output, _ = await run("ask", *asked, *where, "--sql")
+        assert code == 0
+        assert (f"network_flows_0_{rollup}" in output) == used, asked
     assert (await run("schema", "check", "--views", *where))[0] == 0
 
 
