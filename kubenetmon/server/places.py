@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator
 from kubenetmon.server.flood import MemoryBudget
 
 _LEAST_ROOM = 32 << 10
-"""Bytes that a batch counts at least, so that it never counts less than its message does (16 KiB and up to 105
-bytes a record, where a block has 300). Then blocks that wait aside fill their memory before their messages
-fill the receiver's, and make room for others."""
+"""Bytes that a batch counts at least, so that it never counts less than its message does (16 KiB and up to
+105 bytes a record, where a block has 300). Then blocks that wait aside fill their memory before messages fill
+the receiver's, and make room for others."""
 
 
 class Places:
