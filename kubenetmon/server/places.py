@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator
 
 from kubenetmon.server.flood import MemoryBudget
 
-_LEAST_ROOM = 16 << 10
-"""Bytes that a batch counts at least: what it takes beside its rows. As many as its message counts beside its
-records, so that blocks that wait aside fill their memory before their messages fill that of the receiver."""
+_LEAST_ROOM = 32 << 10
+"""Bytes that a batch counts at least, so that it never counts less than its message does (16 KiB and up to
+105 bytes a record, where a block has 300). Then blocks that wait aside fill their memory before messages fill
+the receiver's, and make room for others."""
 
 
 class Places:
@@ -22,6 +23,11 @@ class Places:
     def __init__(self, turns: int, memory: int) -> None:
         self._turns = asyncio.Semaphore(turns)
         self._memory = MemoryBudget(memory)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes taken now."""
+        return self._memory.reserved
 
     @contextlib.asynccontextmanager
     async def take(self, size: int, *, yields: bool) -> AsyncIterator[Place]:

@@ -26,6 +26,8 @@ from kubenetmon.server.node_prefixes import Network
 from kubenetmon.server.nodes import Node
 from kubenetmon.server.pacing import PacingConfig, ReportPacing
 from kubenetmon.server.pipeline import Pipeline, PipelineConfig
+from kubenetmon.server.places import Places
+from kubenetmon.server.push import BATCH_OVERHEAD
 from kubenetmon.server.ranges import RangeTable
 from kubenetmon.server.rows import RowsConfig
 from kubenetmon.server.unattributed import Unattributed
@@ -40,7 +42,7 @@ FLOW = Flow(
 )
 EACH = 350
 Result = TypeVar("Result")
-ROOM = 16 << 10
+ROOM = 32 << 10
 """What a small batch takes of the memory for blocks."""
 
 
@@ -201,3 +203,12 @@ async def test_stop_hands_back_what_waits_aside(running: Running) -> None:
     assert set(verdicts) == {Verdict(Outcome.RETRY_LATER, "the server is stopping")}
     assert running.metrics.value(catalogue.SERVER_PENDING, unit="bytes") == 0
     rig.pipeline.close()
+
+
+@pytest.mark.parametrize("records", [0, 1, 50, 100, 110, 1000, 18_000])
+async def test_a_block_never_counts_less_than_its_message(records: int) -> None:
+    """Else refused batches could fill the receiver's memory while none here waits for room."""
+    places = Places(1, 64 << 20)
+    message = BATCH_OVERHEAD + 105 * records
+    async with places.take(300 * records, yields=True):
+        assert places.reserved >= message

@@ -345,12 +345,12 @@ async def test_only_so_many_batches_are_held_in_encoded_form(build: Build) -> No
 
 
 async def test_encoded_batches_take_so_much_memory_and_no_more(build: Build) -> None:
-    large = batch(MIXED * 20)
+    large = batch(MIXED * 40)
     rows = RowsConfig("test", "aws", "us-west-2", "blue")
     config = PipelineConfig(rows, inserters=20, encoded_limit=2 * 300 * len(large))
     rig = build(config, ready=False)
     processing = [
-        asyncio.create_task(rig.pipeline.process(batch(MIXED * 20, i), time.time())) for i in range(1, 11)
+        asyncio.create_task(rig.pipeline.process(batch(MIXED * 40, i), time.time())) for i in range(1, 11)
     ]
     await rig.until_inserting(2)
     await asyncio.sleep(0.05)
