@@ -280,6 +280,7 @@ async def test_garbage_from_the_server_is_an_error_of_ours() -> None:
     with pytest.raises(ClickHouseUnreachableError):
         await sink.ping()
     server.close()
+    await server.wait_closed()
 
 
 @pytest.mark.parametrize("endpoint", ["", "host:0", "host:99999", ":9000", "host:port"])

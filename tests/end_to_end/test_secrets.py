@@ -202,17 +202,23 @@ async def test_a_clickhouse_that_says_the_password_aloud_is_not_quoted(tmp_path:
 async def test_a_clickhouse_without_tls_gets_no_password(tmp_path: Path) -> None:
     """TLS with checked certificates is the default: whoever is there in its place learns nothing."""
     heard: list[bytes] = []
+    visits: set[asyncio.Task[None] | None] = set()
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visits.add(asyncio.current_task())
         with contextlib.suppress(OSError):
             heard.append(await reader.read(1 << 16))
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
     listener = await asyncio.start_server(listen, "127.0.0.1", 0)
     endpoint = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     with secured(tmp_path, endpoint, clickhouse_disable_tls=None) as (server, page, log):
         shown = await go_through(server, page, tmp_path, "clickhouse")
     listener.close()
+    await listener.wait_closed()
+    await asyncio.gather(*filter(None, visits))  # the server that they came from is gone
     assert heard
     assert all(first[:1] == b"\x16" for first in heard if first)  # a TLS handshake
     assert not any(PASSWORD.encode() in first for first in heard)
