@@ -8,9 +8,10 @@ beside the checkout, which a clone does without.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,16 @@ from tests.beds.shipped import hide_test_packages
 hide_test_packages()
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def logging_stays() -> Iterator[None]:
+    """Commands that run within a test set logging up for their process, which is everyone's here."""
+    root = logging.getLogger()
+    handlers, level = root.handlers.copy(), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def _missing_root() -> str | None:

@@ -70,6 +70,7 @@ class _Engine:
         except BaseException:
             os.close(self._lock_file)
             raise
+        self._leftovers = False
         self.insert_thread = ThreadPoolExecutor(1, "clickhouse-insert")
         self.query_thread = ThreadPoolExecutor(1, "clickhouse-query")
 
@@ -87,8 +88,16 @@ class _Engine:
             )
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
-        """Runs in the query thread."""
+        """Runs in the query thread.
+
+        chdb (26.9) gives the rows that a query had put out before it failed to the next one: a query of no
+        use takes them.
+        """
+        if self._leftovers:
+            self._query_connection.query("SELECT 1", _RESULT_FORMAT)
+        self._leftovers = True
         lines = bytes(self._query_connection.query(statement, _RESULT_FORMAT).bytes()).split(b"\n")
+        self._leftovers = False
         return [tuple(json.loads(line)) for line in lines if line]
 
     def close(self) -> None:

@@ -95,7 +95,14 @@ class Engine:
         self._thread = ThreadPoolExecutor(1, "engine")
 
     async def query(self, sql: str, output: str = "Native") -> bytes:
-        return await self._run(lambda: bytes(self._connection.query(sql, output).bytes()))
+        def work() -> bytes:
+            try:
+                return bytes(self._connection.query(sql, output).bytes())
+            except RuntimeError:
+                self._connection.query("SELECT 1", output)  # which takes what the failed one had put out
+                raise
+
+        return bytes(await self._run(work))
 
     async def insert(self, into: str, settings: str, block: ScannedBlock) -> None:
         """As a file in memory: chdb's streaming insert keeps the engine's late errors to itself."""

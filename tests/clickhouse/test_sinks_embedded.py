@@ -45,6 +45,16 @@ async def test_inserts_side_by_side_all_arrive(engine: EmbeddedSink, database: s
     assert await engine.query(f"SELECT sum(bytes) FROM {table}") == [(2000,)]
 
 
+async def test_a_query_that_fails_half_way_leaves_the_next_one_nothing(engine: EmbeddedSink) -> None:
+    failing = "SELECT number, throwIf(number = 100000) FROM numbers(1000000)"
+    for _ in range(3):
+        for _ in range(2):
+            with pytest.raises(ClickHouseError, match="395"):
+                await engine.query(failing)
+        assert await engine.query("SELECT 1, 2, 3") == [(1, 2, 3)]
+        assert await engine.query("SELECT 4") == [(4,)]
+
+
 async def test_a_view_repeats_no_block_either(engine: EmbeddedSink, database: str) -> None:
     await apply(engine, SchemaOptions(database))
     await engine.query(

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import ssl
 import struct
 import subprocess
@@ -102,7 +103,15 @@ def fetch(port: int, path: str) -> str:
 
 
 def every_page(port: int) -> str:
-    """All that a port has to say; who asks for what is not there is told what is."""
+    """All that a port has to say, once it is served; who asks for what is not there is told what is."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            break
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline, "nobody serves the port"
+            time.sleep(0.1)
     known = fetch(port, "/nothing").partition("there are ")[2].strip().split(", ")
     assert "/live" in known
     return "\n".join(fetch(port, path) for path in known)
