@@ -107,7 +107,7 @@ async def test_a_client_certificate_is_read_at_every_connect(
         (tmp_path / "client.pem").write_text("half a file")
         await front.command(drop=True)
         with pytest.raises(ConfigurationError, match="clickhouse_cert"):
-            await sink.query("SELECT 1")
+            await answer(sink)
         certificates.issue("client")
         assert await answer(sink) == [(1,)]
         await sink.close()
