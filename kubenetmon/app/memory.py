@@ -15,13 +15,23 @@ _M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3
 """mallopt(3), malloc.h."""
 
 _ARENAS = 2
-_OWN_MAPPING_BYTES = 512 * 1024
-"""Above what the arrays of a batch take, which would be mapped anew in every batch."""
+_LISTING_MAPPING_BYTES, _BATCH_MAPPING_BYTES = 512 * 1024, 4096 * 1024
+"""From how many bytes on a block is a mapping of its own: while lists are read, and from then on, because the
+arrays of a batch would be mapped anew in every batch."""
 
 
-def give_back_what_is_freed() -> None:
+def expect_lists() -> None:
     """Call before threads start; where the C library is another than glibc nothing happens."""
+    _set(_M_ARENA_MAX, _ARENAS)
+    _set(_M_MMAP_THRESHOLD, _LISTING_MAPPING_BYTES)
+
+
+def expect_batches() -> None:
+    """Call once the cluster is known."""
+    _set(_M_MMAP_THRESHOLD, _BATCH_MAPPING_BYTES)
+
+
+def _set(parameter: int, value: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_ARENA_MAX, _ARENAS)
-        mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
+        mallopt(parameter, value)

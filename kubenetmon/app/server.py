@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from kubenetmon.app.memory import give_back_what_is_freed
+from kubenetmon.app.memory import expect_batches, expect_lists
 from kubenetmon.app.page import page_server
 from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
 from kubenetmon.clickhouse import schema
@@ -62,7 +62,7 @@ _OTHER_FILES = 1024
 
 async def run_server(config: ServerConfig) -> None:
     """Serve agents until told to stop. Raises `KubenetmonError`."""
-    give_back_what_is_freed()
+    expect_lists()
     metrics = Metrics(catalogue.SERVER_METRICS + catalogue.COMMON_METRICS)
     readiness = Readiness()
     parts = await build_server(config, metrics, readiness)
@@ -245,6 +245,7 @@ def _cluster(
         metrics=metrics,
         readiness=readiness,
         clock=SYSTEM_CLOCK,
+        synced=expect_batches,
     )
     return inventory, watcher
 

@@ -48,8 +48,8 @@ Kind = Literal["pods", "nodes", "services"]
 KINDS: tuple[Kind, ...] = ("nodes", "pods", "services")
 """In the order they are best read: pods take their zone from nodes."""
 
-_MOST_ENDED_CLAIMS = 60_000
-"""Some 25 MB. 16 addresses a second may change hands before less than `history` is kept."""
+_MOST_ENDED_CLAIMS = 50_000
+"""Some 22 MB. 13 addresses a second may change hands before less than `history` is kept."""
 
 COMPACT_ABOVE = 10_000
 

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,8 +101,11 @@ class Watcher:
         metrics: Metrics,
         readiness: Readiness,
         clock: Clock,
+        synced: Callable[[], None] | None = None,
     ) -> None:
+        """`synced` is called once, when everything has been listed for the first time."""
         self._config = config
+        self._when_synced = synced
         self._inventory = inventory
         self._metrics = metrics
         self._readiness = readiness
@@ -359,6 +362,8 @@ class Watcher:
         self._trouble.pop(kind, None)
         if len(self._synced) == len(KINDS) and not self._announced:
             self._announced = True
+            if self._when_synced is not None:
+                self._when_synced()
             # Once is enough to be ready, also where one kind has come into trouble since.
             self._readiness.passed(CHECK)
             counts = self._inventory.counts()
