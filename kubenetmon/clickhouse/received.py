@@ -71,9 +71,9 @@ class Allowance:
         """As much as a request may have."""
         self._values, self._packets = self._most_values, MOST_PACKETS
 
-    def begin_packet(self, most_bytes: int = PACKET_BYTES) -> int:
+    def begin_packet(self) -> int:
         """As much as a packet may have; returns how many may follow it."""
-        self._bytes = most_bytes
+        self._bytes = PACKET_BYTES
         self._packets -= 1
         if self._packets < 0:
             raise ConnectionError(f"the server sent more than {MOST_PACKETS} packets for one answer")

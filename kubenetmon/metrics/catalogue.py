@@ -314,7 +314,7 @@ INVENTORY_HISTORY = MetricSpec(
     "kubenetmon_server_inventory_history_seconds",
     Kind.GAUGE,
     "How far back the owner of every address is known; 3600, but for the first hour after the start or where "
-    "more than 28 addresses a second change hands: then who had one before is not found for late batches.",
+    "more owners change than are kept: then who had an address before is not found for late batches.",
 )
 WATCH_EVENTS = MetricSpec(
     "kubenetmon_server_watch_events_total",
