@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Literal, cast
 
 from kubenetmon.clickhouse.sinks import Sink
-from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink, TlsConfig
+from kubenetmon.clickhouse.sinks_tcp import MOST_VALUES, TcpConfig, TcpSink, TlsConfig
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.config.server import ServerConfig
 
 EMBEDDED_PREFIX = "chdb:"
 
 
-def make_sink(config: ServerConfig, *, most_values: int = 2_000_000) -> Sink:
+def make_sink(config: ServerConfig, *, most_values: int = MOST_VALUES) -> Sink:
     """The embedded engine or a server over TCP, whose answers have at most so many values.
 
     Raises `MachineError` when chdb is not installed.

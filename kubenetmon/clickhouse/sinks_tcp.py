@@ -44,6 +44,9 @@ _IDLE_BEFORE_PING = 1.0
 _PONG_TIMEOUT = 5.0
 _SHORTEST_SECRET = 4
 
+MOST_VALUES = 2_000_000
+"""Of one answer: far more than a server asks for."""
+
 
 @dataclass(frozen=True, slots=True)
 class TcpConfig:
@@ -65,7 +68,7 @@ class TcpConfig:
     request_timeout: float = 300.0
     silence: float = 60.0
     max_idle_connections: int = 50
-    most_values: int = 2_000_000
+    most_values: int = MOST_VALUES
 
 
 class TcpSink:

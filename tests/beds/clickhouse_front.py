@@ -195,7 +195,13 @@ class Front:
         self._writers.add(writer)
         try:
             await Session(self, reader, writer).serve()
-        except (DropConnection, EOFError, OSError):
+        except EOFError:
+            # To drop what the client still sends resets it, and may take from it what it has yet to read.
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(1):
+                    while await reader.read(1 << 16):
+                        pass
+        except (DropConnection, OSError):
             pass
         finally:
             self._writers.discard(writer)
