@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import tempfile
@@ -28,6 +27,8 @@ import trustme
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.beds.ports import free_port
 
 API_SERVER_VERSION = "1.20.2"
 SERVER_ACCOUNT = "system:serviceaccount:kubenetmon-server:kubenetmon-server"
@@ -58,13 +59,6 @@ def find_binaries() -> tuple[Path, Path]:
     if etcd is None and on_path is None:
         raise FileNotFoundError("needs etcd: install etcd-server or set KUBEBUILDER_ASSETS")
     return server, etcd or Path(str(on_path))
-
-
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that no one listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class ApiRefusedError(Exception):

@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.beds.ports import free_port
 from tests.beds.server_process import RANGES
 
 PATIENCE = 60.0
@@ -55,13 +55,6 @@ def serve_acking_before_commit(config: Path) -> None:
 
     Inserter.commit = commit_later  # type: ignore[method-assign]
     serve(config)
-
-
-def free_port(host: str = "") -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 class Replica:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,15 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.beds.ports import free_port
+
 RANGES = Path(__file__).resolve().parents[2] / "kubenetmon" / "demo" / "ranges"
 PATIENCE = 30.0
-
-
-def free_port() -> int:
-    """A TCP port that nobody has just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:

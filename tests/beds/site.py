@@ -17,7 +17,8 @@ from typing import Any
 from kubenetmon.clickhouse import schema
 from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from tests.beds.clickhouse_front import RunningFront, clickhouse_front
-from tests.beds.replica import Replica, Serve, free_port, serve
+from tests.beds.ports import free_port
+from tests.beds.replica import Replica, Serve, serve
 from tests.bench import cluster
 
 TABLE = schema.SchemaOptions()

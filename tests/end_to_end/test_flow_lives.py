@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,15 @@ def stands_still(agent: Role) -> bool:
     return Path(f"/proc/{agent.process_id}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
+@contextmanager
+def standing_still(agent: Role) -> Iterator[None]:
+    """The agent's process does nothing; for less than its watchdog's patience (5 s), or there is a gap."""
+    os.kill(agent.process_id, signal.SIGSTOP)
+    until(lambda: stands_still(agent))
+    yield
+    os.kill(agent.process_id, signal.SIGCONT)
+
+
 def test_what_was_there_before_is_baseline_also_where_it_ends_before_the_first_dump(
     rig: InjectedNode,
 ) -> None:
@@ -144,8 +154,9 @@ def test_a_hundred_thousand_flows_end_at_once_behind_a_small_event_buffer(rig: I
     send(rig, 0, flows, most=600)
     rig.settle(rig.bed.tracked_bytes())
     send(rig, 0, flows, 1, most=600)  # what their ends alone tell
-    rig.flush()
-    assert rig.tracked() > flows, "the buffer took most: nothing was tried"
+    with standing_still(agent):
+        rig.flush()
+        assert rig.tracked() > flows, "the buffer took most: nothing was tried"
     until(lambda: agent.metrics()["kubenetmon_agent_destroy_events_total"] == 2 * flows)
     metrics = rig.settle(rig.bed.tracked_bytes())
     assert rig.tracked() == 0
@@ -162,13 +173,11 @@ def test_flows_that_end_within_a_dump_are_booked_once(rig: InjectedNode) -> None
     for stop in range(15):
         send(rig, 0, flows, stop)
         time.sleep(0.01 * (stop % 5))
-        os.kill(agent.process_id, signal.SIGSTOP)
-        until(lambda: stands_still(agent))
-        within += reads_conntrack(agent)
-        for client in range(2):  # of what ends the dump showed a part already
-            send(rig, client * CLIENT, 500, stop)
-        end_flows_of(rig, stop % 2)
-        os.kill(agent.process_id, signal.SIGCONT)
+        with standing_still(agent):
+            within += reads_conntrack(agent)
+            for client in range(2):  # of what ends the dump showed a part already
+                send(rig, client * CLIENT, 500, stop)
+            end_flows_of(rig, stop % 2)
     assert within > 0, "no end fell into a dump: nothing was tried"
     rig.flush()
     until(lambda: rig.tracked() == 0)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.beds.machine import MACHINE, machine_and_peer
-from tests.beds.server_process import PATIENCE, Server, free_port
+from tests.beds.ports import free_port
+from tests.beds.server_process import PATIENCE, Server
 
 
 def open_at(host: str, port: int) -> bool:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.beds.server_process import PATIENCE, Server, free_port
+from tests.beds.ports import free_port
+from tests.beds.server_process import PATIENCE, Server
 
 pytestmark = pytest.mark.chdb
 

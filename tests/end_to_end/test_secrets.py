@@ -32,8 +32,9 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from kubenetmon.proto import FlowCollectorStub
 from tests.beds.clickhouse_front import clickhouse_front
+from tests.beds.ports import free_port
 from tests.beds.receiving import batch_message
-from tests.beds.server_process import PATIENCE, Server, free_port
+from tests.beds.server_process import PATIENCE, Server
 from tests.clickhouse.test_hostile_server import hostile, text
 
 PASSWORD = "word-of-clickhouse-7d1f"
@@ -163,6 +164,9 @@ def secured(
         )
         try:
             yield server, page, log.read_text
+        except BaseException:
+            print(log.read_text())
+            raise
         finally:
             process.terminate()
             process.wait(PATIENCE)

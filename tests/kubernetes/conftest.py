@@ -21,7 +21,8 @@ from kubenetmon.metrics.catalogue import SERVER_METRICS
 from kubenetmon.readiness import Readiness
 from kubenetmon.server.inventory import Inventory
 from kubenetmon.server.watcher import Watcher, WatcherConfig
-from tests.beds.kubernetes import Cluster, free_port, running_cluster
+from tests.beds.kubernetes import Cluster, running_cluster
+from tests.beds.ports import free_port
 
 IMPATIENT = WatcherConfig(
     shortest_pause=0.05, longest_pause=0.3, connect_timeout=3.0, read_timeout=3.0, file_poll_interval=0.05

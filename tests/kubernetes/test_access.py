@@ -15,7 +15,8 @@ from kubenetmon.app.report import instance_types
 from kubenetmon.config.server import load
 from kubenetmon.server.kubernetes import KubernetesClient, UnauthorizedError
 from kubenetmon.server.kubernetes_source import InCluster
-from tests.beds.kubernetes import SERVER_ACCOUNT, Cluster, free_port
+from tests.beds.kubernetes import SERVER_ACCOUNT, Cluster
+from tests.beds.ports import free_port
 from tests.kubernetes.conftest import IMPATIENT, eventually, following
 
 pytestmark = pytest.mark.apiserver
