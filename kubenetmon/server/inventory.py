@@ -39,9 +39,9 @@ from kubenetmon.server.ownership import (
     compact_claims,
     each_of,
     port_key,
-    without_holes,
 )
 from kubenetmon.server.pods import Pod, Uid, compact_uid, keys_of
+from kubenetmon.server.shrinking import Shrinking
 from kubenetmon.server.snapshot import Addresses, Family, Moment
 
 Kind = Literal["pods", "nodes", "services"]
@@ -140,8 +140,7 @@ class Inventory:
         self._history: Mapping[Width, AddressHistory] = {
             width: AddressHistory(width, int(config.pod_grace)) for width in widths
         }
-        self._pods: dict[Uid, _PodRecord] = {}
-        self._removed = 0
+        self._pods: Shrinking[Uid, _PodRecord] = Shrinking()
         self._moved_nodes: set[str] = set()
         self._services: dict[str, int] = {}
         self._ended: deque[Claim] = deque()
@@ -157,7 +156,7 @@ class Inventory:
 
     def counts(self) -> dict[Kind, int]:
         """How many objects of each kind exist now."""
-        return {"pods": len(self._pods), "nodes": len(self._nodes), "services": len(self._services)}
+        return {"pods": len(self._pods.held), "nodes": len(self._nodes), "services": len(self._services)}
 
     def snapshot(self) -> ClusterSnapshot:
         """The cluster as known now."""
@@ -174,7 +173,7 @@ class Inventory:
 
     def node_of_pod(self, uid: str) -> str | None:
         """The node of a pod that exists now; None: no such pod, or on no node yet."""
-        record = self._pods.get(compact_uid(uid))
+        record = self._pods.held.get(compact_uid(uid))
         return (record.pod.node or None) if record is not None else None
 
     def tenures(self, family: Family, address: int) -> list[Tenure]:
@@ -210,7 +209,7 @@ class Inventory:
         generation = self._generation[kind]
         if kind == "pods":
             self._known_since = min(self._known_since, now)
-            unseen = [uid for uid, record in self._pods.items() if record.generation != generation]
+            unseen = [uid for uid, record in self._pods.held.items() if record.generation != generation]
             for pod in unseen:
                 self.remove_pod(pod, now)
             return len(unseen)
@@ -227,9 +226,9 @@ class Inventory:
     def put_pod(self, pod: Pod, now: float) -> None:
         """A pod was created, listed or changed."""
         generation = self._generation["pods"]
-        record = self._pods.get(pod.uid)
+        record = self._pods.held.get(pod.uid)
         if record is None:
-            record = self._pods[pod.uid] = _PodRecord(pod, generation)
+            record = self._pods.held[pod.uid] = _PodRecord(pod, generation)
             self._settle(record, now, seen_before=False)
             return
         record.generation = generation
@@ -241,12 +240,9 @@ class Inventory:
 
     def remove_pod(self, uid: Uid, now: float) -> None:
         """A pod was deleted; unknown ones are ignored."""
-        record = self._pods.pop(uid, None)
+        record = self._pods.remove(uid)
         if record is None:
             return
-        self._removed += 1
-        if self._removed > len(self._pods) // 2:
-            self._pods, self._removed = without_holes(self._pods), 0
         for claim in each_of(record.claims):
             self._end(claim, now)
 
@@ -358,7 +354,7 @@ class Inventory:
         """Let pods follow their nodes to other zones: rare, so all pods are gone through once."""
         if not self._moved_nodes:
             return
-        for record in self._pods.values():
+        for record in self._pods.held.values():
             if record.claims and record.pod.node in self._moved_nodes:
                 self._describe(record)
         self._moved_nodes.clear()
@@ -379,7 +375,7 @@ class Inventory:
         self._nodes.move(new_ids)
         for claim in self._ended:
             claim.endpoint = new_ids.item(claim.endpoint)
-        for record in self._pods.values():
+        for record in self._pods.held.values():
             # One object for a pod and its claims, and the old one goes before the next is made.
             record.endpoint = new_ids.item(record.endpoint)
             for claim in each_of(record.claims):

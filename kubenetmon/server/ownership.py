@@ -21,12 +21,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from kubenetmon.server.shrinking import Shrinking
 from kubenetmon.server.snapshot import Addresses, Family, Moment
 
 FOREVER = 2**32 - 1
@@ -38,9 +39,6 @@ ADDRESS_WIDTH: dict[Family, Width] = {4: 4, 6: 16}
 PORT_WIDTH: dict[Family, Width] = {4: 7, 6: 19}
 
 _MAX_CLAIMS_PER_ADDRESS = 64
-
-KeyT = TypeVar("KeyT")
-ValueT = TypeVar("ValueT")
 
 
 def port_key(address: int, protocol: int, port: int) -> int:
@@ -62,11 +60,6 @@ class Claim(msgspec.Struct, eq=False, gc=False):
 
 Claims = Claim | tuple[Claim, ...]
 """One claim bare: with a hundred thousand pods a tuple around each counts."""
-
-
-def without_holes(of: dict[KeyT, ValueT]) -> dict[KeyT, ValueT]:
-    """The same, for once half as many keys were removed as there are: a dict full of holes doubles."""
-    return {key: value for key, value in of.items()}  # noqa: C416  # dict() would copy holes
 
 
 def each_of(claims: Claims) -> tuple[Claim, ...]:
@@ -149,14 +142,13 @@ class AddressHistory:
         self._width: Width = width
         self._grace = grace
         self._exclusive = width in (IPV4_PORT, IPV6_PORT)
-        self._claims: dict[int, Claims] = {}
-        self._removed = 0
+        self._claims: Shrinking[int, Claims] = Shrinking()
         self._changed: set[int] = set()
         self._rows = OwnershipRows(width, self._keys([0], [0]), np.zeros(1, np.int64), np.zeros(1, np.int32))
 
     def __len__(self) -> int:
         """Addresses with at least one claim."""
-        return len(self._claims)
+        return len(self._claims.held)
 
     def add(self, claim: Claim) -> None:
         """A new claim, holding from now on."""
@@ -165,7 +157,7 @@ class AddressHistory:
             # An address that changes hands every few seconds: what ended longest ago goes first.
             oldest = min(claims, key=lambda held: held.end)
             claims = tuple(held for held in claims if held is not oldest)
-        self._claims[claim.key] = compact_claims(claims)
+        self._claims.held[claim.key] = compact_claims(claims)
         self._changed.add(claim.key)
 
     def end(self, claim: Claim, at: int) -> None:
@@ -182,24 +174,21 @@ class AddressHistory:
         """Remove an ended claim from history; harmless when it is gone already."""
         claims = tuple(held for held in self.of(claim.key) if held is not claim)
         if claims:
-            self._claims[claim.key] = compact_claims(claims)
+            self._claims.held[claim.key] = compact_claims(claims)
         else:
-            self._claims.pop(claim.key, None)
-            self._removed += 1
-            if self._removed > len(self._claims) // 2:
-                self._claims, self._removed = without_holes(self._claims), 0
+            self._claims.remove(claim.key)
         self._changed.add(claim.key)
 
     def of(self, key: int) -> tuple[Claim, ...]:
         """The claims on one key that are still known, in the order they were made."""
-        return each_of(self._claims.get(key, ()))
+        return each_of(self._claims.held.get(key, ()))
 
     def mark_endpoints(self, used: NDArray[np.bool_]) -> None:
         """Set what a claim says, of shape (endpoints there are,)."""
         used[np.fromiter((claim.endpoint for claim in self._each()), np.int32)] = True
 
     def _each(self) -> Iterator[Claim]:
-        return itertools.chain.from_iterable(map(each_of, self._claims.values()))
+        return itertools.chain.from_iterable(map(each_of, self._claims.held.values()))
 
     def rows(self) -> OwnershipRows:
         """The answers as arrays; the same object while nothing changed."""

@@ -108,8 +108,10 @@ def standing_still(agent: Role) -> Iterator[None]:
     """The agent's process does nothing; for less than its watchdog's patience (5 s), or there is a gap."""
     os.kill(agent.process_id, signal.SIGSTOP)
     until(lambda: stands_still(agent))
-    yield
-    os.kill(agent.process_id, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        os.kill(agent.process_id, signal.SIGCONT)
 
 
 def test_what_was_there_before_is_baseline_also_where_it_ends_before_the_first_dump(
