@@ -1,7 +1,8 @@
 """How long a table remembers deduplication tokens.
 
 Contract: reads system tables only. What may not be read counts as remembering nothing, so that exactly-once
-is never claimed on a guess.
+is never claimed on a guess; a Distributed table whose shards cannot be counted is refused, since nothing but
+their number sends a batch to the same one at every attempt.
 
 Facts: a plain MergeTree table remembers the tokens of its last `non_replicated_deduplication_window` blocks
 (default 0: none), without limit in time; a Replicated or Shared one `replicated_deduplication_window` blocks
@@ -15,32 +16,38 @@ import re
 
 from kubenetmon.clickhouse.sinks import ClickHouseError, Sink
 from kubenetmon.clickhouse.table import Deduplication, Partition, keeps_tokens_in_keeper, literal, quoted
+from kubenetmon.errors import SchemaError
 
 _SETTING = re.compile(r"\b(\w+) = (\d+)")
 _DISTRIBUTED = re.compile(r"Distributed\('((?:[^'\\]|\\.)*)', '((?:[^'\\]|\\.)*)', '((?:[^'\\]|\\.)*)'")
+_MACRO = re.compile(r"\{(\w+)\}")
 _VIEW_TARGET = re.compile(r"^CREATE MATERIALIZED VIEW \S+ TO (\S+)")
-_MAX_VIEWS = 20
+_MAX_VIEWS = 50
+"""Two or three questions for each, whenever the table is read."""
 _DAYS = 8
 
 
 async def read_deduplication(
     sink: Sink, database: str, table: str, engine: str, engine_full: str
 ) -> tuple[Deduplication, Deduplication, int]:
-    """The table's own window, the weakest of it and its views' targets, and the number of shards."""
+    """The table's own window, the weakest of it and its views' targets, and the number of shards.
+
+    Raises `SchemaError` for a Distributed table whose shards this server does not know, and what the sink
+    raises.
+    """
     shards = 0
     storage = (database, table)
-    if found := _DISTRIBUTED.match(engine_full):
-        cluster, *behind = (re.sub(r"\\(.)", r"\1", one) for one in found.groups())
-        storage = (behind[0], behind[1])
-        counted = await sink.query(
-            f"SELECT uniqExact(shard_num) FROM system.clusters WHERE cluster = {literal(cluster)}"  # noqa: S608
-        )
-        shards = int(counted[0][0])
+    if engine == "Distributed":
+        shards, storage = await _behind(sink, f"{database}.{table}", engine_full)
         rows = await sink.query(_table_query(*storage))
         engine, engine_full = rows[0][:2] if rows else ("", "")
     own = await _window(sink, *storage, engine, engine_full)
     weakest = own
-    for target in await _all_targets(sink, [storage, (database, table)]):
+    targets = await _all_targets(sink, [storage, (database, table)])
+    if targets is None:
+        obstacle = f"{database}.{table} fills more than {_MAX_VIEWS} tables by views: not all were looked at"
+        return own, Deduplication(0, 0, obstacle=obstacle), shards
+    for target in targets:
         rows = await sink.query(_table_query(*target))
         engine, engine_full = rows[0][:2] if rows else ("", "")
         if engine == "Null":  # Keeps nothing, so that nothing can be there twice; views hang on such tables.
@@ -49,6 +56,26 @@ async def read_deduplication(
         if window.weaker_than(weakest):
             weakest = window
     return own, weakest, shards
+
+
+async def _behind(sink: Sink, name: str, engine_full: str) -> tuple[int, tuple[str, str]]:
+    """How many shards a Distributed table has, and which table on them holds the rows."""
+    found = _DISTRIBUTED.match(engine_full)
+    if found is None:
+        raise SchemaError(f"{name}: which tables are behind it cannot be read from {engine_full[:100]!r}")
+    cluster, *storage = (re.sub(r"\\(.)", r"\1", one) for one in found.groups())
+    if _MACRO.search(cluster):
+        macros = dict(await sink.query("SELECT macro, substitution FROM system.macros"))
+        cluster = _MACRO.sub(lambda macro: str(macros.get(macro[1], macro[0])), cluster)
+    counted = await sink.query(
+        f"SELECT uniqExact(shard_num) FROM system.clusters WHERE cluster = {literal(cluster)}"  # noqa: S608
+    )
+    if not int(counted[0][0]):
+        raise SchemaError(
+            f"{name} is Distributed over the cluster {cluster!r}, of which this ClickHouse knows no shard: "
+            "see remote_servers in its configuration, and GRANT SELECT ON system.clusters and system.macros"
+        )
+    return int(counted[0][0]), (storage[0], storage[1])
 
 
 def _table_query(database: str, table: str) -> str:
@@ -97,19 +124,21 @@ async def read_partitions(sink: Sink, database: str, table: str) -> tuple[Partit
     return tuple(Partition(*row) for row in rows)
 
 
-async def _all_targets(sink: Sink, tables: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Where views on these tables write to, and views on those, and so on."""
+async def _all_targets(sink: Sink, tables: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
+    """Where views on these tables write to, and views on those, and so on; None: too many to look at."""
     targets: dict[tuple[str, str], None] = {}
     looked_at: set[tuple[str, str]] = set()
-    while tables and len(looked_at) < _MAX_VIEWS:
+    while tables:
         table = tables.pop(0)
         if table in looked_at:
             continue
+        if len(targets) > _MAX_VIEWS:
+            return None
         looked_at.add(table)
         found = await _view_targets(sink, *table)
         targets |= dict.fromkeys(found)
         tables += found
-    return list(targets)
+    return list(targets) if len(targets) <= _MAX_VIEWS else None
 
 
 async def _view_targets(sink: Sink, database: str, table: str) -> list[tuple[str, str]]:
@@ -119,7 +148,7 @@ async def _view_targets(sink: Sink, database: str, table: str) -> list[tuple[str
         f"WHERE database = {literal(database)} AND name = {literal(table)}"
     )
     targets = []
-    for view_database, view in rows[:_MAX_VIEWS]:
+    for view_database, view in rows[: _MAX_VIEWS + 1]:
         found = await sink.query(
             "SELECT create_table_query, toString(uuid) FROM system.tables "  # noqa: S608 - quoted
             f"WHERE database = {literal(view_database)} AND name = {literal(view)}"

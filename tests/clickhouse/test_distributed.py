@@ -34,18 +34,36 @@ class Cluster:
         for name in ("shard-1", "shard-2"):
             self.shards.append(await self._front(name))
             await self._made(self.shards[-1])
+        await self._start_entry("main")
+        await self._made(self.entry)  # as `schema apply --cluster` leaves it on every server
+        sink = TcpSink(TcpConfig((self.entry.endpoint,), tls=None, request_timeout=10, silence=5))
+        self.running = Running(quick("default", table="flows"), sink)
+        await self.make_distributed("flows", "main")
+
+    async def make_distributed(self, table: str, cluster: str) -> None:
+        """One over the cluster that is written so."""
+        statement = ddl(SchemaOptions(table="flows", cluster="main")).split(";\n")[1]
+        statement = statement.replace(" ON CLUSTER `main`", "")  # nobody keeps a queue of DDL here
+        statement = statement.replace(".`flows`", f".`{table}`").replace("'main'", f"'{cluster}'")
+        await self.running.sink.query(statement)
+
+    async def _start_entry(self, cluster: str, port: int = 0) -> None:
+        """The server that knows the shards as the cluster of that name."""
         shards = "".join(
             f"<shard><replica><host>127.0.0.1</host><port>{shard.port}</port></replica></shard>"
             for shard in self.shards
         )
         config = self._directory / "cluster.xml"
-        config.write_text(f"<clickhouse><remote_servers><main>{shards}</main></remote_servers></clickhouse>")
-        self.entry = await self._front("entry", "--engine-config", str(config))
-        await self._made(self.entry)  # as `schema apply --cluster` leaves it on every server
-        sink = TcpSink(TcpConfig((self.entry.endpoint,), tls=None, request_timeout=10, silence=5))
-        distributed = ddl(SchemaOptions(table="flows", cluster="main")).split(";\n")[1]
-        await sink.query(distributed.replace(" ON CLUSTER `main`", ""))  # nobody keeps a queue of DDL here
-        self.running = Running(quick("default", table="flows"), sink)
+        config.write_text(
+            f"<clickhouse><remote_servers><{cluster}>{shards}</{cluster}></remote_servers>"
+            f"<macros><cluster>{cluster}</cluster></macros></clickhouse>"
+        )
+        self.entry = await self._front("entry", "--engine-config", str(config), "--port", str(port))
+
+    async def restart_entry(self, cluster: str) -> None:
+        """SIGKILL, and back on the same port, where the cluster has that name."""
+        await self.entry.kill()
+        await self._start_entry(cluster, self.entry.port)
 
     async def _front(self, name: str, *options: str) -> RunningFront:
         return await self._fronts.enter_async_context(clickhouse_front(self._directory / name, *options))
@@ -90,6 +108,32 @@ async def test_every_batch_lies_whole_on_one_shard_once(cluster: Cluster) -> Non
     assert sum(sums) == 8 * ROWS
     assert all(one % ROWS == 0 and one for one in sums)
     assert cluster.running.metrics.value(catalogue.EXACTLY_ONCE) == 1
+
+
+async def test_a_cluster_named_by_a_macro_is_that_cluster(cluster: Cluster) -> None:
+    await cluster.make_distributed("named", "{cluster}")
+    running = Running(quick("default", table="named"), cluster.running.sink)
+    table = await running.inserter.wait_schema()
+    assert table.shards == 2
+    for number in range(8):
+        await running.commit(f"batch-{number}", ROWS)
+        assert sum(await cluster.sums()) == (number + 1) * ROWS, "acked, and on no shard"
+    assert all(one % ROWS == 0 and one for one in await cluster.sums())
+    await running.end()
+
+
+async def test_a_cluster_that_is_not_known_is_said_and_nothing_goes_there(cluster: Cluster) -> None:
+    await cluster.restart_entry("renamed")
+    running = Running(quick("default", table="flows"), cluster.running.sink)
+    batches = [asyncio.create_task(running.commit(f"batch-{number}", ROWS)) for number in range(3)]
+    await running.until("cluster 'main', of which this ClickHouse knows no shard: see remote_servers")
+    assert not running.readiness.ready
+    assert running.metrics.value(catalogue.EXACTLY_ONCE) == 0
+    assert not any(batch.done() for batch in batches)
+    await cluster.restart_entry("main")
+    assert set(await asyncio.gather(*batches)) == {CommitOutcome.COMMITTED}
+    assert sum(await cluster.sums()) == 3 * ROWS
+    await running.end()
 
 
 async def test_answers_lost_on_either_side_do_not_double(cluster: Cluster) -> None:
