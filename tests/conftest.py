@@ -75,11 +75,18 @@ def _missing_image() -> str | None:
     return None
 
 
+def _missing_keeper() -> str | None:
+    from tests.beds.replication import missing
+
+    return missing()
+
+
 NEEDS: dict[str, Callable[[], str | None]] = {
     "root": _missing_root,
     "apiserver": _missing_apiserver,
     "image": _missing_image,
     "chdb": _missing_chdb,
+    "keeper": _missing_keeper,
     "promtool": _missing_promtool,
     "chromium": _missing_chromium,
     "shared": _missing_shared,

@@ -37,6 +37,7 @@ from clickhouse_cityhash.cityhash import CityHash128
 
 from kubenetmon.clickhouse.deduplication_log import forget_tokens_without_part
 from tests.beds.native_blocks import ScannedBlock, need, scan_block, string, varint
+from tests.beds.replication import lend_address
 
 REVISION = 54453
 _ROOT = Path(__file__).resolve().parents[2]
@@ -86,9 +87,12 @@ class Request:
 class Engine:
     """chdb on a directory, one connection in one thread."""
 
-    def __init__(self, path: Path, config: str = "") -> None:
+    def __init__(self, path: Path, config: str = "", *, replica: bool = False) -> None:
+        import chdb
         from chdb.state.sqlitelike import Connection
 
+        if replica:
+            lend_address(Path(chdb.__file__).parent / "_chdb.abi3.so")
         path.mkdir(parents=True, exist_ok=True)
         forget_tokens_without_part(path)
         self._connection = Connection(f"{path}?config-file={config}" if config else str(path))
@@ -494,6 +498,7 @@ async def main() -> None:
     parser.add_argument("--path", type=Path, required=True)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--engine-config", default="", help="a configuration of ClickHouse's own, in XML")
+    parser.add_argument("--replica", action="store_true", help="take rows into Replicated tables")
     parser.add_argument("--certificate", default="")
     parser.add_argument("--client-ca", default="")
     parser.add_argument("--discard", action="store_true", help="say that rows are committed, keep none")
@@ -508,7 +513,8 @@ async def main() -> None:
             tls.verify_mode = ssl.CERT_REQUIRED
     users = dict(user.split(":", 1) for user in arguments.user) or {"default": ""}
     engine = DiscardingEngine if arguments.discard else Engine
-    front = Front(engine(arguments.path, arguments.engine_config), users, tls)
+    made = engine(arguments.path, arguments.engine_config, replica=arguments.replica)
+    front = Front(made, users, tls)
     front.port = arguments.port
     await front.listen()
     print(json.dumps({"port": front.port}), flush=True)

@@ -1,8 +1,7 @@
-"""A Replicated table as far as the embedded engine goes: made, read, checked, and read-only for ever.
+"""A Replicated table as the engine leaves it by itself: made, read, checked, and read-only for ever.
 
 The engine brings a Keeper of its own, in memory, but no address at which other replicas could fetch parts,
-without which a replica does not begin to take rows. What quorums and replicas answer beyond that the front
-says in its place (`test_inserter`).
+without which a replica does not begin to take rows. `test_replicas` lends it one.
 """
 
 from __future__ import annotations
