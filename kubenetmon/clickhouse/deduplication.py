@@ -29,8 +29,9 @@ _DAYS = 8
 
 async def read_deduplication(
     sink: Sink, database: str, table: str, engine: str, engine_full: str
-) -> tuple[Deduplication, Deduplication, int]:
-    """The table's own window, the weakest of it and its views' targets, and the number of shards.
+) -> tuple[Deduplication, Deduplication, bool, int]:
+    """The table's own window, the weakest of it and its views' targets, whether there are any, and the number
+    of shards.
 
     Raises `SchemaError` for a Distributed table whose shards this server does not know, and what the sink
     raises.
@@ -46,7 +47,7 @@ async def read_deduplication(
     targets = await _all_targets(sink, [storage, (database, table)])
     if targets is None:
         obstacle = f"{database}.{table} fills more than {_MAX_VIEWS} tables by views: not all were looked at"
-        return own, Deduplication(0, 0, obstacle=obstacle), shards
+        return own, Deduplication(0, 0, obstacle=obstacle), True, shards
     for target in targets:
         rows = await sink.query(_table_query(*target))
         engine, engine_full = rows[0][:2] if rows else ("", "")
@@ -55,7 +56,7 @@ async def read_deduplication(
         window = await _window(sink, *target, engine, engine_full)
         if window.weaker_than(weakest):
             weakest = window
-    return own, weakest, shards
+    return own, weakest, bool(targets), shards
 
 
 async def _behind(sink: Sink, name: str, engine_full: str) -> tuple[int, tuple[str, str]]:

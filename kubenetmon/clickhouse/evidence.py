@@ -9,7 +9,9 @@ Why that holds: rows are only ever added and summed, so that a key that holds le
 not have it in. Equal sums show that it has where nothing else of that node can have the same keys: a batch
 that begins with a minute and lasts one at least is its node's only one to report that minute, but for parts
 of the same report, which have other connections. Another replica may have attributed an earlier copy the
-other way round: both ways are asked for.
+other way round, or not known its local end, in which case the row has no node: both ways are asked for, and
+rows without a node too. These could be another node's, which saw the same connection: they show that a block
+may be there, never that it is.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ _OTHER_DIRECTION = {"out": "in", "in": "out"}
 
 Key = tuple[int, str, str, int | str, int, int | str, int]
 """Start of the interval, direction, protocol, local address and port, remote address and port."""
+Counted = tuple[int, int]
+"""Bytes and packets."""
 
 
 class Finding(Enum):
@@ -91,33 +95,40 @@ def question(schema: TableSchema, trace: Trace) -> str:
     return (
         "SELECT toUInt32(intervalStartTime), toString(direction), toString(proto), "  # noqa: S608 - quoted
         f"{local} AS local, toUInt16(localPort) AS local_port, "
-        f"{remote} AS remote, toUInt16(remotePort) AS remote_port, sum(bytes), sum(packets) "
+        f"{remote} AS remote, toUInt16(remotePort) AS remote_port, "
+        "toString(localNode), sum(bytes), sum(packets) "
         f"FROM {quoted(schema.database)}.{quoted(schema.table)} "
         f"WHERE date IN ({', '.join(f'toDate({day})' for day in days)}) "
         f"AND intervalStartTime IN ({', '.join(f'toDateTime({start})' for start in starts)}) "
-        f"AND localNode = {literal(trace.node)} AND (local, local_port, remote, remote_port) IN ({ends}) "
+        f"AND localNode IN ({literal(trace.node)}, '') "
+        f"AND (local, local_port, remote, remote_port) IN ({ends}) "
         "GROUP BY ALL"
     )
 
 
 def judge(trace: Trace, answer: Iterable[tuple[Any, ...]]) -> Finding:
     """What the answer to `question` shows."""
-    stored = {tuple(row[:7]): (row[7], row[8]) for row in answer}
-    own: dict[Key, tuple[int, int]] = {}
+    stored = {row[:8]: (row[8], row[9]) for row in answer}
+    own: dict[Key, Counted] = {}
     for row in trace.rows:
         key = _key(row)
         counted_bytes, counted_packets = own.get(key, (0, 0))
         own[key] = (counted_bytes + row["bytes"], counted_packets + row["packets"])
-    possible = equal = 0
-    for key, (own_bytes, own_packets) in own.items():
-        found = stored.get(key) or stored.get(_other_way(key))
-        if found is not None and found[0] >= own_bytes and found[1] >= own_packets:
-            possible += 1
-            equal += found == (own_bytes, own_packets)
+
+    def large_enough(key: Key, node: str, counted: Counted) -> list[Counted]:
+        found = (stored.get((*way, node)) for way in (key, _other_way(key)))
+        return [one for one in found if one and one[0] >= counted[0] and one[1] >= counted[1]]
+
+    possible = shown = equal = 0
+    for key, counted in own.items():
+        found = large_enough(key, trace.node, counted) if trace.node else []
+        possible += bool(found or large_enough(key, "", counted))
+        shown += bool(found)
+        equal += counted in found
     if not possible:
         return Finding.ABSENT
     # A connection with two lives in one report has two rows of one key, of which one may be in the trace.
-    if possible == len(own) and equal * 10 >= len(own) * 9 and trace.alone_in_its_minutes:
+    if shown == len(own) and equal * 10 >= len(own) * 9 and trace.alone_in_its_minutes:
         return Finding.PRESENT
     return Finding.UNDECIDED
 

@@ -7,6 +7,7 @@ time and never a row.
 from __future__ import annotations
 
 from kubenetmon.clickhouse.sinks import ClickHouseError, ClickHouseUnreachableError
+from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.errors import ConfigurationError, KubenetmonError
 
 _TABLE_REMEDY = "run `kubenetmon schema apply`"
@@ -50,6 +51,22 @@ _MENDED_BY_AN_OPERATOR: dict[int, str] = {
     516: _CREDENTIALS_REMEDY,  # AUTHENTICATION_FAILED
     691: _ROWS_REMEDY,  # UNKNOWN_ELEMENT_OF_ENUM
 }
+
+
+_TOO_MANY_PARTS = 252
+
+
+def may_have_stored(error: KubenetmonError, schema: TableSchema | None) -> bool:
+    """Whether the rows of an insert that failed so may be in the table.
+
+    What ClickHouse refuses it refuses before it has stored anything, but for a view, which throws when the
+    table has its rows already; too many parts it finds before it takes the first row.
+    """
+    if not isinstance(error, ClickHouseError | ClickHouseUnreachableError) or error.before_rows:
+        return False
+    if schema is None or schema.has_views:
+        return True
+    return not needs_an_operator(error) and code(error) != _TOO_MANY_PARTS
 
 
 def needs_an_operator(error: KubenetmonError) -> bool:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 from kubenetmon.clickhouse.attempts import Attempts, Place
 from kubenetmon.clickhouse.block import Block
 from kubenetmon.clickhouse.evidence import Finding, Tracer
-from kubenetmon.clickhouse.failures import code, needs_an_operator
+from kubenetmon.clickhouse.failures import code, may_have_stored, needs_an_operator
 from kubenetmon.clickhouse.health import ClickHouseHealth
 from kubenetmon.clickhouse.insert_settings import check_own, insert_settings
 from kubenetmon.clickhouse.sinks import ClickHouseError, Settings, Sink
@@ -43,12 +43,13 @@ from kubenetmon.readiness import Readiness
 logger = logging.getLogger(__name__)
 
 _REMEMBERED = 16384
-"""How many batches that yielded are remembered until they come again."""
+"""How many batches that left unsettled are remembered until they come again."""
 
 _UNDECIDED = (
     "{}: it is older than the table's memory of tokens, and the table has rows of that node and minute that "
-    "may or may not be its own; it stays with its agent. Compare, then set clickhouse_undecided to insert or "
-    "drop while it is sent again; a longer deduplication window avoids this"
+    "may or may not be its own; it stays with its agent, or is counted as undecided where that is the "
+    "original's and keeps nothing. Compare, then set clickhouse_undecided to insert or drop while it is sent "
+    "again; a longer deduplication window avoids this"
 )
 
 
@@ -130,7 +131,7 @@ class Inserter:
         self._all_settled = asyncio.Event()
         self._all_settled.set()
         self._held = 0
-        self._yielded: OrderedDict[str, tuple[float, bool]] = OrderedDict()
+        self._left: OrderedDict[str, tuple[float | None, bool]] = OrderedDict()
 
     @property
     def schema(self) -> TableSchema | None:
@@ -185,7 +186,7 @@ class Inserter:
         self._all_settled.clear()
         try:
             batch = Attempts(block, token, tracer, place, self._clock.monotonic())
-            batch.held_since, batch.outcome_unknown = self._yielded.pop(token, (None, False))
+            batch.held_since, batch.outcome_unknown = self._left.pop(token, (None, False))
             return await self._commit(batch)
         finally:
             self._under_way -= 1
@@ -239,6 +240,7 @@ class Inserter:
                 return CommitOutcome.DROPPED
             if found is Finding.UNDECIDED and self._config.undecided == "hold":
                 self._health.undecided(_UNDECIDED.format(batch))
+                self._remember(batch)
                 return CommitOutcome.UNDECIDED
             # The way is chosen once: both have memories of tokens of their own in older replicated tables.
             if batch.settings is None:
@@ -248,9 +250,13 @@ class Inserter:
                     self._config.settings,
                     asynchronous=self._target.asynchronous,
                 )
-            await self._sink.insert(
-                self._config.database, self._config.table, batch.block, batch.token, batch.settings
-            )
+            try:
+                await self._sink.insert(
+                    self._config.database, self._config.table, batch.block, batch.token, batch.settings
+                )
+            except KubenetmonError as error:
+                batch.outcome_unknown |= may_have_stored(error, self._target.schema)
+                raise
         except KubenetmonError as error:
             self._metrics.add(catalogue.WORKER_ERRORS, type="flush_batch_failed")
             self._metrics.add(catalogue.CLICKHOUSE_ERRORS, code=str(code(error)))
@@ -263,8 +269,6 @@ class Inserter:
             self._health.began_to_fail()
         self._health.failed(error)
         batch.needs_an_operator = needs_an_operator(error)
-        if not batch.needs_an_operator:
-            batch.outcome_unknown = True
 
     def _steps_aside(self, batch: Attempts, error: KubenetmonError) -> bool:
         """True where others may fare better: this one is refused, not ClickHouse out of reach."""
@@ -276,10 +280,9 @@ class Inserter:
 
     def _remember(self, batch: Attempts) -> None:
         """For when the batch comes again: since when it is held, and whether it may be in the table."""
-        assert batch.held_since is not None
-        self._yielded[batch.token] = batch.held_since, batch.outcome_unknown
-        if len(self._yielded) > _REMEMBERED:
-            self._yielded.popitem(last=False)
+        self._left[batch.token] = batch.held_since, batch.outcome_unknown
+        if len(self._left) > _REMEMBERED:
+            self._left.popitem(last=False)
 
     async def _find(self, batch: Attempts) -> Finding:
         """Whether the block is in the table; ABSENT without a look where the token alone decides."""

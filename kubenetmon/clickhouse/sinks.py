@@ -2,8 +2,9 @@
 
 Contract: `sinks_tcp` (a server) and `sinks_embedded` (the engine in this process) behave alike towards their
 callers: `insert` returns only after ClickHouse has committed the block, raises `ClickHouseError` when
-ClickHouse says no and `ClickHouseUnreachableError` when the outcome is unknown or no one answers. Repeating
-an insert with the same token and bytes is always safe within the table's deduplication window.
+ClickHouse says no and `ClickHouseUnreachableError` when the outcome is unknown or no one answers, both with
+`before_rows` set when that was before a row was sent, so that nothing can be stored. Repeating an insert with
+the same token and bytes is always safe within the table's deduplication window.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _NOISE = re.compile(r"(DB::Exception: |\s*\(version [^)]*\)|\.? ?Stack trace:.*)
 class ClickHouseError(KubenetmonError):
     """ClickHouse answered with an exception; `code` and `name` are ClickHouse's own."""
 
+    before_rows = False
+
     def __init__(self, code: int, message: str) -> None:
         found = _TRAILING_NAME.search(_NOISE.sub("", message))
         self.code = code
@@ -38,6 +41,8 @@ class ClickHouseError(KubenetmonError):
 
 class ClickHouseUnreachableError(KubenetmonError):
     """No answer from ClickHouse, or the connection ended before one: what was asked may have happened."""
+
+    before_rows = False
 
 
 class Sink(Protocol):

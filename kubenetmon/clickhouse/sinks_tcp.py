@@ -124,14 +124,21 @@ class TcpSink:
         large = len(block.body) > FRAME_BYTES // 4 and compression != "none"
         packet = await asyncio.to_thread(encoded) if large else encoded()
         statement = f"{insert_statement(database, table, block)} FORMAT Native"
+        before_rows = True
 
         async def request(connection: ServerConnection) -> None:
+            nonlocal before_rows
             await connection.begin(statement, {**settings, "insert_deduplication_token": token})
             await connection.write(end)
             await connection.read_sample_block()
+            before_rows = False
             await connection.write_and_read_to_end([*packet, *end])
 
-        await self._request(request)
+        try:
+            await self._request(request)
+        except (ClickHouseError, ClickHouseUnreachableError) as error:
+            error.before_rows = before_rows
+            raise
 
     async def ping(self) -> None:
         async def request(connection: ServerConnection) -> None:
@@ -147,9 +154,11 @@ class TcpSink:
             await connection.discard()
 
     async def _request(self, work: Callable[[ServerConnection], Coroutine[Any, Any, None]]) -> None:
+        host = self._hosts[0]
         try:
             async with asyncio.timeout(self._config.request_timeout):
                 connection = await self._acquire()
+                host = connection.hosts[0]
                 try:
                     await work(connection)
                 except BaseException:
@@ -160,14 +169,14 @@ class TcpSink:
         except ServerException as error:
             refused = ClickHouseError(int(error.code or 0), self._unquoted(str(error.message)))
             if not needs_an_operator(refused):
-                await self._try_next_first()
+                await self._put_last(host)
             raise refused from None
         except TimeoutError:
-            await self._try_next_first()
+            await self._put_last(host)
             limit = min(self._config.request_timeout, self._config.silence)
             raise ClickHouseUnreachableError(f"{self.address} did not answer within {limit:g}s") from None
         except Exception as error:  # noqa: BLE001 - asynch meets garbage with any exception at all
-            await self._try_next_first()
+            await self._put_last(host)
             raise ClickHouseUnreachableError(f"{self.address}: {self._unquoted(reason(error))}") from None
         if self._closed or len(self._idle) >= self._config.max_idle_connections:
             await connection.discard()
@@ -179,12 +188,15 @@ class TcpSink:
         """A server's words, without the password that it may repeat."""
         return said.replace(self._password, "…") if len(self._password) >= _SHORTEST_SECRET else said
 
-    async def _try_next_first(self) -> None:
+    async def _put_last(self, host: tuple[str, int]) -> None:
+        """To the end of the row, if it is the first still: many requests fail together."""
         if len(self._hosts) < 2:
             return
-        self._hosts.append(self._hosts.pop(0))
-        idle, self._idle = self._idle, []
-        for connection in idle:
+        if self._hosts[0] == host:
+            self._hosts.append(self._hosts.pop(0))
+        of_host = [connection for connection in self._idle if connection.hosts[0] == host]
+        self._idle = [connection for connection in self._idle if connection.hosts[0] != host]
+        for connection in of_host:
             await connection.discard()
 
     async def _acquire(self) -> ServerConnection:

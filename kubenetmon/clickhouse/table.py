@@ -100,9 +100,10 @@ class TableSchema:
     `columns` maps a column's name to its type as `system.columns` spells it, in the table's order;
     materialized and alias columns are not in it. `own_window` is the table's own deduplication (for a
     Distributed table: that of the table behind it), `deduplication` the weakest among it and the targets of
-    its materialized views. `shards` is the number of shards behind a Distributed table, 0 for any other
-    engine. `partitions` are those of the last days, of a table on this very server. `ttl_days`: rows are kept
-    so long, 0 for ever, None by a rule that is not ours. `fsync`: an insert is on the disk when it is acked.
+    its materialized views, if it `has_views`. `shards` is the number of shards behind a Distributed table, 0
+    for any other engine. `partitions` are those of the last days, of a table on this very server. `ttl_days`:
+    rows are kept so long, 0 for ever, None by a rule that is not ours. `fsync`: an insert is on the disk when
+    it is acked.
     """
 
     database: str
@@ -112,6 +113,7 @@ class TableSchema:
     sorting_key: str = ""
     own_window: Deduplication = Deduplication(0, 0, obstacle="not read")
     deduplication: Deduplication = Deduplication(0, 0, obstacle="not read")
+    has_views: bool = True
     shards: int = 0
     partitions: tuple[Partition, ...] = ()
     ttl_days: int | None = None

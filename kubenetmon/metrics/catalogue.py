@@ -229,6 +229,7 @@ SERVER_IGNORED_REASONS = (
     "disabled",
     "duplicate",
     "dropped",
+    "undecided",
     "address",
     "protocol",
 )

@@ -308,6 +308,9 @@ class Pipeline:
             self._pacing.inserted(self._clock.monotonic() - begun)
         else:
             self._observed("dropped", records)
+        if outcome is CommitOutcome.UNDECIDED and not place.yields:
+            leftover.add("undecided", labeled)  # There is no one to send it again.
+            return Verdict(Outcome.COMMITTED)
         if outcome is CommitOutcome.DROPPED:
             leftover.add("dropped", labeled)
         if verdict := _VERDICTS.get(outcome):

@@ -49,12 +49,12 @@ class Places:
 
 
 class Place:
-    """What one batch takes."""
+    """What one batch takes; `yields`: whether it may leave unsettled, because its sender keeps it."""
 
     def __init__(self, turns: asyncio.Semaphore, memory: MemoryBudget, yields: bool) -> None:
         self._turns: asyncio.Semaphore | None = turns
         self._memory = memory
-        self._yields = yields
+        self.yields = yields
 
     def step_aside(self) -> None:
         """Give the turn to another, for good; the memory stays. May be called again."""
@@ -65,4 +65,4 @@ class Place:
     @property
     def wanted(self) -> bool:
         """Whether others wait for the memory, and the batch may go."""
-        return self._yields and self._memory.contended
+        return self.yields and self._memory.contended

@@ -54,14 +54,17 @@ class Rig:
         return str(checks["old batches"])
 
 
-def a_report(table: TableSchema, first_port: int, seconds: int) -> tuple[Block, Tracer]:
-    """What a node moved in a minute an hour ago, over ROWS connections, one of them IPv6 where it can be."""
+def a_report(table: TableSchema, first_port: int, seconds: int, node: str = "node-a") -> tuple[Block, Tracer]:
+    """What node-a moved in a minute an hour ago, over ROWS connections, one of them IPv6 where it can be.
+
+    `node` is what the rows say.
+    """
     columns: dict[str, Column] = {
         "date": Constant(HOUR_AGO // 86_400),
         "intervalStartTime": Constant(HOUR_AGO),
         "proto": Constant("tcp"),
         "direction": Coded(np.arange(ROWS) % 2, ["out", "in"]),
-        "localNode": Constant("node-a"),
+        "localNode": Constant(node),
         "localIPv4": Values(np.where(np.arange(ROWS) == 0, 0, 0x0A000001).astype(np.uint32)),
         "localPort": Values(np.arange(ROWS) // 2 + first_port),
         "remoteIPv4": Values(np.where(np.arange(ROWS) == 0, 0, 0x0A000002).astype(np.uint32)),
@@ -153,6 +156,34 @@ async def test_what_the_table_cannot_tell_is_held_and_shown(rig: Any) -> None:
     assert "clickhouse_undecided" in one.old_batches()
     assert one.found("undecided") == 1
     assert one.readiness.ready
+
+
+async def test_what_is_held_is_still_held_when_its_agent_sends_it_again(rig: Any) -> None:
+    one = await rig(window=0)
+    insert = one.engine.insert
+
+    async def losing(*arguments: Any) -> None:
+        await insert(*arguments)
+        raise ClickHouseUnreachableError("the answer is lost")
+
+    one.engine.insert = losing
+    try:
+        assert await one.commit("short", seconds=5) is CommitOutcome.UNDECIDED
+    finally:
+        del one.engine.insert
+    for _ in range(3):
+        assert await one.commit("short", seconds=5) is CommitOutcome.UNDECIDED
+    assert await one.total() == SUM
+
+
+async def test_rows_that_another_replica_wrote_without_a_node_are_seen(rig: Any) -> None:
+    one = await rig()
+    table = await one.inserter.wait_schema()
+    block, tracer = a_report(table, 0, 60, node="")
+    assert await one.inserter.commit(block, "old", tracer) is CommitOutcome.COMMITTED
+    await push_tokens_out(one)
+    assert await one.commit("old") is CommitOutcome.UNDECIDED, "they could be another node's"
+    assert await one.total() == SUM
 
 
 async def test_an_answer_lost_after_a_look_is_the_tokens_to_decide(rig: Any) -> None:

@@ -216,6 +216,25 @@ async def test_the_next_host_is_tried(config: TcpConfig) -> None:
         await alone.ping()
 
 
+@pytest.mark.parametrize("together", [1, 2, 3, 20])
+async def test_requests_that_fail_together_leave_the_host_that_failed_them(
+    config: TcpConfig, tmp_path: Path, together: int
+) -> None:
+    async with clickhouse_front(tmp_path / "silent") as silent:
+        await silent.fault("query", "stall", times=0)
+        sink = TcpSink(replace(config, endpoints=(silent.endpoint, *config.endpoints), silence=0.5))
+        failed = await asyncio.gather(
+            *(sink.query("SELECT 1") for _ in range(together)), return_exceptions=True
+        )
+        assert all(isinstance(one, ClickHouseUnreachableError) for one in failed)
+        for _ in range(2):
+            assert (
+                await asyncio.gather(*(sink.query("SELECT 1") for _ in range(together)))
+                == [[(1,)]] * together
+            )
+        await sink.close()
+
+
 async def test_tls_with_an_own_ca_and_client_certificates(tmp_path: Path) -> None:
     authority, stranger = trustme.CA(), trustme.CA()
     server, client = authority.issue_cert("127.0.0.1"), authority.issue_cert("client@example.test")

@@ -33,6 +33,7 @@ from kubenetmon.server.rows import RowsConfig
 from kubenetmon.server.unattributed import Unattributed
 from kubenetmon.server.verdict import Verdict
 from tests.beds.attribution import Flow, Tuple, batch_of
+from tests.beds.clickhouse_front import RunningFront
 from tests.clickhouse.test_inserter import Running, quick
 
 pytestmark = [pytest.mark.chdb, pytest.mark.asyncio(loop_scope="module")]
@@ -87,6 +88,13 @@ class Rig:
     async def submitted(self, node: str, sequence: int) -> Verdict:
         """By an original agent, who keeps nothing."""
         return await self.pipeline.process(self.batch(node, sequence), time.time(), sender_keeps=False)
+
+    async def sliced(self, sequence: int) -> Verdict:
+        """By an original agent, a few seconds of a minute that other slices share."""
+        batch = self.batch("good", sequence)
+        at = batch.interval_start + 10
+        batch = replace(batch, interval_start=at, interval_end=at)
+        return await self.pipeline.process(batch, time.time(), sender_keeps=False)
 
     async def until_committed(self, node: str, sequence: int) -> None:
         """As an agent does."""
@@ -171,6 +179,45 @@ async def test_what_nobody_else_keeps_stays(running: Running) -> None:
     assert set(await asyncio.gather(*refused)) == {Verdict(Outcome.COMMITTED)}
     await asyncio.gather(*waiting)
     assert await rig.sums() == {"good": EACH, "bad": 2 * EACH}
+    rig.pipeline.close()
+
+
+async def without_window(running: Running) -> None:
+    """The table as the original makes it."""
+    await running.sink.query(
+        f"ALTER TABLE {running.config.database}.{running.config.table} "
+        "MODIFY SETTING non_replicated_deduplication_window = 0"
+    )
+    await running.eventually(lambda: running.inserter.schema.deduplication.blocks == 0)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("at", ["query", "sample", "before_commit"])
+async def test_what_was_refused_before_it_was_stored_is_stored_on_a_table_without_a_window_too(
+    front: RunningFront, running: Running, at: str
+) -> None:
+    """Slices of one minute cannot be told apart there, but there is nothing to tell: too many parts."""
+    await without_window(running)
+    rig = Rig(running)
+    assert await rig.sliced(1) == Verdict(Outcome.COMMITTED)
+    await front.fault(at, "exception", code=252, kind="insert", times=2)
+    assert await rig.sliced(2) == Verdict(Outcome.COMMITTED)
+    assert await rig.sums() == {"good": 2 * EACH}
+    assert running.metrics.value(catalogue.INSERT_RETRIES) == 2
+    rig.pipeline.close()
+
+
+async def test_what_may_be_stored_and_nobody_keeps_is_counted(front: RunningFront, running: Running) -> None:
+    await without_window(running)
+    rig = Rig(running)
+    await rig.sliced(1)
+    await front.fault("after_commit", "drop", kind="insert")
+    assert await rig.sliced(2) == Verdict(Outcome.COMMITTED)
+    assert await rig.sums() == {"good": 2 * EACH}
+    value = running.metrics.value
+    assert value(catalogue.SERVER_IGNORED, reason="undecided", unit="bytes") == EACH
+    assert value(catalogue.SERVER_COMMITTED, unit="bytes") == EACH
+    assert value(catalogue.SERVER_HANDED_BACK, unit="bytes") == 0
+    assert value(catalogue.SERVER_RECEIVED, unit="bytes") == 2 * EACH
     rig.pipeline.close()
 
 

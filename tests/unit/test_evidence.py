@@ -37,7 +37,7 @@ def trace(*rows: Row, start: int = MINUTE, seconds: int = 60) -> Trace:
 
 def stored(one: Row, *, more: int = 0) -> tuple[Any, ...]:
     ends = ("10.0.0.1", one["localPort"], "10.0.0.2", one["remotePort"])
-    return MINUTE, one["direction"], "tcp", *ends, one["bytes"] + more, one["packets"]
+    return MINUTE, one["direction"], "tcp", *ends, one["localNode"], one["bytes"] + more, one["packets"]
 
 
 def turned(one: Row) -> tuple[Any, ...]:
@@ -51,6 +51,7 @@ def turned(one: Row) -> tuple[Any, ...]:
         one["remotePort"],
         "10.0.0.1",
         one["localPort"],
+        one["localNode"],
         one["bytes"],
         1,
     )
@@ -81,11 +82,28 @@ def test_what_another_report_of_the_minute_could_have_written_is_undecided() -> 
     assert judge(trace(*ROWS), map(stored, ROWS[:10])) is Finding.UNDECIDED
 
 
+def test_a_row_of_another_report_does_not_hide_the_other_way_round() -> None:
+    """Each way round is looked at by itself: a small sum under one says nothing of the other."""
+    small = [stored(row(port, 1)) for port in range(20)]
+    assert judge(trace(*ROWS), [*small, *map(turned, ROWS)]) is Finding.PRESENT
+    assert judge(trace(*ROWS, seconds=5), [*small, *map(turned, ROWS)]) is Finding.UNDECIDED
+
+
+def test_rows_without_a_node_may_be_its_own_or_another_nodes() -> None:
+    """A replica that knew no local end wrote no node; nor did one for the node at the other end."""
+    nobodys = [stored({**one, "localNode": ""}) for one in ROWS]
+    assert judge(trace(*ROWS), nobodys) is Finding.UNDECIDED
+    assert judge(trace(*ROWS), [*nobodys, *map(stored, ROWS)]) is Finding.PRESENT
+    nameless = Trace("", MINUTE, MINUTE + 60, tuple(ROWS))
+    assert judge(nameless, nobodys) is Finding.UNDECIDED
+    assert judge(nameless, []) is Finding.ABSENT
+
+
 def test_two_lives_of_one_connection_do_not_hide_the_rest() -> None:
     answer = [stored(ROWS[0], more=50), *map(stored, ROWS[1:])]
     assert judge(trace(*ROWS), answer) is Finding.PRESENT
     twice = [row(1, 10), row(1, 20)]
-    assert judge(trace(*twice), [(*stored(row(1, 30))[:8], 2)]) is Finding.PRESENT
+    assert judge(trace(*twice), [(*stored(row(1, 30))[:9], 2)]) is Finding.PRESENT
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 500)), min_size=1, max_size=30), st.data())
@@ -97,7 +115,7 @@ def test_a_batch_that_is_there_is_never_called_absent(counts: list[tuple[int, in
         total[0] += one["bytes"]
         total[1] += 1
     answer = [
-        (*stored(row(port, 0))[:7], counted + data.draw(st.integers(0, 99)), packets)
+        (*stored(row(port, 0))[:8], counted + data.draw(st.integers(0, 99)), packets)
         for port, (counted, packets) in sums.items()
     ]
     picked = data.draw(st.lists(st.sampled_from(rows), min_size=1, max_size=len(rows), unique_by=id))
