@@ -231,6 +231,7 @@ SERVER_IGNORED_REASONS = (
     "dropped",
     "address",
     "protocol",
+    "memory",
 )
 SERVER_RECEIVED = MetricSpec(
     "kubenetmon_server_received_total",

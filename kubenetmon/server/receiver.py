@@ -177,7 +177,7 @@ class Receiver:
     @property
     def memory_reserved(self) -> int:
         """Bytes of messages held or promised now."""
-        return self._memory.whole.reserved
+        return self._memory.whole.reserved + self._memory.spare.reserved
 
     async def run(self) -> None:
         """Serve until cancelled; raises `ConfigurationError` when the port cannot be opened."""
@@ -289,6 +289,7 @@ class Receiver:
         stream = SubmitStream(
             buffer,
             limits,
+            spare=self._memory.spare,
             pace=lambda: self._keep_pace(buffer),
             settle=partial(self._settle_submitted, grant),
             spawn=self._spawn,

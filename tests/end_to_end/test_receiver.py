@@ -16,6 +16,7 @@ import pytest
 import trustme
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.protocol import Stream as HttpStream
 
 from kubenetmon.metrics import catalogue
 from kubenetmon.model import FlowBatch
@@ -34,6 +35,7 @@ from kubenetmon.proto import FlowBatch as FlowBatchMessage
 from kubenetmon.server.doorway import Doorway
 from kubenetmon.server.push import BATCH_OVERHEAD
 from kubenetmon.server.receiver import ReceiverConfig
+from kubenetmon.server.submit import LEFT_BEHIND_OVERHEAD, SLICE_BYTES
 from kubenetmon.server.verdict import Verdict
 from tests.beds.proxy import TcpProxy
 from tests.beds.receiving import Rig, batch_message, framed, observation, running_receiver
@@ -327,6 +329,88 @@ async def test_what_came_on_a_cut_connection_is_stored(rig: Rig) -> None:
         with pytest.raises((StreamTerminatedError, ConnectionError, GRPCError, RuntimeError)):
             await asyncio.wait_for(FlowHandlerStub(channel).submit(slowly()), 4)
         await until(lambda: rig.pipeline.records() == 100)
+
+
+def gated(rig: Rig) -> asyncio.Event:
+    """ClickHouse answers once this is set."""
+    gate = asyncio.Event()
+
+    async def answer(batch: FlowBatch) -> Verdict:
+        await gate.wait()
+        return Verdict(Outcome.COMMITTED)
+
+    rig.pipeline.answer = answer
+    return gate
+
+
+@contextlib.asynccontextmanager
+async def submitting(rig: Rig) -> AsyncIterator[HttpStream]:
+    """A Submit stream as HTTP/2 knows it: for who breaks it off."""
+    async with connected(rig.port) as channel:
+        protocol = await channel.__connect__()
+        stream = protocol.processor.connection.create_stream()
+        headers = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", SUBMIT_METHOD),
+            (":authority", "test"),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+        ]
+        await stream.send_request(headers, _processor=protocol.processor)
+        yield stream
+
+
+@pytest.mark.parametrize("how", ["the stream is reset", "the connection is cut"])
+async def test_what_waits_behind_unsettled_slices_is_stored_when_the_stream_breaks(how: str) -> None:
+    """Four slices wait for ClickHouse, a fifth for its turn, and what came after it was not read yet."""
+    async with running_receiver(replace(QUICK, slice_age=0.05)) as rig:
+        gate = gated(rig)
+        async with submitting(rig) as stream:
+            for number in range(1, 5):
+                await stream.send_data(framed(bytes(current_observation(number))))
+                await until(lambda: len(rig.pipeline.batches) == number)  # noqa: B023 - called at once
+            await stream.send_data(framed(bytes(current_observation(5))))
+            await asyncio.sleep(0.2)
+            await stream.send_data(framed(*(bytes(current_observation(i)) for i in range(6, 9))))
+            await until(lambda: rig.receiver.bytes_unread > 0)
+            if how == "the stream is reset":
+                await stream.reset()
+            else:
+                stream.connection._transport.abort()
+            await until(lambda: rig.receiver.bytes_unread == 0)
+        gate.set()
+        await until(lambda: rig.pipeline.records() == 8)
+        assert sum(batch.total_bytes() for batch in rig.pipeline.batches) == sum(
+            300 + 2 * i for i in range(1, 9)
+        )
+        await until(lambda: rig.receiver.memory_reserved == 0)
+
+
+async def test_streams_that_break_while_there_is_no_memory_are_stored_until_their_room_is_full() -> None:
+    """One slice has all the memory: the little that streams may send unasked waits for it beside, up to an
+    eighth, and what is beyond that is lost and told."""
+    config = replace(QUICK, slice_age=0.05, memory_limit=SLICE_BYTES)
+    async with running_receiver(config) as rig:
+        gate = gated(rig)
+        two = framed(*(bytes(current_observation(i)) for i in (2, 3)))
+        async with submitting(rig) as stream:
+            await stream.send_data(framed(bytes(current_observation(1))))
+            await until(lambda: rig.pipeline.batches)
+            room = (SLICE_BYTES // 8) // (len(two) + 2 + LEFT_BEHIND_OVERHEAD)
+            for _ in range(room + 3):
+                async with submitting(rig) as broken:
+                    await broken.send_data(two + b"\0\0")
+                    await until(lambda: rig.receiver.bytes_unread > 0)
+                    await broken.reset()
+                    await until(lambda: rig.receiver.bytes_unread == 0)
+            assert SLICE_BYTES < rig.receiver.memory_reserved <= SLICE_BYTES * 9 // 8
+            for unit, amount in (("bytes", 3 * (304 + 306)), ("packets", 3 * (7 + 9))):
+                assert rig.metrics.value(catalogue.SERVER_RECEIVED, unit=unit) == amount
+                assert rig.metrics.value(catalogue.SERVER_IGNORED, reason="memory", unit=unit) == amount
+            gate.set()
+            await until(lambda: rig.pipeline.records() == 1 + 2 * room)
+        await until(lambda: rig.receiver.memory_reserved == 0)
 
 
 async def test_a_slow_submit_stream_is_stored_while_it_goes_on() -> None:
