@@ -105,8 +105,8 @@ class BatchPipeline(Protocol):
         """Return when the batch is committed or has to be sent again."""
         ...
 
-    def join(self, batch: FlowBatch) -> asyncio.Task[Verdict] | None:
-        """The verdict of an earlier copy of the batch, if there is one; keeps no hold of this copy."""
+    def join(self, batch: FlowBatch) -> Callable[[], Awaitable[Verdict]] | None:
+        """What waits for the verdict of an earlier copy of the batch, if there is one; does not hold this."""
         ...
 
 
@@ -319,10 +319,10 @@ class Receiver:
                 async with asyncio.timeout(wait):
                     await self._give_up.wait()
 
-    def _join_pushed(self, grant: Grant, batch: FlowBatch) -> Awaitable[Verdict] | None:
+    def _join_pushed(self, grant: Grant, batch: FlowBatch) -> Callable[[], Awaitable[Verdict]] | None:
         grant.check(batch.identity.node_name)
         earlier = self._pipeline.join(batch)
-        return None if earlier is None else asyncio.create_task(self._until_stopping(earlier, "push"))
+        return None if earlier is None else lambda: self._until_stopping(earlier(), "push")
 
     async def _settle_pushed(self, batch: FlowBatch) -> Verdict:
         if not self._readiness.ready:
