@@ -101,10 +101,13 @@ class StreamHandler(Handler):
         self.connection.streams.add(buffer)
 
         def release() -> None:
-            release_stream()
-            self.connection.stream_ended(buffer)
+            if buffer in self.connection.streams:
+                release_stream()
+                self.connection.stream_ended(buffer)
 
         super().accept(stream, [item for item in headers if not item[0].endswith("-bin")], release)
+        # Reset in the same read, the request's task ends before its first step and releases nothing.
+        self._tasks[stream].add_done_callback(lambda _: release())
 
     def cancel(self, stream: HttpStream) -> None:
         """The peer reset the stream."""

@@ -678,6 +678,31 @@ async def test_a_client_that_reads_nothing_is_dropped(rig: Rig) -> None:
     await assert_serves(rig)
 
 
+@pytest.mark.parametrize("path", [PUSH_METHOD, SUBMIT_METHOD, "/grpc.FlowHandler/Nothing"])
+async def test_streams_reset_as_they_begin_leave_nothing(
+    rig: Rig, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All in one write: the request is over before its task has begun."""
+    async with raw_client(rig) as client:
+        await client.receive()  # the server's settings
+        for _ in range(30):
+            stream = client.h2.get_next_available_stream_id()
+            client.h2.send_headers(
+                stream, [(name, path if name == ":path" else value) for name, value in HEADERS]
+            )
+            client.h2.send_data(stream, b"\0\0\0\1\0" + b"x" * 9000)
+            client.h2.reset_stream(stream)
+            await client.flush()
+            await asyncio.sleep(0.01)
+            await client.receive()
+        assert client.h2.outbound_flow_control_window == 65535
+        assert rig.receiver.bytes_unread == 0
+        await rig.receiver.stop()  # waits for streams that are open
+        await client.closed()
+    assert rig.receiver.memory_reserved == 0
+    assert_no_traceback(caplog)
+
+
 async def test_streams_given_up_leave_the_connections_window_as_it_was(rig: Rig) -> None:
     """Each is let to send a megabyte and sends a little, or sends all that it may and is never read."""
     data = framed(*(bytes(observation(i, timestamp=int(time.time()))) for i in range(5000)))
