@@ -283,8 +283,8 @@ class AgentConnection(H2Protocol):
         if waited >= ABORT_AFTER:
             self._transport.abort()
         elif waited < GOAWAY_AFTER or self._told_to_go or self._server.stopping:
-            # A server that stops refuses new streams one by one: to grpclib's clients any GOAWAY is the end of
-            # all streams, and they would not hear what is handed back to them.
+            # A server that stops refuses new streams one by one: to grpclib's clients any GOAWAY is the end
+            # of all streams, and they would not hear what is handed back to them.
             return
         elif not self._transport.is_closing():
             # Streams that run may finish, new ones go elsewhere (RFC 9113 section 6.8). h2 itself can only
