@@ -12,10 +12,12 @@ GOAWAY ends its streams at once: hence own time limits, and the sender reconnect
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import math
 import socket
 import ssl
+import struct
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -32,6 +34,9 @@ from kubenetmon.clock import Clock
 from kubenetmon.proto import EPOCH_BYTES, PUSH_METHOD, SUBMIT_METHOD, BatchAck, ObservationSummary
 
 _Result = TypeVar("_Result")
+
+_PREFIX = struct.Struct(">BI")
+"""Before each gRPC message: compressed flag, length."""
 
 
 class ConnectionFailedError(Exception):
@@ -209,12 +214,27 @@ class PushStream:
             if message is None:
                 self._stream._maybe_raise()
                 return None
-            ack = BatchAck().parse(message)
-            if len(ack.epoch) != EPOCH_BYTES:
-                raise ValueError("one came that cannot be read")
-            return ack
+            return _ack(message)
         except Exception as error:  # as in Connection.guard, and what a hostile peer sends
             raise _failure("waiting for acknowledgements", _said(self._stream, error)) from error
+
+    def left_over(self) -> list[BatchAck]:
+        """The acknowledgements that have come and that `receive` did not give, once it is given up: of a
+        stream that has ended badly grpclib gives nothing any more, and a server that stops ends the
+        connection right behind its last answers."""
+        buffer = self._stream._stream.buffer
+        chunks = [chunk.data for chunk in buffer._acked]
+        while not buffer._unacked.empty():
+            chunks.append(memoryview(buffer._unacked.get_nowait().data))
+        data, start, acks = b"".join(chunks), 0, []
+        with contextlib.suppress(Exception):  # what a hostile peer sends
+            while start + _PREFIX.size <= len(data):
+                _, length = _PREFIX.unpack_from(data, start)
+                start += _PREFIX.size + length
+                if start > len(data):
+                    break
+                acks.append(_ack(data[start - length : start]))
+        return acks
 
     @property
     def answered_ping_at(self) -> float:
@@ -270,6 +290,13 @@ async def _submit(stream: Stream[bytes, bytes], frames: Iterable[bytes], begun: 
     if summary is None:
         raise ConnectionError("the server ended the stream without a summary")
     return ObservationSummary().parse(summary).observation_count
+
+
+def _ack(message: bytes) -> BatchAck:
+    ack = BatchAck().parse(message)
+    if len(ack.epoch) != EPOCH_BYTES:
+        raise ValueError("one came that cannot be read")
+    return ack
 
 
 def _said(stream: Stream[bytes, bytes], error: Exception) -> Exception:

@@ -157,11 +157,12 @@ class PushSession:
         logger.debug("The server ended an idle stream")
 
     async def _read(self) -> None:
-        while True:
-            ack = await self._stream.receive()
-            if ack is None:
-                return
-            self._take(ack)
+        try:
+            while (ack := await self._stream.receive()) is not None:
+                self._take(ack)
+        finally:
+            for ack in self._stream.left_over():
+                self._take(ack)
 
     def _take(self, ack: BatchAck) -> None:
         batch = self._outbox.settle(ack.epoch, ack.sequence, ack.outcome, ack.reason)

@@ -232,6 +232,7 @@ SERVER_IGNORED_REASONS = (
     "undecided",
     "address",
     "protocol",
+    "memory",
 )
 SERVER_RECEIVED = MetricSpec(
     "kubenetmon_server_received_total",

@@ -94,6 +94,8 @@ class PeerBudgets:
 
     def __init__(self, limit: int, *, per_address: int, per_connection: int) -> None:
         self.whole = MemoryBudget(limit)
+        self.spare = MemoryBudget(limit // 8)
+        """Beside it, and nobody's: for what has arrived and must not be lost for want of room."""
         self._per_address, self._per_connection = per_address, per_connection
         self._addresses: dict[str, MemoryBudget] = {}
         self._connections: Counter[str] = Counter()

@@ -18,9 +18,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from kubenetmon.clickhouse.block import Block, encode
@@ -177,24 +178,24 @@ class Pipeline:
         """
         joined = self.join(batch)
         if joined is not None:
-            return await joined
+            return await joined()
         token = batch.identity.token
         task = asyncio.create_task(self._settle(batch, received_at, sender_keeps), name=f"batch {token}")
         self._in_flight[token] = task
         task.add_done_callback(lambda _: self._in_flight.pop(token, None))
         return await asyncio.shield(task)
 
-    def join(self, batch: FlowBatch) -> asyncio.Task[Verdict] | None:
-        """The verdict of an earlier copy of this batch, or None where there is none.
+    def join(self, batch: FlowBatch) -> Callable[[], Awaitable[Verdict]] | None:
+        """What waits for the verdict of an earlier copy of this batch, or None where there is none.
 
-        What is returned keeps no hold of the batch: during an outage agents send the same batches again and
-        again, and only one copy of each may stay in memory.
+        What is returned is inert until called, and keeps no hold of the batch: during an outage agents send
+        the same batches again and again, and only one copy of each may stay in memory.
         """
         token, amounts = batch.identity.token, _amounts(batch)
         first = self._in_flight.get(token)
         if first is None and token not in self._committed:
             return None
-        return asyncio.create_task(self._joined(first, amounts))
+        return partial(self._joined, first, amounts)
 
     def close(self) -> None:
         """End the worker thread once it has finished what it is at."""

@@ -14,6 +14,7 @@ import logging
 import struct
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpclib.server
@@ -40,6 +41,10 @@ BATCH_OVERHEAD = 1 << 14
 """What an unsettled batch takes beside its message: tasks, arrays' heads, its answer. Counted, so that a
 client cannot pile up empty batches."""
 
+ANSWER_OVERHEAD = 1 << 13
+"""What is kept, until its answer is sent, of a batch that takes no room itself. A copy of one that is being
+settled may wait for its answer through an outage."""
+
 PushRpc = grpclib.server.Stream[FlowBatchMessage, BatchAck]
 
 
@@ -62,7 +67,7 @@ class PushStream:
         *,
         pace: Callable[[], Awaitable[None]],
         wished_report_interval: Callable[[], int],
-        join: Callable[[FlowBatch], Awaitable[Verdict] | None],
+        join: Callable[[FlowBatch], Callable[[], Awaitable[Verdict]] | None],
         settle: Callable[[FlowBatch], Awaitable[Verdict]],
         spawn: Callable[[Any], asyncio.Task[None]],
         now: Callable[[], float],
@@ -125,23 +130,26 @@ class PushStream:
         held = length + BATCH_OVERHEAD
         await reserve(self._memory, held, self._buffer)
         try:
-            message = await self._read_message(length)
-            try:
-                batch = decode_batch(message, self._now())
-            except InconsistentBatch as error:
-                logger.warning("Rejected batch %s: %s", error.identity.token, error)
-                self._rejected()
-                self._begin(self._answer(error.identity, Verdict(Outcome.REJECTED, str(error))), 0)
-                return True
-            earlier = self._join(batch)
-            if earlier is not None:
-                self._joined.add(self._begin(self._await_and_answer(batch.identity, earlier), 0))
-                return True
-            self._begin(self._await_and_answer(batch.identity, self._settle(batch)), held)
-            held = 0
+            held -= self._begin_answer(await self._read_message(length), held)
             return True
         finally:
             self._memory.release(held)
+
+    def _begin_answer(self, message: bytes, held: int) -> int:
+        """Settle and answer in a task of its own; how many of the bytes held for the message it keeps."""
+        try:
+            batch = decode_batch(message, self._now())
+        except InconsistentBatch as error:
+            logger.warning("Rejected batch %s: %s", error.identity.token, error)
+            self._rejected()
+            self._begin(self._answer(error.identity, Verdict(Outcome.REJECTED, str(error))), ANSWER_OVERHEAD)
+            return ANSWER_OVERHEAD
+        earlier = self._join(batch)
+        if earlier is None:
+            self._begin(self._await_and_answer(batch.identity, partial(self._settle, batch)), held)
+            return held
+        self._joined.add(self._begin(self._await_and_answer(batch.identity, earlier), ANSWER_OVERHEAD))
+        return ANSWER_OVERHEAD
 
     def _begin(self, answer: Coroutine[Any, Any, None], held: int) -> asyncio.Task[None]:
         """Answer in a task of its own, which gives back `held` bytes and the batch's place at its end."""
@@ -171,8 +179,11 @@ class PushStream:
             raise StreamCut
         return message
 
-    async def _await_and_answer(self, identity: BatchIdentity, verdict: Awaitable[Verdict]) -> None:
-        await self._answer(identity, await verdict)
+    async def _await_and_answer(
+        self, identity: BatchIdentity, verdict: Callable[[], Awaitable[Verdict]]
+    ) -> None:
+        # Asked for here: a task that is cancelled before it begins leaves nothing behind.
+        await self._answer(identity, await verdict())
 
     async def _answer(self, identity: BatchIdentity, verdict: Verdict) -> None:
         """Send the ack if the agent is still there; if not, it will ask again."""

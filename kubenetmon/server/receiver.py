@@ -105,8 +105,8 @@ class BatchPipeline(Protocol):
         """Return when the batch is committed or has to be sent again."""
         ...
 
-    def join(self, batch: FlowBatch) -> asyncio.Task[Verdict] | None:
-        """The verdict of an earlier copy of the batch, if there is one; keeps no hold of this copy."""
+    def join(self, batch: FlowBatch) -> Callable[[], Awaitable[Verdict]] | None:
+        """What waits for the verdict of an earlier copy of the batch, if there is one; does not hold this."""
         ...
 
 
@@ -177,7 +177,7 @@ class Receiver:
     @property
     def memory_reserved(self) -> int:
         """Bytes of messages held or promised now."""
-        return self._memory.whole.reserved
+        return self._memory.whole.reserved + self._memory.spare.reserved
 
     async def run(self) -> None:
         """Serve until cancelled; raises `ConfigurationError` when the port cannot be opened."""
@@ -289,6 +289,7 @@ class Receiver:
         stream = SubmitStream(
             buffer,
             limits,
+            spare=self._memory.spare,
             pace=lambda: self._keep_pace(buffer),
             settle=partial(self._settle_submitted, grant),
             spawn=self._spawn,
@@ -318,10 +319,10 @@ class Receiver:
                 async with asyncio.timeout(wait):
                     await self._give_up.wait()
 
-    def _join_pushed(self, grant: Grant, batch: FlowBatch) -> Awaitable[Verdict] | None:
+    def _join_pushed(self, grant: Grant, batch: FlowBatch) -> Callable[[], Awaitable[Verdict]] | None:
         grant.check(batch.identity.node_name)
         earlier = self._pipeline.join(batch)
-        return None if earlier is None else asyncio.create_task(self._until_stopping(earlier, "push"))
+        return None if earlier is None else lambda: self._until_stopping(earlier(), "push")
 
     async def _settle_pushed(self, batch: FlowBatch) -> Verdict:
         if not self._readiness.ready:

@@ -3,13 +3,16 @@
 Contract: observations are committed slice by slice while the stream goes on; the summary is sent after the
 last one is in ClickHouse. What was received is committed however the stream ends (cancelled by the client,
 cut by the network, stopped by us, or refused for a message that cannot be read): an original agent has
-already reset the kernel's counters it reports, so that what is dropped here is lost for ever. A client that
-sends the stream again is therefore counted twice; only Push is exact.
+already reset the kernel's counters it reports, so that what is dropped here is lost for ever. The one
+exception is the little that a stream may send unasked (16 kB), where it breaks off while it waits for memory
+and more than a hundred others have done so before it: that is counted as ignored. A client that sends the
+stream again is counted twice; only Push is exact.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -23,6 +26,7 @@ from kubenetmon.errors import ProtocolError
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.model import FlowBatch
 from kubenetmon.proto import EPOCH_BYTES, Outcome
+from kubenetmon.server.flood import MemoryBudget
 from kubenetmon.server.observations import (
     CompressedMessage,
     IdentitySource,
@@ -43,6 +47,9 @@ SLICE_BYTES = 2 << 20
 """What a slice is taken to hold in memory: its columns (69 bytes a row, IPv6 117) and a message begun."""
 
 READ_BYTES = 1 << 16
+
+LEFT_BEHIND_OVERHEAD = 1 << 14
+"""What is kept beside the bytes that a broken stream leaves behind: a task, a decoder without rows."""
 
 MAX_OBSERVATION_BYTES = 1 << 16
 """An Observation takes some 150 bytes; this is what a stream may hold back of one without memory reserved."""
@@ -66,15 +73,18 @@ class SubmitStream:
         buffer: ReceiveBuffer,
         limits: SubmitLimits,
         *,
+        spare: MemoryBudget,
         pace: Callable[[], Awaitable[None]],
         settle: Callable[[FlowBatch], Awaitable[Verdict]],
         spawn: Callable[[Any], asyncio.Task[None]],
         metrics: Metrics,
         now: Callable[[], float],
     ) -> None:
+        """`spare`: for what streams leave behind that break off while they wait for memory."""
         self._buffer = buffer
         self._limits = limits
         self._memory = buffer.connection.memory
+        self._spare = spare
         self._pace = pace
         self._settle = settle
         self._spawn = spawn
@@ -96,7 +106,7 @@ class SubmitStream:
             refused = await self._receive()
             await self._finish()
         except asyncio.CancelledError:
-            self._spawn(self._commit_what_arrived())
+            self._client_is_gone()
             raise
         if refused is not None:
             logger.warning(
@@ -166,11 +176,7 @@ class SubmitStream:
         reserved, self._reserved = self._reserved, False
         task: asyncio.Task[None] | None = None
         try:
-            taken = self._decoder.take(self._identities, self._now())
-            self.observations += taken.observations
-            self._count_losses("address", taken.bad_address)
-            self._count_losses("protocol", taken.bad_protocol)
-            task = self._spawn(self._commit(taken.batches))
+            task = self._spawn(self._commit(self._take_slice()))
         finally:
             if task is None:
                 self._slots.release()
@@ -206,13 +212,58 @@ class SubmitStream:
                 self._reserved = False
                 self._memory.release(SLICE_BYTES)
 
-    async def _commit_what_arrived(self) -> None:
-        """The client is gone: what it sent is committed, whether or not a message was cut."""
+    def _client_is_gone(self) -> None:
+        """What it sent is committed all the same, by a task of its own."""
+        # Taken now: the buffer is emptied as soon as the stream's handler is left.
+        rest = self._buffer.rest()
+        kept = len(rest) + LEFT_BEHIND_OVERHEAD if rest and not self._reserved else 0
+        if self._spare.take(kept):
+            self._spawn(self._commit_what_arrived(rest, kept))
+        else:
+            self._lose(rest)
+
+    async def _commit_what_arrived(self, rest: bytes, kept: int) -> None:
+        """Whether or not a message was cut; `kept`: what `rest` takes while it waits for memory."""
         try:
-            await self._decode(self._buffer.rest())
+            if kept:
+                await self._memory.reserve(SLICE_BYTES)
+                self._reserved = True
+            await self._decode(rest)
         except (ProtocolError, GRPCError) as error:
             logger.warning("The rest of a broken Submit stream cannot be read: %s", error)
+        finally:
+            self._spare.release(kept)
         await self._finish()
+
+    def _lose(self, rest: bytes) -> None:
+        """Count what there is no room for: kept, it would let clients that break off grow the process."""
+        try:
+            with contextlib.suppress(ProtocolError):  # what came before it was decoded
+                self._decoder.feed(rest)
+            batches = self._take_slice()
+        except ProtocolError:
+            return
+        lost = Losses(
+            sum(map(len, batches)),
+            sum(batch.total_packets() for batch in batches),
+            sum(batch.total_bytes() for batch in batches),
+        )
+        self._count_losses("memory", lost)
+        logger.warning(
+            "A Submit stream from %s broke off while the server had no memory for it: %d observations of %d "
+            "bytes are lost",
+            self._buffer.connection.peer,
+            lost.observations,
+            lost.bytes,
+        )
+
+    def _take_slice(self) -> tuple[FlowBatch, ...]:
+        """What was decoded so far; what cannot become part of a batch is counted. Raises `ProtocolError`."""
+        taken = self._decoder.take(self._identities, self._now())
+        self.observations += taken.observations
+        self._count_losses("address", taken.bad_address)
+        self._count_losses("protocol", taken.bad_protocol)
+        return taken.batches
 
     def _count_losses(self, reason: str, losses: Losses) -> None:
         if not losses.observations:

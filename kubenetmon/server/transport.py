@@ -101,10 +101,13 @@ class StreamHandler(Handler):
         self.connection.streams.add(buffer)
 
         def release() -> None:
-            release_stream()
-            self.connection.stream_ended(buffer)
+            if buffer in self.connection.streams:
+                release_stream()
+                self.connection.stream_ended(buffer)
 
         super().accept(stream, [item for item in headers if not item[0].endswith("-bin")], release)
+        # Reset in the same read, the request's task ends before its first step and releases nothing.
+        self._tasks[stream].add_done_callback(lambda _: release())
 
     def cancel(self, stream: HttpStream) -> None:
         """The peer reset the stream."""
@@ -279,7 +282,11 @@ class AgentConnection(H2Protocol):
             return
         if waited >= ABORT_AFTER:
             self._transport.abort()
-        elif waited >= GOAWAY_AFTER and not self._told_to_go and not self._transport.is_closing():
+        elif waited < GOAWAY_AFTER or self._told_to_go or self._server.stopping:
+            # A server that stops refuses new streams one by one: to grpclib's clients any GOAWAY is the end
+            # of all streams, and they would not hear what is handed back to them.
+            return
+        elif not self._transport.is_closing():
             # Streams that run may finish, new ones go elsewhere (RFC 9113 section 6.8). h2 itself can only
             # send the GOAWAY that ends everything.
             self._told_to_go = True
@@ -337,6 +344,8 @@ class GrpcServer(Server):
         self._connections_changed = connections_changed
         self._refusals = refusals
         self._doorway = doorway
+        self.stopping = False
+        """Whether it listens no more."""
         self.accepted = 0
         self._refused = 0
 
@@ -359,6 +368,7 @@ class GrpcServer(Server):
 
     def stop_listening(self) -> None:
         """No new connections; those that exist go on."""
+        self.stopping = True
         if self._server is not None:
             self._server.close()
 

@@ -8,10 +8,11 @@ own answer, errors and codes included.
 
 Commands: {"fault": {…}} adds a fault, {"heal": true} forgets all faults, {"listen": false|true} stops or
 resumes to accept, {"drop": true} cuts all connections, {"certificate": FILE} shows another one; any command
-answers with what was seen. A fault has `at` (hello, ping, query, sample, data, before_commit, after_commit),
-`do` (exception, drop, delay, stall) and perhaps `code` and `message` (exception), `seconds` (delay), `bytes`
-(data: after so many), `times` (default 1, 0 for ever), `behind_packets` (Progress, Log and ProfileEvents
-packets precede the exception) and `kind` (insert or query: only for those).
+answers with what was seen, `under_way` among it: inserts that clients wait for now. A fault has `at` (hello,
+ping, query, sample, data, before_commit, after_commit), `do` (exception, drop, delay, stall) and perhaps
+`code` and `message` (exception), `seconds` (delay), `bytes` (data: after so many), `times` (default 1, 0 for
+ever), `behind_packets` (Progress, Log and ProfileEvents packets precede the exception) and `kind` (insert or
+query: only for those).
 """
 
 from __future__ import annotations
@@ -143,6 +144,7 @@ class Front:
         self.tls = tls
         self.faults: list[Fault] = []
         self.stats = {"connections": 0, "queries": 0, "inserts": 0, "commits": 0, "faults": 0}
+        self.inserting: set[Session] = set()
         self.port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -166,7 +168,8 @@ class Front:
             self._server = None
         if command.get("listen") is True and self._server is None:
             await self.listen()
-        return dict(self.stats)
+        under_way = sum(not session.client_is_gone for session in self.inserting)
+        return {**self.stats, "under_way": under_way}
 
     async def fault(self, at: str, session: Session, request: Request | None = None) -> None:
         """Do what a fault wants at this point, if there is one."""
@@ -221,6 +224,11 @@ class Session:
         self._writer = writer
         self._raw = bytearray()
         self._plain = bytearray()  # what compressed frames held
+
+    @property
+    def client_is_gone(self) -> bool:
+        """Whether it has closed its side; what it sent before may still be at work."""
+        return self._reader.at_eof() or self._reader.exception() is not None
 
     async def serve(self) -> None:
         if not await self._hello():
@@ -298,7 +306,11 @@ class Session:
         try:
             await self._front.fault("query", self, request)
             if insert is not None and is_insert:
-                await self._insert(request, insert)
+                self._front.inserting.add(self)
+                try:
+                    await self._insert(request, insert)
+                finally:
+                    self._front.inserting.discard(self)
             else:
                 await self._data(request)
                 await self._ordinary(request)

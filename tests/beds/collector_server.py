@@ -75,6 +75,14 @@ async def go_away(
     await asyncio.sleep(3600)
 
 
+async def commit_and_go_away(
+    server: CollectorServer, stream: grpclib.server.Stream[FlowBatch, BatchAck], batch: FlowBatch
+) -> None:
+    """Acknowledge, and send GOAWAY right behind it, so that the agent reads both at once."""
+    await COMMIT(server, stream, batch)
+    await go_away(server, stream, batch)
+
+
 async def reset(
     server: CollectorServer, stream: grpclib.server.Stream[FlowBatch, BatchAck], batch: FlowBatch
 ) -> None:

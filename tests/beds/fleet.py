@@ -103,16 +103,26 @@ def _sealed(arrays: FlowArrays) -> SealedRecords:
 
 
 class TimedOutbox(Outbox):
-    """Notes in `settled` when each batch was sealed and when its commit was known, monotonic seconds."""
+    """Notes in `settled` when each batch was sealed and when its commit was known, monotonic seconds; in
+    `handed_back` the reason of each answer that says to send the batch again."""
 
-    def __init__(self, node_name: str, *, metrics: Metrics, settled: list[tuple[float, float]]) -> None:
+    def __init__(
+        self,
+        node_name: str,
+        *,
+        metrics: Metrics,
+        settled: list[tuple[float, float]],
+        handed_back: list[str],
+    ) -> None:
         super().__init__(node_name, metrics=metrics, clock=SYSTEM_CLOCK)
-        self._settled = settled
+        self._settled, self._handed_back = settled, handed_back
 
     def settle(self, epoch: bytes, sequence: int, outcome: Outcome, reason: str) -> SealedBatch | None:
         batch = super().settle(epoch, sequence, outcome, reason)
         if batch is not None and outcome is Outcome.COMMITTED:
             self._settled.append((batch.sealed_at, SYSTEM_CLOCK.monotonic()))
+        if batch is not None and outcome is Outcome.RETRY_LATER:
+            self._handed_back.append(reason)
         return batch
 
 
@@ -126,12 +136,15 @@ class SimulatedAgent:
         sender: SenderConfig,
         collector: CollectorConfig,
         settled: list[tuple[float, float]],
+        handed_back: list[str],
     ) -> None:
         self.node_name = cluster.node_name(node)
         self.metrics = Metrics(AGENT_METRICS)
         self.readiness = Readiness()
         self.table = SyntheticTable(node, flows)
-        self.outbox = TimedOutbox(self.node_name, metrics=self.metrics, settled=settled)
+        self.outbox = TimedOutbox(
+            self.node_name, metrics=self.metrics, settled=settled, handed_back=handed_back
+        )
         self.collector = Collector(
             collector,
             conntrack=self.table,
@@ -182,10 +195,14 @@ class Fleet:
         """What the Service's name resolves to now."""
         self.settled: list[tuple[float, float]] = []
         """When each committed batch was sealed, and when its agent knew of the commit; monotonic seconds."""
+        self.handed_back: list[str] = []
+        """Why servers said to send a batch again, each time that one did."""
         self._port = port
         config = dataclasses.replace(sender, host=HOST, port=port)
         self.agents = [
-            SimulatedAgent(node, flows, config, collector or CollectorConfig(), self.settled)
+            SimulatedAgent(
+                node, flows, config, collector or CollectorConfig(), self.settled, self.handed_back
+            )
             for node in range(first, first + agents)
         ]
         self._collecting = collector is not None

@@ -65,8 +65,10 @@ class Direction:
             step = max(1, int(self.bytes_per_second / 20))
             for start in range(0, len(chunk), step):
                 piece = chunk[start : start + step]
+                await self._flowing.wait()
                 await self._write(piece, writer)
-                await asyncio.sleep(len(piece) / self.bytes_per_second)
+                if self.bytes_per_second:  # not healed meanwhile
+                    await asyncio.sleep(len(piece) / self.bytes_per_second)
         else:
             await self._write(chunk, writer)
         if cut:

@@ -32,14 +32,15 @@ class RememberingPipeline:
 
     batches: list[FlowBatch] = field(default_factory=list)
     answer: Callable[[FlowBatch], Awaitable[Verdict]] | None = None
-    earlier: Callable[[FlowBatch], asyncio.Task[Verdict] | None] | None = None
+    earlier: Callable[[], Awaitable[Verdict]] | None = None
+    """What copies of a batch wait for; None: there are none."""
 
     async def process(self, batch: FlowBatch, received_at: float, *, sender_keeps: bool = True) -> Verdict:
         self.batches.append(batch)
         return COMMITTED if self.answer is None else await self.answer(batch)
 
-    def join(self, batch: FlowBatch) -> asyncio.Task[Verdict] | None:
-        return None if self.earlier is None else self.earlier(batch)
+    def join(self, batch: FlowBatch) -> Callable[[], Awaitable[Verdict]] | None:
+        return self.earlier
 
     def identities(self) -> list[BatchIdentity]:
         return [batch.identity for batch in self.batches]

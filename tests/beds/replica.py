@@ -57,6 +57,21 @@ def serve_acking_before_commit(config: Path) -> None:
     serve(config)
 
 
+def serve_with_random_tokens(config: Path) -> None:
+    """The other negative control: each attempt to insert a batch has a token of its own."""
+    from kubenetmon.clickhouse.sinks_tcp import TcpSink
+
+    insert = TcpSink.insert
+
+    async def insert_as_new(
+        self: TcpSink, database: str, table: str, block: Any, token: str, settings: Any
+    ) -> None:
+        await insert(self, database, table, block, os.urandom(16).hex(), settings)
+
+    TcpSink.insert = insert_as_new  # type: ignore[method-assign]
+    serve(config)
+
+
 class Replica:
     """One server; makes its configuration, starts nothing."""
 

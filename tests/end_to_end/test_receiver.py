@@ -16,6 +16,7 @@ import pytest
 import trustme
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.protocol import Stream as HttpStream
 
 from kubenetmon.metrics import catalogue
 from kubenetmon.model import FlowBatch
@@ -32,8 +33,9 @@ from kubenetmon.proto import (
 )
 from kubenetmon.proto import FlowBatch as FlowBatchMessage
 from kubenetmon.server.doorway import Doorway
-from kubenetmon.server.push import BATCH_OVERHEAD
+from kubenetmon.server.push import ANSWER_OVERHEAD, BATCH_OVERHEAD
 from kubenetmon.server.receiver import ReceiverConfig
+from kubenetmon.server.submit import LEFT_BEHIND_OVERHEAD, SLICE_BYTES
 from kubenetmon.server.verdict import Verdict
 from tests.beds.proxy import TcpProxy
 from tests.beds.receiving import Rig, batch_message, framed, observation, running_receiver
@@ -150,7 +152,8 @@ async def test_batches_settle_in_any_order_and_four_at_a_time(
     assert sorted(order) == list(range(1, 9))
 
 
-async def test_copies_sent_again_while_the_first_is_unsettled_hold_no_memory(rig: Rig) -> None:
+async def test_copies_sent_again_while_the_first_is_unsettled_hold_little_memory(rig: Rig) -> None:
+    """Not the batch: what it takes to answer them."""
     settled: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
 
     async def wait() -> Verdict:
@@ -164,11 +167,13 @@ async def test_copies_sent_again_while_the_first_is_unsettled_hold_no_memory(rig
             channel = await stack.enter_async_context(connected(rig.port))
             waiting.append(asyncio.create_task(push(channel, [message])))
             await until(lambda: rig.pipeline.batches)
-            rig.pipeline.earlier = lambda batch: asyncio.create_task(wait())
-        await until(lambda: rig.receiver.memory_reserved == len(bytes(message)) + BATCH_OVERHEAD)
+            rig.pipeline.earlier = wait
+        first = len(bytes(message)) + BATCH_OVERHEAD
+        await until(lambda: rig.receiver.memory_reserved == first + 9 * ANSWER_OVERHEAD)
         assert len(rig.pipeline.batches) == 1
         for task in waiting[:5]:
             task.cancel()
+        await until(lambda: rig.receiver.memory_reserved == first + 5 * ANSWER_OVERHEAD)
         settled.set_result(Verdict(Outcome.COMMITTED))
         for task in waiting[5:]:
             assert (await task)[1].outcome is Outcome.COMMITTED
@@ -178,23 +183,24 @@ async def test_copies_sent_again_while_the_first_is_unsettled_hold_no_memory(rig
 async def test_copies_whose_agent_has_gone_leave_nothing_that_waits(rig: Rig) -> None:
     """An agent asks again every two minutes, for as long as ClickHouse is away."""
     settled: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
-    waiting: list[asyncio.Task[Verdict]] = []
+    began = ended = 0
 
     async def wait() -> Verdict:
-        return await asyncio.shield(settled)
+        nonlocal began, ended
+        began += 1
+        try:
+            return await asyncio.shield(settled)
+        finally:
+            ended += 1
 
-    def join(batch: FlowBatch) -> asyncio.Task[Verdict]:
-        waiting.append(asyncio.create_task(wait()))
-        return waiting[-1]
-
-    rig.pipeline.earlier = join
+    rig.pipeline.earlier = wait
     for number in range(1, 11):
         async with connected(rig.port) as channel:
             asking = asyncio.create_task(push(channel, [current_batch()]))
-            await until(lambda: len(waiting) == number)  # noqa: B023 - called at once
+            await until(lambda: began == number)  # noqa: B023 - called at once
             asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-    await until(lambda: all(task.done() for task in waiting))
+    await until(lambda: ended == 10)
 
 
 async def test_acks_carry_the_wish_for_a_longer_report_interval() -> None:
@@ -327,6 +333,88 @@ async def test_what_came_on_a_cut_connection_is_stored(rig: Rig) -> None:
         with pytest.raises((StreamTerminatedError, ConnectionError, GRPCError, RuntimeError)):
             await asyncio.wait_for(FlowHandlerStub(channel).submit(slowly()), 4)
         await until(lambda: rig.pipeline.records() == 100)
+
+
+def gated(rig: Rig) -> asyncio.Event:
+    """ClickHouse answers once this is set."""
+    gate = asyncio.Event()
+
+    async def answer(batch: FlowBatch) -> Verdict:
+        await gate.wait()
+        return Verdict(Outcome.COMMITTED)
+
+    rig.pipeline.answer = answer
+    return gate
+
+
+@contextlib.asynccontextmanager
+async def submitting(rig: Rig) -> AsyncIterator[HttpStream]:
+    """A Submit stream as HTTP/2 knows it: for who breaks it off."""
+    async with connected(rig.port) as channel:
+        protocol = await channel.__connect__()
+        stream = protocol.processor.connection.create_stream()
+        headers = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", SUBMIT_METHOD),
+            (":authority", "test"),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+        ]
+        await stream.send_request(headers, _processor=protocol.processor)
+        yield stream
+
+
+@pytest.mark.parametrize("how", ["the stream is reset", "the connection is cut"])
+async def test_what_waits_behind_unsettled_slices_is_stored_when_the_stream_breaks(how: str) -> None:
+    """Four slices wait for ClickHouse, a fifth for its turn, and what came after it was not read yet."""
+    async with running_receiver(replace(QUICK, slice_age=0.05)) as rig:
+        gate = gated(rig)
+        async with submitting(rig) as stream:
+            for number in range(1, 5):
+                await stream.send_data(framed(bytes(current_observation(number))))
+                await until(lambda: len(rig.pipeline.batches) == number)  # noqa: B023 - called at once
+            await stream.send_data(framed(bytes(current_observation(5))))
+            await asyncio.sleep(0.2)
+            await stream.send_data(framed(*(bytes(current_observation(i)) for i in range(6, 9))))
+            await until(lambda: rig.receiver.bytes_unread > 0)
+            if how == "the stream is reset":
+                await stream.reset()
+            else:
+                stream.connection._transport.abort()
+            await until(lambda: rig.receiver.bytes_unread == 0)
+        gate.set()
+        await until(lambda: rig.pipeline.records() == 8)
+        assert sum(batch.total_bytes() for batch in rig.pipeline.batches) == sum(
+            300 + 2 * i for i in range(1, 9)
+        )
+        await until(lambda: rig.receiver.memory_reserved == 0)
+
+
+async def test_streams_that_break_while_there_is_no_memory_are_stored_until_their_room_is_full() -> None:
+    """One slice has all the memory: the little that streams may send unasked waits for it beside, up to an
+    eighth, and what is beyond that is lost and told."""
+    config = replace(QUICK, slice_age=0.05, memory_limit=SLICE_BYTES)
+    async with running_receiver(config) as rig:
+        gate = gated(rig)
+        two = framed(*(bytes(current_observation(i)) for i in (2, 3)))
+        async with submitting(rig) as stream:
+            await stream.send_data(framed(bytes(current_observation(1))))
+            await until(lambda: rig.pipeline.batches)
+            room = (SLICE_BYTES // 8) // (len(two) + 2 + LEFT_BEHIND_OVERHEAD)
+            for _ in range(room + 3):
+                async with submitting(rig) as broken:
+                    await broken.send_data(two + b"\0\0")
+                    await until(lambda: rig.receiver.bytes_unread > 0)
+                    await broken.reset()
+                    await until(lambda: rig.receiver.bytes_unread == 0)
+            assert SLICE_BYTES < rig.receiver.memory_reserved <= SLICE_BYTES * 9 // 8
+            for unit, amount in (("bytes", 3 * (304 + 306)), ("packets", 3 * (7 + 9))):
+                assert rig.metrics.value(catalogue.SERVER_RECEIVED, unit=unit) == amount
+                assert rig.metrics.value(catalogue.SERVER_IGNORED, reason="memory", unit=unit) == amount
+            gate.set()
+            await until(lambda: rig.pipeline.records() == 1 + 2 * room)
+        await until(lambda: rig.receiver.memory_reserved == 0)
 
 
 async def test_a_slow_submit_stream_is_stored_while_it_goes_on() -> None:

@@ -37,7 +37,7 @@ from hyperframe.frame import (
 
 from kubenetmon.model import FlowBatch
 from kubenetmon.proto import PUSH_METHOD, SUBMIT_METHOD, FlowCollectorStub, Outcome
-from kubenetmon.server.push import BATCH_OVERHEAD
+from kubenetmon.server.push import ANSWER_OVERHEAD, BATCH_OVERHEAD
 from kubenetmon.server.receiver import ReceiverConfig
 from kubenetmon.server.verdict import Verdict
 from tests.beds.receiving import Rig, batch_message, framed, observation, running_receiver
@@ -510,6 +510,53 @@ async def test_empty_batches_cannot_be_piled_up() -> None:
         never.set()
 
 
+async def test_copies_of_a_batch_under_way_cannot_be_piled_up() -> None:
+    """Each waits for its answer for as long as the first does, and is counted."""
+    config = replace(QUICK, memory_limit=4 << 20, message_timeout=60.0, batch_burst=10_000)
+    async with running_receiver(config) as rig, contextlib.AsyncExitStack() as stack:
+        waiting = 0
+
+        async def wait() -> Verdict:
+            nonlocal waiting
+            waiting += 1
+            await asyncio.Event().wait()
+            return Verdict(Outcome.COMMITTED)
+
+        rig.pipeline.earlier = wait
+        now = int(time.time())
+        copy = bytes(batch_message(1, start=now - 60, end=now))
+        for _ in range(20):
+            client = await stack.enter_async_context(raw_client(rig, "127.0.0.9"))
+            for _ in range(16):
+                await client.send(await client.request(PUSH_METHOD), framed(*[copy] * 5))
+        await asyncio.sleep(0.5)
+        assert 200 <= waiting <= (2 << 20) // ANSWER_OVERHEAD
+        assert rig.receiver.memory_reserved >= waiting * ANSWER_OVERHEAD
+        rig.pipeline.earlier = None
+        await assert_serves(rig)
+    assert rig.receiver.memory_reserved == 0
+
+
+async def test_a_copy_before_nonsense_in_one_frame_leaves_nothing_that_waits(rig: Rig) -> None:
+    """The stream is refused before the task that answers the copy has begun."""
+    never: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+
+    async def wait() -> Verdict:
+        return await asyncio.shield(never)
+
+    rig.pipeline.earlier = wait
+    copy = framed(bytes(batch_message(1, start=int(time.time()) - 60, end=int(time.time()))))
+    async with raw_client(rig) as client:
+        before = len(asyncio.all_tasks())
+        for _ in range(10):
+            stream = await client.request(PUSH_METHOD)
+            await client.send(stream, copy + b"\0\xff\xff\xff\xff")
+            assert await client.status(stream) == "8"
+        await asyncio.sleep(0.05)
+        assert len(asyncio.all_tasks()) == before
+    assert rig.receiver.memory_reserved == 0
+
+
 async def test_a_connection_brings_so_many_batches_and_no_more() -> None:
     """Each would become an insert; the others are not kept waiting."""
     config = replace(QUICK, batch_burst=20, batches_per_second=10.0)
@@ -629,6 +676,31 @@ async def test_a_client_that_reads_nothing_is_dropped(rig: Rig) -> None:
         await client.closed()
     assert len(rig.pipeline.batches) == 1
     await assert_serves(rig)
+
+
+@pytest.mark.parametrize("path", [PUSH_METHOD, SUBMIT_METHOD, "/grpc.FlowHandler/Nothing"])
+async def test_streams_reset_as_they_begin_leave_nothing(
+    rig: Rig, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All in one write: the request is over before its task has begun."""
+    async with raw_client(rig) as client:
+        await client.receive()  # the server's settings
+        for _ in range(30):
+            stream = client.h2.get_next_available_stream_id()
+            client.h2.send_headers(
+                stream, [(name, path if name == ":path" else value) for name, value in HEADERS]
+            )
+            client.h2.send_data(stream, b"\0\0\0\1\0" + b"x" * 9000)
+            client.h2.reset_stream(stream)
+            await client.flush()
+            await asyncio.sleep(0.01)
+            await client.receive()
+        assert client.h2.outbound_flow_control_window == 65535
+        assert rig.receiver.bytes_unread == 0
+        await rig.receiver.stop()  # waits for streams that are open
+        await client.closed()
+    assert rig.receiver.memory_reserved == 0
+    assert_no_traceback(caplog)
 
 
 async def test_streams_given_up_leave_the_connections_window_as_it_was(rig: Rig) -> None:

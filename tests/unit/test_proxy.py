@@ -53,6 +53,22 @@ async def test_a_stall_holds_bytes_until_resumed() -> None:
         writer.close()
 
 
+async def test_a_stall_holds_a_slow_direction_in_the_middle_of_what_was_sent() -> None:
+    async with echo() as proxy:
+        reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        proxy.to_upstream.bytes_per_second = 2000
+        writer.write(bytes(1000))
+        await asyncio.wait_for(reader.readexactly(100), 5)
+        proxy.to_upstream.stall()
+        await asyncio.sleep(0.1)
+        passed = proxy.to_upstream.forwarded
+        await asyncio.sleep(0.2)
+        assert proxy.to_upstream.forwarded == passed < 1000
+        proxy.heal()
+        await asyncio.wait_for(reader.readexactly(900), 5)
+        writer.close()
+
+
 async def test_a_dropped_direction_loses_bytes_silently() -> None:
     async with echo() as proxy:
         reader, writer = await asyncio.open_connection(proxy.host, proxy.port)

@@ -19,6 +19,7 @@ from tests.beds.collector_server import (
     COMMIT,
     CollectorServer,
     answer,
+    commit_and_go_away,
     end_quietly,
     end_with_error,
     go_away,
@@ -124,6 +125,17 @@ async def test_after_a_fault_the_unanswered_go_out_again_under_their_identity(
         assert bed.metrics.value(COLLECTOR_ERRORS, type="send_failed") >= 1
         if fault is end_with_error:
             assert "the server said RESOURCE_EXHAUSTED (scripted)" in caplog.text
+
+
+async def test_an_ack_right_before_the_end_of_the_connection_counts() -> None:
+    """As from a server that stops: grpclib gives nothing of a stream any more once it has read the end."""
+    async with CollectorServer() as server, sending(server.port) as bed:
+        server.script.extend([commit_and_go_away] * 3)
+        for _ in range(3):
+            bed.seal()
+            await bed.until_empty()
+        assert server.sequences() == [1, 2, 3]
+        assert bed.metrics.value(COLLECTOR_ERRORS, type="send_failed") == 0
 
 
 async def test_at_most_a_few_batches_are_in_flight() -> None:
