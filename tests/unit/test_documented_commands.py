@@ -39,21 +39,22 @@ def installs(page: str) -> list[tuple[str, str, str, dict[str, Any], bool]]:
         values: dict[str, Any] = {}
         for before, word in pairwise(words):
             if before == "-f":
-                values = _merged(values, GIVEN_VALUES[word])
+                values = merged(values, GIVEN_VALUES[word])
             if before == "--set":
-                values = _merged(values, parse_set_string(word))
+                values = merged(values, parse_set_string(word))
         release = words[words.index(charts[0]) - 1]
         namespace = words[words.index("--namespace") + 1]
         found.append((part, release, namespace, values, "--reuse-values" not in words))
     return found
 
 
-def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(first)
+def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The second over the first, as Helm merges values."""
+    both = dict(first)
     for name, value in second.items():
-        old = merged.get(name)
-        merged[name] = _merged(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
-    return merged
+        old = both.get(name)
+        both[name] = merged(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
+    return both
 
 
 def rendered(page: str) -> dict[str, list[Object]]:
@@ -69,7 +70,7 @@ def test_charts_render_with_what_the_page_says(page: str) -> None:
     assert len(rendered(page)) == 2
     for part, release, namespace, values, complete in installs(page):
         if not complete:
-            values = _merged(ORIGINAL_SERVER, values)
+            values = merged(ORIGINAL_SERVER, values)
         assert render_chart(part, values, name=release, namespace=namespace)
 
 
