@@ -84,10 +84,9 @@ def test_a_secret_of_ones_own_takes_the_charts_place(cluster: Cluster) -> None:
         with pytest.raises(HelmError, match=r"existingSecret \(mine\) holds username and password"):
             client.upgrade(chart("server"), release, own, reuse_values=True)
         assert mounted(cluster, namespace, release) == {"clickhouse-credentials"}
-        bare = {
-            name: value for name, value in values["inserter"].items() if name not in ("username", "password")
-        }
-        client.upgrade(chart("server"), release, merged({**values, "inserter": bare}, own))
+        inserter = {**values["inserter"]}
+        del inserter["username"], inserter["password"]
+        client.upgrade(chart("server"), release, merged({**values, "inserter": inserter}, own))
         assert mounted(cluster, namespace, release) == {"mine"}
         with pytest.raises(ApiRefusedError, match="not found"):
             secret(cluster, namespace, "clickhouse-credentials")

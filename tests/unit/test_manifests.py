@@ -146,7 +146,7 @@ def comparable(objects: list[Object]) -> dict[tuple[str, str, str], Any]:
             continue
         if identity(one)[::2] == ("ConfigMap", "config"):
             config, overrides = manifests.server_settings(objects_of_server(objects))
-            found[identity(one)] = _effective(config, overrides)
+            found[identity(one)] = effective(config, overrides)
             continue
         if one["kind"] == "Deployment":
             container = one["spec"]["template"]["spec"]["containers"][0]
@@ -171,7 +171,8 @@ def objects_of_server(objects: list[Object]) -> list[Object]:
     return [one for one in manifests.without_hashes(objects) if "agent" not in one["metadata"]["name"]]
 
 
-def _effective(config: str, overrides: list[str]) -> server_config.ServerConfig:
+def effective(config: str, overrides: list[str]) -> server_config.ServerConfig:
+    """The configuration that a server reads from the file and its overrides."""
     path = Path("/dev/shm") / f"kubenetmon-effective-{id(config)}.yaml"
     path.write_text(config)
     try:
@@ -197,8 +198,13 @@ def test_chart_and_kustomize_describe_the_same_objects(part: str) -> None:
 
 def test_production_is_the_same_as_overlay_and_as_charts() -> None:
     charts = [*render_chart("agent", manifests.production_values("agent"))]
-    values = manifests.production_values("server")
-    charts += render_chart("server", {**values, "environment": "production"})
+    values = {**manifests.production_values("server"), "environment": "production"}
+    endpoints = [f"clickhouse.default.svc.cluster.local:{port}" for port in (9440, 9000)]
+    charts += render_chart("server", {**values, "inserter": {"endpoint": endpoints[0]}})
+    # An overlay cannot derive its policy from its configuration, so it opens both of ClickHouse's ports.
+    charts.remove(pick(charts, "NetworkPolicy"))
+    both = render_chart("server", {**values, "inserter": {"endpoint": ",".join(endpoints)}})
+    charts.append(pick(both, "NetworkPolicy"))
     charts.remove(pick(charts, "Secret"))  # the overlay takes one of the operator's own
     production, from_charts = comparable(overlay("production")), comparable(charts)
     assert production.keys() == from_charts.keys()
@@ -256,7 +262,7 @@ def test_the_originals_values_give_the_originals_objects() -> None:
         ("ClusterRoleBinding", "", "kubenetmon-server"),
     }
     assert manifests.credentials(server) == {"username": "default", "password": "secret word"}
-    config = _effective(*manifests.server_settings(server))
+    config = effective(*manifests.server_settings(server))
     assert config.clickhouse_endpoint == "clickhouse.example.org:9440"
     assert (config.grpc_port, config.metrics_port, config.num_inserter_workers) == (8884, 8883, 20)
     assert not config.require_token
@@ -328,15 +334,15 @@ def test_further_configuration_reaches_the_file() -> None:
     objects = release(
         "server", {"configuration": {"meter_host_network": True, "private_cidrs": ["10.9.0.0/16"]}}
     )
-    config = _effective(*manifests.server_settings(objects))
+    config = effective(*manifests.server_settings(objects))
     assert config.meter_host_network
     assert [str(network) for network in config.private_cidrs] == ["10.9.0.0/16"]
 
 
 def test_the_page_is_off_until_it_is_switched_on_and_then_on_loopback() -> None:
     for objects in (release("server"), render_chart("server", manifests.production_values("server"))):
-        assert _effective(*manifests.server_settings(objects)).page_port == 0
-    config = _effective(*manifests.server_settings(release("server", WATCHED)))
+        assert effective(*manifests.server_settings(objects)).page_port == 0
+    config = effective(*manifests.server_settings(release("server", WATCHED)))
     assert (config.page_port, config.page_host) == (8885, "127.0.0.1")
 
 
@@ -533,7 +539,7 @@ def test_one_line_switches_certificates_and_tokens_on(tmp_path: Path) -> None:
     assert environment(pick(agent, "DaemonSet")) == environment(pick(chart, "DaemonSet"))
     server = manifests.kustomize(tmp_path / "overlays" / "server")
     assert comparable(server).keys() == comparable(release("server", {"secure": True})).keys()
-    config = _effective(*manifests.server_settings(objects_of_server(server)))
+    config = effective(*manifests.server_settings(objects_of_server(server)))
     assert config.require_token
     assert config.tls_client_ca == Path("/etc/kubenetmon-server/tls/ca.crt")
 
@@ -559,7 +565,7 @@ def test_the_kind_overlay_stands_alone() -> None:
     objects = overlay("kind")
     kinds = {identity(one)[::2] for one in objects}
     assert {("Deployment", "clickhouse"), ("Service", "clickhouse"), ("Deployment", "visitor")} <= kinds
-    config = _effective(*manifests.server_settings(objects_of_server(objects)))
+    config = effective(*manifests.server_settings(objects_of_server(objects)))
     assert config.clickhouse_endpoint.startswith("clickhouse.default.svc")
     assert config.clickhouse_disable_tls
     deployment = pick(objects, "Deployment", "kubenetmon-server")["spec"]
