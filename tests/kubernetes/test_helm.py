@@ -90,3 +90,21 @@ def test_a_secret_of_ones_own_takes_the_charts_place(cluster: Cluster) -> None:
         assert mounted(cluster, namespace, release) == {"mine"}
         with pytest.raises(ApiRefusedError, match="not found"):
             secret(cluster, namespace, "clickhouse-credentials")
+
+
+def test_the_migrations_last_command_takes_the_selector_away(cluster: Cluster) -> None:
+    """New nodes would have no agent for ever. With --reuse-values the old values come back as defaults."""
+    of_agents = [one for one in installs("docs/migration.md") if one[0] == "agent"]
+    (_, release, namespace, first, _), *later = of_agents
+    path = f"/apis/apps/v1/namespaces/{namespace}/daemonsets/{release}"
+
+    def selector() -> dict[str, str]:
+        return dict(cluster.request("GET", path)["spec"]["template"]["spec"].get("nodeSelector") or {})
+
+    with helm(cluster, release, namespace) as client:
+        client.install(chart("agent"), release, merged(first, {"nodeSelector": {"disk": "ssd"}}))
+        assert selector() == {"kubenetmon-agent": "next", "disk": "ssd"}
+        for _, _, _, values, complete in later:
+            own = {"nodeSelector": {"disk": "ssd"}} if complete else {}  # of the values that they had before
+            client.upgrade(chart("agent"), release, merged(values, own), reuse_values=not complete)
+        assert selector() == {"disk": "ssd"}

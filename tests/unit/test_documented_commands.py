@@ -57,12 +57,13 @@ def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-def rendered(page: str) -> dict[str, list[Object]]:
-    return {
-        release: render_chart(part, values, name=release, namespace=namespace)
-        for part, release, namespace, values, complete in installs(page)
-        if complete
-    }
+def rendered(page: str, *, last: bool = False) -> dict[str, list[Object]]:
+    """Each release as it is installed, or as the last command leaves it that gives all values."""
+    found: dict[str, list[Object]] = {}
+    for part, release, namespace, values, complete in installs(page):
+        if complete and (last or release not in found):
+            found[release] = render_chart(part, values, name=release, namespace=namespace)
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -70,7 +71,7 @@ def test_charts_render_with_what_the_page_says(page: str) -> None:
     assert len(rendered(page)) == 2
     for part, release, namespace, values, complete in installs(page):
         if not complete:
-            values = merged(ORIGINAL_SERVER, values)
+            values = merged({"agent": ORIGINAL_AGENT, "server": ORIGINAL_SERVER}[part], values)
         assert render_chart(part, values, name=release, namespace=namespace)
 
 
@@ -109,6 +110,21 @@ def test_agents_move_by_the_label_that_nodes_get() -> None:
     assert "kubenetmon-agent=next" in {word for words in commands("docs/migration.md") for word in words}
     assert labels
     assert environment(pick(agent, "DaemonSet"))["KUBENETMON_COUNT_EXISTING"] == "true"
+
+
+def test_the_migration_ends_with_agents_on_every_node() -> None:
+    """The last command differs from the first in what only the move needs."""
+    (first,) = [objects for name, objects in rendered("docs/migration.md").items() if "agent" in name]
+    (last,) = [
+        objects for name, objects in rendered("docs/migration.md", last=True).items() if "agent" in name
+    ]
+    assert "nodeSelector" not in pick(last, "DaemonSet")["spec"]["template"]["spec"]
+    before = pick(first, "DaemonSet")
+    del before["spec"]["template"]["spec"]["nodeSelector"]
+    for entry in before["spec"]["template"]["spec"]["containers"][0]["env"]:
+        if entry["name"] == "KUBENETMON_COUNT_EXISTING":
+            entry["value"] = "false"
+    assert last == first
 
 
 def test_a_cluster_takes_five_commands_at_most() -> None:
