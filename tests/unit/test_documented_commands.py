@@ -42,6 +42,8 @@ def installs(page: str) -> list[tuple[str, str, str, dict[str, Any], bool]]:
                 values = merged(values, GIVEN_VALUES[word])
             if before == "--set":
                 values = merged(values, parse_set_string(word))
+            if before == "--set-file":
+                values = merged(values, parse_set_string(f"{word.partition('=')[0]}=CONTENT"))
         release = words[words.index(charts[0]) - 1]
         namespace = words[words.index("--namespace") + 1]
         found.append((part, release, namespace, values, "--reuse-values" not in words))

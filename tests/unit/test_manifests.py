@@ -114,6 +114,13 @@ WATCHED = {
     "alerts": {"enabled": True, "labels": {"release": "kube-prometheus-stack"}},
     "dashboards": {"enabled": True},
 }
+WITH_FILES = {
+    "files": {"ca.crt": "-----BEGIN CERTIFICATE-----\n", "prices.yaml": "version: 1\n"},
+    "filesFrom": [{"secret": {"name": "clickhouse-client"}}, {"configMap": {"name": "limits"}}],
+    "extraVolumes": [{"name": "ranges", "persistentVolumeClaim": {"claimName": "ranges"}}],
+    "extraVolumeMounts": [{"name": "ranges", "mountPath": "/ranges", "readOnly": True}],
+    "inserter": {"createTable": True},
+}
 SECURE_WITH_CERTIFICATES = {"secure": True, "tls": {"certManager": {"enabled": True}}}
 
 
@@ -134,6 +141,7 @@ def everything() -> dict[str, list[Object]]:
         found[f"chart {part}, original's values"] = render_chart(part, original)
         found[f"chart {part}, production"] = render_chart(part, manifests.production_values(part))
     found["chart server, table"] = release("server", {"inserter": {"createTable": True}})
+    found["chart server, files"] = release("server", WITH_FILES)
     found["chart server, watched"] = release("server", WATCHED)
     return found
 
@@ -387,6 +395,12 @@ def test_dashboards_are_those_of_the_directory_in_chart_and_kustomization() -> N
         ("server", {"configuration": {"meter_host_netwrok": True}}, "'meter_host_netwrok' not allowed"),
         ("server", {"tokens": {"accounts": ["kubenetmon-agent"]}}, "/tokens/accounts/0"),
         ("server", {"page": {"port": 0}}, "/page/port"),
+        ("server", {"image": {"tag": 1.10}}, "at '/image/tag': got number, want string"),
+        ("agent", {"image": {"tag": 1.10}}, "at '/image/tag': got number, want string"),
+        ("server", {"inserter": {"endpoint": "chdb:/data"}}, "the image has no embedded ClickHouse: name a"),
+        ("server", {"files": {"../ca.crt": ""}}, "invalid propertyName '../ca.crt'"),
+        ("server", {"filesFrom": [{"secert": {"name": "a"}}]}, "'secert' not allowed"),
+        ("server", {"extraVolumeMounts": [{"name": "a"}]}, "missing property 'mountPath'"),
         ("server", {"inserter": {"existingSecret": "clickhouse-credentials"}}, "give yours another name"),
         ("server", {"inserter": {"existingSecret": "mine", "password": "a"}}, "leave one or the other out"),
         ("server", {"inserter": {"existingSecret": "mine", "username": "a"}}, "leave one or the other out"),
@@ -488,9 +502,16 @@ def test_agents_go_to_every_node_and_overlap() -> None:
     assert volume["hostPath"] == {"path": "/run/kubenetmon", "type": "DirectoryOrCreate"}
 
 
-@pytest.mark.parametrize("name", ["overlay server", "overlay production", "chart server"])
-def test_no_two_servers_share_a_node(name: str) -> None:
-    deployment = pick(everything()[name], "Deployment", "kubenetmon-server")["spec"]
+NAMED = {"nameOverride": "metering", "fullnameOverride": "kubenetmon-server"}
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [overlay("server"), overlay("production"), release("server"), release("server", NAMED)],
+    ids=["overlay server", "overlay production", "chart server", "chart server, another name"],
+)
+def test_no_two_servers_share_a_node(objects: list[Object]) -> None:
+    deployment = pick(objects, "Deployment", "kubenetmon-server")["spec"]
     assert deployment["replicas"] == 3
     (required,) = deployment["template"]["spec"]["affinity"]["podAntiAffinity"][
         "requiredDuringSchedulingIgnoredDuringExecution"
