@@ -93,18 +93,23 @@ def lock(session: nox.Session) -> None:
 
 @nox.session
 def sbom(session: nox.Session) -> None:
-    """The bill of materials of what the image holds (CycloneDX): build/sbom.cdx.json, or `-- FILE`."""
+    """The bill of materials (CycloneDX) of the image's Python packages: build/sbom.cdx.json, or `-- FILE`.
+
+    `-- FILE STATUS` lists Debian's packages too, as an image's /var/lib/dpkg/status has them.
+    """
     bill = Path(session.posargs[0]) if session.posargs else ROOT / "build" / "sbom.cdx.json"
     bill.parent.mkdir(parents=True, exist_ok=True)
     lock = str(LOCKS / "runtime.lock")
     session.run(
         "cyclonedx-py", "requirements", "--pyproject", "pyproject.toml", "--output-file", str(bill), lock
     )
+    for status in session.posargs[1:]:
+        session.run("python", "deploy/debian_packages.py", str(bill), status)
 
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Known vulnerabilities of what the image holds.
+    """Known vulnerabilities of the image's Python packages; Debian's are its security tracker's to tell.
 
     It asks PyPI for each pinned version (/pypi/NAME/VERSION/json). A mirror without those answers says "not
     found on PyPI", and nothing was audited.

@@ -39,29 +39,33 @@ def installs(page: str) -> list[tuple[str, str, str, dict[str, Any], bool]]:
         values: dict[str, Any] = {}
         for before, word in pairwise(words):
             if before == "-f":
-                values = _merged(values, GIVEN_VALUES[word])
+                values = merged(values, GIVEN_VALUES[word])
             if before == "--set":
-                values = _merged(values, parse_set_string(word))
+                values = merged(values, parse_set_string(word))
+            if before == "--set-file":
+                values = merged(values, parse_set_string(f"{word.partition('=')[0]}=CONTENT"))
         release = words[words.index(charts[0]) - 1]
         namespace = words[words.index("--namespace") + 1]
         found.append((part, release, namespace, values, "--reuse-values" not in words))
     return found
 
 
-def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(first)
+def merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The second over the first, as Helm merges values."""
+    both = dict(first)
     for name, value in second.items():
-        old = merged.get(name)
-        merged[name] = _merged(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
-    return merged
+        old = both.get(name)
+        both[name] = merged(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
+    return both
 
 
-def rendered(page: str) -> dict[str, list[Object]]:
-    return {
-        release: render_chart(part, values, name=release, namespace=namespace)
-        for part, release, namespace, values, complete in installs(page)
-        if complete
-    }
+def rendered(page: str, *, last: bool = False) -> dict[str, list[Object]]:
+    """Each release as it is installed, or as the last command leaves it that gives all values."""
+    found: dict[str, list[Object]] = {}
+    for part, release, namespace, values, complete in installs(page):
+        if complete and (last or release not in found):
+            found[release] = render_chart(part, values, name=release, namespace=namespace)
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -69,7 +73,7 @@ def test_charts_render_with_what_the_page_says(page: str) -> None:
     assert len(rendered(page)) == 2
     for part, release, namespace, values, complete in installs(page):
         if not complete:
-            values = _merged(ORIGINAL_SERVER, values)
+            values = merged({"agent": ORIGINAL_AGENT, "server": ORIGINAL_SERVER}[part], values)
         assert render_chart(part, values, name=release, namespace=namespace)
 
 
@@ -108,6 +112,21 @@ def test_agents_move_by_the_label_that_nodes_get() -> None:
     assert "kubenetmon-agent=next" in {word for words in commands("docs/migration.md") for word in words}
     assert labels
     assert environment(pick(agent, "DaemonSet"))["KUBENETMON_COUNT_EXISTING"] == "true"
+
+
+def test_the_migration_ends_with_agents_on_every_node() -> None:
+    """The last command differs from the first in what only the move needs."""
+    (first,) = [objects for name, objects in rendered("docs/migration.md").items() if "agent" in name]
+    (last,) = [
+        objects for name, objects in rendered("docs/migration.md", last=True).items() if "agent" in name
+    ]
+    assert "nodeSelector" not in pick(last, "DaemonSet")["spec"]["template"]["spec"]
+    before = pick(first, "DaemonSet")
+    del before["spec"]["template"]["spec"]["nodeSelector"]
+    for entry in before["spec"]["template"]["spec"]["containers"][0]["env"]:
+        if entry["name"] == "KUBENETMON_COUNT_EXISTING":
+            entry["value"] = "false"
+    assert last == first
 
 
 def test_a_cluster_takes_five_commands_at_most() -> None:

@@ -45,6 +45,29 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if or .Values.secure .Values.tokens.required }}true{{ end }}
 {{- end }}
 
+{{- define "kubenetmon-server.hasFiles" -}}
+{{- if or .Values.files .Values.filesFrom }}true{{ end }}
+{{- end }}
+
+{{/* What containers of the pod read: the configuration, credentials and files. */}}
+{{- define "kubenetmon-server.volumeMounts" -}}
+- name: config
+  mountPath: /etc/kubenetmon-server/config.yaml
+  subPath: config.yaml
+  readOnly: true
+- name: clickhouse-credentials
+  mountPath: /etc/clickhouse
+  readOnly: true
+{{- if include "kubenetmon-server.hasFiles" . }}
+- name: files
+  mountPath: /etc/kubenetmon-server/files
+  readOnly: true
+{{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
 {{- define "kubenetmon-server.config" -}}
 environment: {{ required "environment is required: --set environment=production" .Values.environment | quote }}
 cloud: {{ required "cloud is required: --set cloud=aws (gcp, azure, none)" .Values.cloud | quote }}
@@ -58,6 +81,9 @@ num_inserter_workers: {{ .numInserterWorkers }}
 ignore_udp: {{ .ignoreUDP }}
 clickhouse_enabled: {{ .enabled }}
 clickhouse_database: {{ .database | quote }}
+{{- if hasPrefix "chdb:" .endpoint }}
+{{- fail (printf "inserter.endpoint (%s): the image has no embedded ClickHouse: name a server, as clickhouse.example.org:9440" .endpoint) }}
+{{- end }}
 clickhouse_endpoint: {{ .endpoint | quote }}
 clickhouse_dial_timeout: {{ .dialTimeout | quote }}
 clickhouse_max_idle_connections: {{ .maxIdleConnections }}

@@ -99,6 +99,10 @@ form.addEventListener("submit", (event) => {
   else location.hash = next;
 });
 form.elements.by.addEventListener("change", () => form.requestSubmit());
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address holds the view: #main would throw it away
+  main.focus();
+});
 document.getElementById("clear").addEventListener("click", () => { location.hash = address(state().view, DEFAULTS); });
 document.getElementById("theme").addEventListener("click", () => theme(true));
 window.addEventListener("hashchange", draw);
