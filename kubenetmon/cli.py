@@ -208,11 +208,18 @@ def _add_explain(commands: Any) -> None:
     text = "ask a running server what it knows of an address: pods, prefixes, class, deciding rule"
     command = commands.add_parser("explain", help=text, description=text)
     command.add_argument("endpoint", metavar="IP[:PORT]", help="an IPv6 address with a port as [IP]:PORT")
-    command.add_argument(
+    moment = command.add_mutually_exclusive_group()
+    moment.add_argument(
         "--at",
         default="",
         metavar="TIME",
         help="then instead of now: 2026-01-31T12:00 (UTC), Unix seconds, or how long ago (5m)",
+    )
+    moment.add_argument(
+        "--check",
+        action="store_true",
+        help="let the server ask the Kubernetes API whether it says the same of the pods, nodes and Services "
+        "that have the address now",
     )
     command.add_argument(
         "--server",
@@ -225,7 +232,10 @@ def _add_explain(commands: Any) -> None:
     def handler(options: argparse.Namespace) -> int:
         from kubenetmon.report import explain
 
-        print(explain.explain(options.endpoint, options.at, options.server, as_json=options.json))
+        answer = explain.explain(
+            options.endpoint, options.at, options.server, check=options.check, as_json=options.json
+        )
+        print(answer)
         return 0
 
     command.set_defaults(command="explain", handler=handler)

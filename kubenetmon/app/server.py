@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -32,6 +32,7 @@ from kubenetmon.report.page.health import Health
 from kubenetmon.server.access import AccessConfig, OpenAccess, TokenAccess
 from kubenetmon.server.attributed import NamedNetwork
 from kubenetmon.server.attribution import AttributionConfig, Attributor
+from kubenetmon.server.checking import Api, CheckedCluster, Checker, CheckerConfig
 from kubenetmon.server.doorway import Certificates, Doorway
 from kubenetmon.server.explain import PATH as EXPLAIN_PATH
 from kubenetmon.server.explain import Explainer
@@ -106,7 +107,7 @@ async def build_server(
     `node_name` is this machine's, for `kubernetes_source: machine`. An embedded engine's table is made here
     if it is not there, since nobody else can reach it; `ipv6_table`: with the IPv6 columns.
     """
-    cluster, cluster_part = _cluster(config, metrics, readiness, node_name)
+    cluster, cluster_part, api = _cluster(config, metrics, readiness, node_name)
     refusals = Refusals(metrics)
     doorway = _doorway(config, refusals)
     access, reviewer = _access(config, cluster, refusals, readiness)
@@ -167,10 +168,11 @@ async def build_server(
         peers=peers,
         ranges=ranges,
         attributor=attributor,
+        checker=_checker(config, cluster, api, peers),
         clock=SYSTEM_CLOCK,
     )
     live: dict[str, Page] = {RatesPage.PATH: RatesPage(rates, clock=SYSTEM_CLOCK).page}
-    pages = {UNATTRIBUTED_PATH: unattributed.page, EXPLAIN_PATH: explainer.page, **live}
+    pages: dict[str, Page] = {UNATTRIBUTED_PATH: unattributed.page, EXPLAIN_PATH: explainer.page, **live}
     receiver = Receiver(
         ReceiverConfig(
             host=config.grpc_host,
@@ -229,10 +231,11 @@ async def _clickhouse(
 
 def _cluster(
     config: ServerConfig, metrics: Metrics, readiness: Readiness, node_name: str
-) -> tuple[Inventory | MachineCluster, Component]:
+) -> tuple[Inventory | MachineCluster, Component, Api | None]:
+    """What is known of the cluster, who keeps it so, and the API that can be asked."""
     if config.kubernetes_source == "machine":
         machine = MachineCluster(MachineConfig(node_name), clock=SYSTEM_CLOCK)
-        return machine, machine
+        return machine, machine, None
     inventory_config = _inventory_config(config)
     inventory = Inventory(inventory_config)
     watcher = Watcher(
@@ -247,7 +250,18 @@ def _cluster(
         clock=SYSTEM_CLOCK,
         synced=expect_batches,
     )
-    return inventory, watcher
+    return inventory, watcher, watcher if watcher.follows_api else None
+
+
+def _checker(
+    config: ServerConfig,
+    cluster: Inventory | MachineCluster,
+    api: Api | None,
+    peers: Sequence[PeerCluster],
+) -> Checker:
+    own = CheckedCluster(config.cluster, cluster.inventory, api, config.kubernetes_source)
+    others = [CheckedCluster(peer.peer().name, peer.inventory, peer) for peer in peers]
+    return Checker(CheckerConfig(), [own, *others])
 
 
 def _latecomers(config: ServerConfig, cluster: ClusterView, metrics: Metrics) -> Latecomers | None:

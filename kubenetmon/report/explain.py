@@ -25,11 +25,12 @@ _MOST_BYTES = 4 << 20
 
 
 class Question(NamedTuple):
-    """An address, a port (0: none) and a Unix second."""
+    """An address, a port (0: none), a Unix second, and 1 where the Kubernetes API is to be asked as well."""
 
     address: str
     port: int
     at: int
+    check: int
 
 
 def parse_endpoint(text: str) -> tuple[str, int]:
@@ -64,11 +65,16 @@ def parse_moment(text: str, now: float) -> int:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
-def explain(endpoint: str, at: str, server: str, *, as_json: bool, now: float | None = None) -> str:
-    """The answer as text; `server` is HOST:PORT of the metrics port. Raises `KubenetmonError`."""
+def explain(
+    endpoint: str, at: str, server: str, *, check: bool = False, as_json: bool, now: float | None = None
+) -> str:
+    """The answer as text; `server` is HOST:PORT of the metrics port. Raises `KubenetmonError`.
+
+    `check`: the server asks the Kubernetes API too whether it says the same, now.
+    """
     address, port = parse_endpoint(endpoint)
     moment = time.time() if now is None else now
-    question = Question(address, port, parse_moment(at, moment) if at else int(moment))
+    question = Question(address, port, parse_moment(at, moment) if at else int(moment), int(check))
     answer = _ask(server, question)
     return json.dumps(answer, indent=1) if as_json else render(answer)
 
@@ -95,6 +101,10 @@ def _ask(server: str, question: Question) -> dict[str, Any]:
 
 def render(answer: dict[str, Any]) -> str:
     """The server's answer for people."""
+    return "\n".join([*_known(answer), *_checked(answer.get("check"))])
+
+
+def _known(answer: dict[str, Any]) -> list[str]:
     remote = answer["as_remote"]
     port = f" port {answer['port']}" if answer["port"] else ""
     lines = [f"{answer['address']}{port} at {answer['at']}, as cluster {answer['cluster']} knows it", ""]
@@ -112,7 +122,7 @@ def render(answer: dict[str, Any]) -> str:
         ],
     )
     if "ignored" in remote:
-        return "\n".join([*lines, *_section("ignored", [f"node {remote['node']}: {remote['because']}"])])
+        return [*lines, *_section("ignored", [f"node {remote['node']}: {remote['because']}"])]
     who = [
         f"{name} {remote[name]}"
         for name in ("namespace", "pod", "app", "node", "zone", "cloud", "region", "service", "cluster")
@@ -120,8 +130,25 @@ def render(answer: dict[str, Any]) -> str:
     ]
     lines += _section("as remote", [remote["connection_class"], ", ".join(who)])
     lines += _section("flags", [", ".join(remote["flags"])] if remote["flags"] else [])
-    lines += _section("decided by", [f"{remote['rule']}: {remote['because']}"])
-    return "\n".join(lines)
+    return lines + _section("decided by", [f"{remote['rule']}: {remote['because']}"])
+
+
+def _checked(check: dict[str, Any] | None) -> list[str]:
+    if check is None:
+        return []
+    texts = [_object(one) for one in check["objects"]]
+    if check["left_out"]:
+        texts.append(f"{check['left_out']} more have the address and are not checked")
+    if "note" in check:
+        texts.append(check["note"])
+    return _section("check", texts)
+
+
+def _object(one: dict[str, Any]) -> str:
+    """`pod default/client of blue: the API says the same: …, uid …, resourceVersion …`."""
+    name = f"{one['namespace']}/{one['name']}" if one["namespace"] else one["name"]
+    version = f", uid {one['uid']}, resourceVersion {one['resource_version']}" if "uid" in one else ""
+    return f"{one['kind']} {name} of {one['cluster']}: {one['because']}{version}"
 
 
 def _section(title: str, texts: list[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """What the server knows of one address, and what attribution would say of it as a remote.
 
 Contract: read-only, on the event loop; class and rule come from the same code that attributes batches. `page`
-answers `PATH?address=…[&port=…][&at=…]` with JSON, 400 and one line for what cannot be asked.
+answers `PATH?address=…[&port=…][&at=…][&check=1]` with JSON, 400 and one line for what cannot be asked. The
+Kubernetes API is asked with `check=1` only, see `kubenetmon.server.checking`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from kubenetmon.server.attributed import (
     Peer,
 )
 from kubenetmon.server.attribution import Attributor
+from kubenetmon.server.checking import Checker
 from kubenetmon.server.inventory import ClusterSnapshot, Inventory, Tenure
 from kubenetmon.server.kubernetes_objects import parse_address
 from kubenetmon.server.ranges.table import RangeTable
@@ -84,6 +86,7 @@ class Explainer:
         peers: Sequence[KnownPeer],
         ranges: RangesHolder,
         attributor: Attributor,
+        checker: Checker,
         clock: Clock,
     ) -> None:
         self._cluster_name = cluster_name
@@ -91,17 +94,23 @@ class Explainer:
         self._peers = peers
         self._ranges = ranges
         self._attributor = attributor
+        self._checker = checker
         self._clock = clock
 
-    def page(self, query: Mapping[str, str]) -> Response:
+    async def page(self, query: Mapping[str, str]) -> Response:
         """The page at `PATH`."""
         try:
             family, address = parse_address(query.get("address", ""))
             port = _number(query, "port", 0, 0xFFFF)
             at = _number(query, "at", int(self._clock.time()), _MOST_SECONDS)
+            check = _number(query, "check", 0, 1)
         except ValueError as error:
-            return Response(f"{error}; ask ?address=IP&port=PORT&at=UNIX_SECONDS\n".encode(), status=400)
+            return Response(
+                f"{error}; ask ?address=IP&port=PORT&at=UNIX_SECONDS&check=1\n".encode(), status=400
+            )
         found = self.explain(family, address, port, at)
+        if check:
+            found["check"] = await self._checker.check(family, address, port)
         return Response(json.dumps({"address": query["address"], **found}, indent=1).encode() + b"\n", JSON)
 
     def explain(self, family: Family, address: int, port: int, at: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from kubenetmon.model import TCP, UDP
 from kubenetmon.server.endpoints import Columns, Description, Endpoints
 from kubenetmon.server.nodes import HOST_APP, KnownNodes, Node, NodeLookup
 from kubenetmon.server.ownership import (
@@ -41,6 +42,7 @@ from kubenetmon.server.ownership import (
     port_key,
 )
 from kubenetmon.server.pods import Pod, Uid, compact_uid, keys_of
+from kubenetmon.server.services import KnownServices, Service
 from kubenetmon.server.shrinking import Shrinking
 from kubenetmon.server.snapshot import Addresses, Family, Moment
 
@@ -76,12 +78,6 @@ class Tenure(NamedTuple):
     start: int
     end: int | None
     created: int
-
-
-class Service(NamedTuple):
-    """What is kept of a service."""
-
-    uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +138,7 @@ class Inventory:
         }
         self._pods: Shrinking[Uid, _PodRecord] = Shrinking()
         self._moved_nodes: set[str] = set()
-        self._services: dict[str, int] = {}
+        self._services = KnownServices()
         self._ended: deque[Claim] = deque()
         self._known_since = math.inf
         self._generation: dict[Kind, int] = dict.fromkeys(KINDS, 0)
@@ -187,6 +183,21 @@ class Inventory:
         claims = self._history[PORT_WIDTH[family]].of(port_key(address, protocol, port))
         return [self._tenure(claim) for claim in claims]
 
+    def holders(self, family: Family, address: int, port: int) -> list[Pod | Node | Service]:
+        """What has the address now, or that port of it on the host's network (port 0: of none).
+
+        Goes through all pods and Services where the address is a pod's: for questions, not for batches.
+        """
+        keys: list[tuple[Width, int]] = [(ADDRESS_WIDTH[family], address)]
+        if port:
+            keys += [(PORT_WIDTH[family], port_key(address, protocol, port)) for protocol in (TCP, UDP)]
+        claims = [claim for width, key in keys for claim in self._history[width].of(key)]
+        endpoints = {claim.endpoint for claim in claims if claim.end == FOREVER}
+        pods: list[Pod | Node | Service] = []
+        if endpoints:
+            pods += [record.pod for record in self._pods.held.values() if record.endpoint in endpoints]
+        return [*pods, *self._nodes.holders(family, address), *self._services.holders(family, address)]
+
     def _tenure(self, claim: Claim) -> Tenure:
         end = None if claim.end == FOREVER else claim.end
         return Tenure(self._endpoints.description(claim.endpoint), claim.start, end, claim.created)
@@ -218,9 +229,10 @@ class Inventory:
             for name in gone:
                 self.remove_node(name, now)
         else:
-            gone = [uid for uid, seen in self._services.items() if seen != generation]
-            for uid in gone:
-                self.remove_service(uid)
+            unseen = self._services.not_seen_in(generation)
+            for service in unseen:
+                self.remove_service(service)
+            return len(unseen)
         return len(gone)
 
     def put_pod(self, pod: Pod, now: float) -> None:
@@ -263,11 +275,11 @@ class Inventory:
 
     def put_service(self, service: Service) -> None:
         """A service was created, listed or changed."""
-        self._services[service.uid] = self._generation["services"]
+        self._services.put(service, self._generation["services"])
 
-    def remove_service(self, uid: str) -> None:
+    def remove_service(self, uid: Uid) -> None:
         """A service was deleted."""
-        self._services.pop(uid, None)
+        self._services.remove(uid)
 
     def expire(self, now: float) -> None:
         """Forget what ended longer ago than is kept; to be called every few seconds."""

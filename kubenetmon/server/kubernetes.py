@@ -1,4 +1,4 @@
-"""The Kubernetes API as this program uses it: which cluster, with which credentials, list a page, watch.
+"""The Kubernetes API as this program uses it: which cluster, with which credentials, list a page, watch, get.
 
 Contract: `KubernetesClient` owns the HTTP session and the credentials, opened at the first request and again
 when the API no longer accepts them; `close` ends both. Loading of configurations, credentials and the
@@ -22,6 +22,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import yaml
@@ -64,6 +65,10 @@ class ExpiredError(ApiError):
     """The resource version or the page is too old (410 Gone): list anew."""
 
 
+class MissingError(ApiError):
+    """The API has no such object (404)."""
+
+
 class UnauthorizedError(ApiError):
     """The API does not accept our credentials (401)."""
 
@@ -72,14 +77,13 @@ class UnauthorizedError(ApiError):
 class Selection:
     """What is asked for of a kind: the API sends no more than that.
 
-    `field_selector` leaves objects out, `metadata_only` all but their metadata. `from_cache` reads a list
-    from the API server's memory, whole and perhaps a little old, and spares etcd; for kinds whose lists are
-    small. `streamed` asks for lists as streams of events (beta since Kubernetes 1.32), likewise from memory,
-    but up to date and an object at a time.
+    `field_selector` leaves objects out. `from_cache` reads a list from the API server's memory, whole and
+    perhaps a little old, and spares etcd; for kinds whose lists are small. `streamed` asks for lists as
+    streams of events (beta since Kubernetes 1.32), likewise from memory, but up to date and an object at a
+    time.
     """
 
     field_selector: str = ""
-    metadata_only: bool = False
     from_cache: bool = False
     streamed: bool = False
 
@@ -88,8 +92,7 @@ SELECTIONS: Mapping[Kind, Selection] = {
     # Pods that have ended own no address. The API reports a pod that ends as deleted from the selection.
     "pods": Selection("status.phase!=Succeeded,status.phase!=Failed", streamed=True),
     "nodes": Selection(streamed=True),
-    # Services are only counted.
-    "services": Selection(metadata_only=True, from_cache=True),
+    "services": Selection(from_cache=True),
 }
 
 
@@ -168,7 +171,7 @@ class KubernetesClient:
             connect=self._connect_timeout,
             sock_read=self._read_timeout,
         )
-        async with self._get(kind, "list", query, timeout) as response:
+        async with self._get_many(kind, "list", query, timeout) as response:
             async for chunk in response.content.iter_any():
                 body += chunk
                 if len(body) > LARGEST_PAGE:
@@ -189,7 +192,7 @@ class KubernetesClient:
         else:
             query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
         patience = aiohttp.ClientTimeout(total=timeout + self._read_timeout, connect=self._connect_timeout)
-        async with self._get(kind, "watch", query, patience) as response:
+        async with self._get_many(kind, "watch", query, patience) as response:
             _keep_alive(response)
             splitter = LineSplitter(LARGEST_LINE)
             yield []
@@ -198,6 +201,14 @@ class KubernetesClient:
                 if lines:
                     yield lines
 
+    async def get(self, kind: Kind, namespace: str, name: str) -> bytearray:
+        """One object; no namespace for nodes. Raises `MissingError`, `ApiError` and its other kinds."""
+        place = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
+        path = f"/api/v1{place}/{kind}/{quote(name, safe='')}"
+        timeout = aiohttp.ClientTimeout(total=self._read_timeout, connect=self._connect_timeout)
+        async with self._get(path, kind, "get", {}, timeout) as response:
+            return await _limited(response, kind)
+
     async def create(self, path: str, body: dict[str, object]) -> bytes:
         """POST an object; the body of the answer. Raises `ApiError` and its kinds."""
         timeout = aiohttp.ClientTimeout(total=self._read_timeout, connect=self._connect_timeout)
@@ -205,7 +216,7 @@ class KubernetesClient:
         session = self._session
         assert session is not None
         for last in (False, True):
-            async with self._answer(session, path, {}, timeout, _JSON, body) as response:
+            async with self._answer(session, path, {}, timeout, body) as response:
                 if response.status == 401 and not last:
                     session = await self._renew(session)
                     continue
@@ -217,12 +228,7 @@ class KubernetesClient:
                     )
                 if response.status not in (200, 201):
                     await self._refuse(session, response, path, "create", {})
-                answer = bytearray()
-                async for chunk in response.content.iter_any():
-                    answer += chunk
-                    if len(answer) > LARGEST_LINE:
-                        raise ApiError(f"the answer to {kind} is larger than {LARGEST_LINE >> 20} MiB")
-                return bytes(answer)
+                return bytes(await _limited(response, kind))
         raise AssertionError("unreachable")
 
     async def close(self) -> None:
@@ -231,27 +237,28 @@ class KubernetesClient:
         if session is not None:
             await session.transport.close()
 
-    @contextlib.asynccontextmanager
-    async def _get(
+    def _get_many(
         self, kind: Kind, verb: str, query: dict[str, str], timeout: aiohttp.ClientTimeout
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
         if SELECTIONS[kind].field_selector:
             query["fieldSelector"] = SELECTIONS[kind].field_selector
+        return self._get(f"/api/v1/{kind}", kind, verb, query, timeout)
+
+    @contextlib.asynccontextmanager
+    async def _get(
+        self, path: str, kind: Kind, verb: str, query: dict[str, str], timeout: aiohttp.ClientTimeout
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         await self.open()
         session = self._session
         assert session is not None
-        accept = _JSON
-        if SELECTIONS[kind].metadata_only:
-            form = "PartialObjectMetadata" if "watch" in query else "PartialObjectMetadataList"
-            accept = f"{_JSON};as={form};g=meta.k8s.io;v=v1,{_JSON}"
-        async with self._answer(session, f"/api/v1/{kind}", query, timeout, accept) as response:
+        async with self._answer(session, path, query, timeout) as response:
             if response.status != 401:
                 await self._refuse(session, response, kind, verb, query)
                 yield response
                 return
         # A token or certificate was replaced: load what there is now and ask once more.
         session = await self._renew(session)
-        async with self._answer(session, f"/api/v1/{kind}", query, timeout, accept) as response:
+        async with self._answer(session, path, query, timeout) as response:
             await self._refuse(session, response, kind, verb, query)
             yield response
 
@@ -262,12 +269,11 @@ class KubernetesClient:
         path: str,
         query: dict[str, str],
         timeout: aiohttp.ClientTimeout,
-        accept: str,
         body: dict[str, object] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         session.users += 1
         try:
-            response = await self._request(session, path, query, timeout, accept, body)
+            response = await self._request(session, path, query, timeout, body)
             try:
                 yield response
             finally:
@@ -288,11 +294,10 @@ class KubernetesClient:
         path: str,
         query: dict[str, str],
         timeout: aiohttp.ClientTimeout,
-        accept: str,
         body: dict[str, object] | None,
     ) -> aiohttp.ClientResponse:
         # Compressing a list costs the API server more than it saves on a cluster's own network.
-        headers = {"Accept": accept, "Accept-Encoding": "identity", "User-Agent": "kubenetmon"}
+        headers = {"Accept": _JSON, "Accept-Encoding": "identity", "User-Agent": "kubenetmon"}
         try:
             authorization = await session.configuration.get_api_key_with_prefix("BearerToken")
         except _library().config.ConfigException as error:
@@ -338,10 +343,13 @@ class KubernetesClient:
             raise RefusedError(f"the API does not send the list of {kind} as events ({response.status})")
         if response.status == 410 or (verb == "watch" and response.status in (400, 404, 422)):
             raise ExpiredError(f"the API cannot go on from the {kind} known ({response.status})")
-        text = (await response.content.read(300)).decode(errors="replace")
+        text = (await response.content.read(2048)).decode(errors="replace")
+        # Whoever stands before the API may answer 404 as well, and knows nothing of the object.
+        if verb == "get" and response.status == 404 and '"reason":"NotFound"' in text:
+            raise MissingError(f"the Kubernetes API at {host} has no such object of {kind}")
         wish = response.headers.get("Retry-After", "")
         raise ApiError(
-            f"the Kubernetes API at {host} answers {response.status}: {' '.join(text.split())}",
+            f"the Kubernetes API at {host} answers {response.status}: {' '.join(text[:300].split())}",
             min(float(wish), _LONGEST_WISH) if wish.isascii() and wish.isdigit() else 0.0,
         )
 
@@ -382,6 +390,16 @@ class KubernetesClient:
             if isinstance(self._source, InCluster):
                 reason += " (does the pod have automountServiceAccountToken: true?)"
             raise ConfigurationError(f"cannot use the Kubernetes source {self._source}: {reason}") from error
+
+
+async def _limited(response: aiohttp.ClientResponse, kind: str) -> bytearray:
+    """The body. Raises `ApiError` for one above `LARGEST_LINE`."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > LARGEST_LINE:
+            raise ApiError(f"the answer to {kind} is larger than {LARGEST_LINE >> 20} MiB")
+    return body
 
 
 class LineSplitter:

@@ -18,16 +18,20 @@ import msgspec
 
 from kubenetmon.errors import ProtocolError
 from kubenetmon.model import TCP, UDP
-from kubenetmon.server.inventory import InventoryConfig, Kind, Service
+from kubenetmon.server.inventory import InventoryConfig, Kind
 from kubenetmon.server.node_prefixes import Network
 from kubenetmon.server.nodes import Node
 from kubenetmon.server.pods import Pod, compact_uid
+from kubenetmon.server.services import Service
 from kubenetmon.server.snapshot import Family
 
 KubernetesObject = Pod | Node | Service
 
 _OVER = frozenset({"Succeeded", "Failed"})
 _KIND_NAMES: Mapping[str, Kind] = {"Pod": "pods", "Node": "nodes", "Service": "services"}
+_HEADLESS = "None"
+"""As the address of a Service: it has none."""
+
 _IPV4_MAPPED = 0xFFFF
 _PROTOCOLS = {"TCP": TCP, "UDP": UDP}
 _TIMES_SHARED = 4096
@@ -63,6 +67,16 @@ class Event:
     error_code: int
     error_message: str
     ends_list: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """One object as the API has it now; `phase` is a pod's, and `over` says that it has ended."""
+
+    object: KubernetesObject
+    resource_version: str
+    phase: str
+    over: bool
 
 
 class _Annotations(msgspec.Struct):
@@ -138,8 +152,24 @@ class _Node(msgspec.Struct, Generic[LabelsT]):
     status: _NodeStatus | None = None
 
 
+class _ServiceSpec(msgspec.Struct):
+    cluster_ip: str | None = msgspec.field(name="clusterIP", default=None)
+    cluster_ips: list[str] | None = msgspec.field(name="clusterIPs", default=None)
+    external_ips: list[str] | None = msgspec.field(name="externalIPs", default=None)
+
+
+class _LoadBalancer(msgspec.Struct):
+    ingress: list[_PodAddress] | None = None
+
+
+class _ServiceStatus(msgspec.Struct, rename="camel"):
+    load_balancer: _LoadBalancer | None = None
+
+
 class _Service(msgspec.Struct, Generic[LabelsT]):
     metadata: _Metadata[LabelsT]
+    spec: _ServiceSpec | None = None
+    status: _ServiceStatus | None = None
 
 
 class _ListMetadata(msgspec.Struct):
@@ -249,6 +279,16 @@ class ObjectDecoder:
             known = None
         return Event(decoded.type, known, version, 0, "")
 
+    def one(self, kind: Kind, body: bytes | bytearray) -> Current:
+        """An object that was asked for by its name. Raises `UnreadableError`."""
+        try:
+            decoded = self._object[kind].decode(body)
+            known = self._convert[kind](decoded)
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+            raise UnreadableError(f"one of the {kind} is unreadable: {_one_line(error)}") from None
+        phase = (decoded.status.phase if kind == "pods" and decoded.status else None) or ""
+        return Current(known, decoded.metadata.resource_version or "", phase, phase in _OVER)
+
     def dump(self, body: bytes) -> dict[Kind, Page]:
         """What `kubectl get pods,nodes,services -A -o json` wrote. Raises `UnreadableError`."""
         try:
@@ -342,7 +382,7 @@ class ObjectDecoder:
 
     def _node(self, decoded: Any) -> Node:
         metadata = decoded.metadata
-        _identity(metadata)
+        uid = compact_uid(_identity(metadata))
         spec = decoded.spec or _NodeSpec()
         status = decoded.status or _NodeStatus()
         ipv4: list[int] = []
@@ -362,10 +402,25 @@ class ObjectDecoder:
             tuple(ipv6),
             tuple(parse_network(text) for text in networks),
             sys.intern(getattr(metadata.labels, self._cell_field, None) or ""),
+            uid,
         )
 
     def _service(self, decoded: Any) -> Service:
-        return Service(_identity(decoded.metadata))
+        metadata = decoded.metadata
+        uid = compact_uid(_identity(metadata))
+        spec = decoded.spec or _ServiceSpec()
+        status = decoded.status or _ServiceStatus()
+        balancer = status.load_balancer or _LoadBalancer()
+        texts = [spec.cluster_ip, *(spec.cluster_ips or ()), *(spec.external_ips or ())]
+        texts += [ingress.ip for ingress in balancer.ingress or ()]
+        ipv4: list[int] = []
+        ipv6: list[int] = []
+        for text in dict.fromkeys(texts):
+            if text and text != _HEADLESS:
+                family, address = parse_address(text)
+                (ipv4 if family == 4 else ipv6).append(address)
+        namespace = sys.intern(metadata.namespace or "")
+        return Service(uid, namespace, metadata.name, tuple(ipv4), tuple(ipv6))
 
 
 def _host_ports(spec: _PodSpec) -> tuple[int, ...]:

@@ -23,13 +23,14 @@ from kubenetmon.server.node_prefixes import (
     as_addresses,
     mask,
 )
+from kubenetmon.server.pods import Uid
 from kubenetmon.server.snapshot import Addresses, Family
 
 HOST_APP = "host"
 
 
 class Node(NamedTuple):
-    """What is kept of a node. Addresses are its InternalIPs as numbers."""
+    """What is kept of a node. Addresses are its InternalIPs as numbers; `uid` is empty where unknown."""
 
     name: str
     zone: str
@@ -38,6 +39,7 @@ class Node(NamedTuple):
     ipv6: tuple[int, ...]
     pod_networks: tuple[Network, ...]
     cell: str = ""
+    uid: Uid = ""
 
     def addresses(self) -> list[Network]:
         """Its InternalIPs as prefixes."""
@@ -140,6 +142,15 @@ class KnownNodes:
             record.deleted_at = now
             self._hold(record)
             self._alive -= 1
+
+    def holders(self, family: Family, address: int) -> list[Node]:
+        """The nodes that exist and have that InternalIP."""
+        return [
+            record.node
+            for record in self._records.values()
+            if record.deleted_at is None
+            and address in (record.node.ipv4 if family == 4 else record.node.ipv6)
+        ]
 
     def not_seen_in(self, generation: int) -> list[str]:
         """Names of the nodes that the list of that generation did not show."""

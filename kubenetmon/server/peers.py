@@ -14,7 +14,8 @@ from kubenetmon.clock import Clock
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
 from kubenetmon.server.attributed import Peer
-from kubenetmon.server.inventory import Inventory, InventoryConfig
+from kubenetmon.server.inventory import Inventory, InventoryConfig, Kind
+from kubenetmon.server.kubernetes_objects import Current
 from kubenetmon.server.watcher import Watcher, WatcherConfig
 
 
@@ -60,6 +61,10 @@ class PeerCluster:
         return Peer(
             config.name, config.cloud, config.region, config.connection_class, self._inventory.snapshot()
         )
+
+    async def current(self, kind: Kind, namespace: str, name: str) -> Current:
+        """One object there as that cluster's API has it now; raises as `Watcher.current` does."""
+        return await self._watcher.current(kind, namespace, name)
 
     @property
     def inventory(self) -> Inventory:

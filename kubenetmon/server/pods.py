@@ -6,6 +6,8 @@ Contract: frozen values, small and out of the garbage collector's sight: there a
 
 from __future__ import annotations
 
+import uuid
+
 import msgspec
 
 from kubenetmon.server.ownership import ADDRESS_WIDTH, PORT_WIDTH, Width, port_key
@@ -14,7 +16,7 @@ from kubenetmon.server.snapshot import Family
 _UUID_LENGTH, _UUID_OCTETS = 36, 16
 
 Uid = int | str
-"""Of a pod: the number that a UUID is, which takes half the memory of its text, else the text as it is."""
+"""Of an object: the number that a UUID is, at half the memory of its text, else the text as it is."""
 
 
 def compact_uid(uid: str) -> Uid:
@@ -26,6 +28,11 @@ def compact_uid(uid: str) -> Uid:
     except ValueError:
         return uid
     return int.from_bytes(octets) if len(octets) == _UUID_OCTETS else uid
+
+
+def uid_text(uid: Uid) -> str:
+    """As Kubernetes writes it."""
+    return str(uuid.UUID(int=uid)) if isinstance(uid, int) else uid
 
 
 class Pod(msgspec.Struct, frozen=True, gc=False):

@@ -31,7 +31,7 @@ from kubenetmon.metrics.catalogue import (
     WATCH_SKIPPED,
 )
 from kubenetmon.readiness import Readiness
-from kubenetmon.server.inventory import KINDS, Inventory, InventoryConfig, Kind, Service
+from kubenetmon.server.inventory import KINDS, Inventory, InventoryConfig, Kind
 from kubenetmon.server.kubernetes import (
     SELECTIONS,
     ApiError,
@@ -40,6 +40,7 @@ from kubenetmon.server.kubernetes import (
     RefusedError,
 )
 from kubenetmon.server.kubernetes_objects import (
+    Current,
     Event,
     KubernetesObject,
     ObjectDecoder,
@@ -48,6 +49,7 @@ from kubenetmon.server.kubernetes_objects import (
 )
 from kubenetmon.server.kubernetes_source import DumpFile, choose_source
 from kubenetmon.server.pods import Pod
+from kubenetmon.server.services import Service
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +119,7 @@ class Watcher:
         self._skipped_logged_at: dict[Kind, float] = {}
         self._pages_wanted: set[Kind] = set()
         self._announced = False
+        self._client: KubernetesClient | None = None
         self._jitter = random.Random()  # noqa: S311 - spreads load, guards nothing
         readiness.expect(CHECK, f"reading pods, nodes and services ({self._source})")
         metrics.before_render(self._count_objects)
@@ -127,7 +130,7 @@ class Watcher:
             self._read_file(self._source.path)
             await _together(self._follow_file(self._source.path), self._expire())
             return
-        client = KubernetesClient(
+        client = self._client = KubernetesClient(
             self._source,
             connect_timeout=self._config.connect_timeout,
             read_timeout=self._config.read_timeout,
@@ -137,7 +140,22 @@ class Watcher:
             nodes_listed = asyncio.Event()
             await _together(*[self._follow(client, kind, nodes_listed) for kind in KINDS], self._expire())
         finally:
+            self._client = None
             await client.close()
+
+    @property
+    def follows_api(self) -> bool:
+        """Whether there is an API that `current` can ask: a file has none."""
+        return not isinstance(self._source, DumpFile)
+
+    async def current(self, kind: Kind, namespace: str, name: str) -> Current:
+        """One object as the API has it now; the inventory stays as it is.
+
+        Raises `ApiError` and its kinds, `ConfigurationError` and `UnreadableError`.
+        """
+        if self._client is None:
+            raise ApiError("the cluster is not being followed")
+        return self._decoder.one(kind, await self._client.get(kind, namespace, name))
 
     async def stop(self) -> None:
         """Nothing to finish."""

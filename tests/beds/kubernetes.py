@@ -266,17 +266,26 @@ class Cluster:
         """Delete a node."""
         self.request("DELETE", f"/api/v1/nodes/{name}")
 
+    def set_node_address(self, name: str, address: str) -> None:
+        """Another InternalIP."""
+        addresses = [{"type": "InternalIP", "address": address}]
+        self._merge(f"/api/v1/nodes/{name}/status", {"status": {"addresses": addresses}})
+
     def label_node(self, name: str, **labels: str) -> None:
         """Set labels; underscores in names stand for nothing but themselves."""
         self._merge(f"/api/v1/nodes/{name}", {"metadata": {"labels": labels}})
 
-    def create_service(self, name: str, *, namespace: str = "default") -> None:
-        """A service of type ClusterIP."""
-        self.request(
-            "POST",
-            f"/api/v1/namespaces/{namespace}/services",
-            {"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}},
-        )
+    def create_service(self, name: str, *, namespace: str = "default", address: str = "") -> None:
+        """A service of type ClusterIP, at that address of 198.18.0.0/16 unless it is empty."""
+        spec: dict[str, Any] = {"ports": [{"port": 80}]}
+        if address:
+            spec["clusterIP"] = address
+        path = f"/api/v1/namespaces/{namespace}/services"
+        self.request("POST", path, {"metadata": {"name": name}, "spec": spec})
+
+    def delete_service(self, name: str, *, namespace: str = "default") -> None:
+        """Delete a service."""
+        self.request("DELETE", f"/api/v1/namespaces/{namespace}/services/{name}")
 
     def create_namespace(self, name: str) -> None:
         """A namespace, unless it is there; they do not go away again, no controller runs."""
@@ -354,7 +363,7 @@ class Cluster:
         for service in self.request("GET", "/api/v1/services")["items"]:
             name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
             if (namespace, name) != ("default", "kubernetes"):
-                self.request("DELETE", f"/api/v1/namespaces/{namespace}/services/{name}")
+                self.delete_service(name, namespace=namespace)
 
     def apply(self, *objects: Mapping[str, Any]) -> None:
         """Create or replace RBAC objects, whole."""

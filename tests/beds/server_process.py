@@ -100,6 +100,25 @@ class Server:
             error.close()
             return False
 
+    def explain(self, *arguments: str) -> str:
+        """What `kubenetmon explain` prints of an address that this server knows."""
+        command = [
+            sys.executable,
+            "-m",
+            "kubenetmon",
+            "explain",
+            "--server",
+            f"127.0.0.1:{self.metrics_port}",
+        ]
+        result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=PATIENCE)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def explained(self, *arguments: str) -> dict[str, Any]:
+        """The same, decoded."""
+        found: dict[str, Any] = json.loads(self.explain("--json", *arguments))
+        return found
+
     def _ready(self) -> dict[str, Any]:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/ready", timeout=5) as answer:

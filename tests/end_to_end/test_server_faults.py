@@ -300,9 +300,7 @@ async def test_an_ack_before_the_commit_loses(running: Site) -> None:
 
 
 @pytest.mark.parametrize(("work", "times"), [(serve, 1), (serve_with_random_tokens, 2)])
-async def test_only_a_batchs_own_token_keeps_it_from_doubling(
-    running: Site, work: Serve, times: int
-) -> None:
+async def test_only_a_batchs_own_token_keeps_it_from_doubling(running: Site, work: Serve, times: int) -> None:
     """The negative control of re-sent inserts, beside what it controls."""
     await started(running.replica(work=work))
     agents = fleet(running, 3)

@@ -79,6 +79,7 @@ class Gate:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self.port = free_port()
+        self.accepted = 0
 
     async def open(self) -> None:
         """Accept connections."""
@@ -98,18 +99,27 @@ class Gate:
         """Keep connections, pass nothing on, as when a firewall forgets them."""
         self._flowing.clear()
 
+    def hang_those_open(self) -> None:
+        """The same for the connections that there are; new ones pass."""
+        self._flowing.clear()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        self.accepted += 1
         self._writers |= {writer, upstream_writer}
         for source, sink in ((reader, upstream_writer), (upstream_reader, writer)):
-            task = asyncio.create_task(self._pass(source, sink))
+            task = asyncio.create_task(self._pass(source, sink, self._flowing))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pass(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, flowing: asyncio.Event
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(1 << 16):
-                await self._flowing.wait()
+                await flowing.wait()
                 sink.write(data)
                 await sink.drain()
         sink.close()

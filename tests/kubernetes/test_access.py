@@ -1,10 +1,12 @@
-"""Who may read the cluster: our ClusterRole is enough, less is said, credentials are renewed."""
+"""Who may read the cluster: all of our ClusterRole is needed and it is enough, less is said, credentials are
+renewed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from kubenetmon.server.kubernetes import KubernetesClient, UnauthorizedError
 from kubenetmon.server.kubernetes_source import InCluster
 from tests.beds.kubernetes import SERVER_ACCOUNT, Cluster
 from tests.beds.ports import free_port
+from tests.beds.server_process import Server
 from tests.kubernetes.conftest import IMPATIENT, eventually, following
 
 pytestmark = pytest.mark.apiserver
@@ -24,6 +27,10 @@ pytestmark = pytest.mark.apiserver
 ENOUGH = {
     "environment": "development", "cloud": "aws", "region": "r", "cluster": "c", "clickhouse_endpoint": "x:1"
 }  # fmt: skip
+ADDRESSES = {"pods": "10.1.0.1", "nodes": "192.0.2.10", "services": "198.18.0.77"}
+"""Of one object of each kind."""
+
+FOLLOWING, ASKING = ("list", "watch"), "get"
 MANIFESTS = Path(__file__).parents[2] / "deploy" / "base" / "server"
 
 
@@ -51,17 +58,89 @@ async def test_our_cluster_role_is_enough(bound: Cluster) -> None:
         assert follower.check() == {"ok": True, "detail": ""}
 
 
-@pytest.mark.parametrize("verb", ["list", "watch"])
-@pytest.mark.parametrize("kind", ["pods", "nodes", "services"])
+@pytest.fixture
+def peopled(bound: Cluster) -> Cluster:
+    """The same with a pod, a node and a Service."""
+    bound.create_node("node-a", address=ADDRESSES["nodes"])
+    bound.create_pod("pod", node="node-a", address=ADDRESSES["pods"])
+    bound.create_service("shop", address=ADDRESSES["services"])
+    return bound
+
+
+def without(verb: str, kind: str) -> dict[str, Any]:
+    """Our role but for that permission."""
+    role = manifest("clusterrole.yaml")
+    [rule] = role["rules"]
+    others = [resource for resource in rule["resources"] if resource != kind]
+    verbs = [allowed for allowed in rule["verbs"] if allowed != verb]
+    role["rules"] = [{**rule, "resources": others}, {**rule, "resources": [kind], "verbs": verbs}]
+    return role
+
+
+def checked_server(cluster: Cluster, directory: Path) -> Server:
+    return Server(
+        directory,
+        clickhouse_enabled=False,
+        kubernetes_source=f"kubeconfig:{cluster.kubeconfig(SERVER_ACCOUNT)}",
+    )
+
+
+def checks(server: Server) -> dict[str, str]:
+    """The verdict on the object of each kind."""
+    found = {}
+    for kind, address in ADDRESSES.items():
+        [one] = server.explained("--check", address)["check"]["objects"]
+        assert one["kind"] == kind.removesuffix("s")
+        found[kind] = one["verdict"]
+    return found
+
+
+def test_each_permission_of_our_role_is_one_that_is_taken_away_here() -> None:
+    rules = manifest("clusterrole.yaml")["rules"]
+    granted = [
+        (group, kind, verb)
+        for rule in rules
+        for group, kind, verb in product(rule["apiGroups"], rule["resources"], rule["verbs"])
+    ]
+    assert sorted(granted) == sorted(("", kind, verb) for kind in ADDRESSES for verb in (ASKING, *FOLLOWING))
+    assert all(rule.keys() == {"apiGroups", "resources", "verbs"} for rule in rules)
+
+
+def test_with_our_role_each_kind_is_compared_with_the_api(peopled: Cluster, tmp_path: Path) -> None:
+    server = checked_server(peopled, tmp_path)
+    with server.running():
+        server.wait_ready()
+        assert checks(server) == dict.fromkeys(ADDRESSES, "same")
+        said = server.explain("--check", ADDRESSES["pods"])
+        assert (
+            "check        pod default/pod of test: the API says the same: 10.1.0.1, Running on node-a" in said
+        )
+        assert "check" not in server.explained(ADDRESSES["pods"])
+
+
+@pytest.mark.parametrize("kind", ADDRESSES)
+def test_missing_get_is_named_where_it_is_needed(peopled: Cluster, tmp_path: Path, kind: str) -> None:
+    peopled.apply(without(ASKING, kind))
+    while peopled.allows(SERVER_ACCOUNT, ASKING, kind):
+        time.sleep(0.02)
+    server = checked_server(peopled, tmp_path)
+    with server.running():
+        server.wait_ready()
+        assert checks(server) == {**dict.fromkeys(ADDRESSES, "same"), kind: "not permitted"}
+        said = server.explain("--check", ADDRESSES[kind])
+        assert f"not allowed to get {kind}: `get` on {kind} is missing in the ClusterRole" in said
+        peopled.apply(manifest("clusterrole.yaml"))
+        while not peopled.allows(SERVER_ACCOUNT, ASKING, kind):
+            time.sleep(0.02)
+        assert checks(server)[kind] == "same"
+
+
+@pytest.mark.parametrize("verb", FOLLOWING)
+@pytest.mark.parametrize("kind", ADDRESSES)
 async def test_missing_permission_is_named_and_its_return_noticed(
     bound: Cluster, verb: str, kind: str
 ) -> None:
-    others = [resource for resource in ("pods", "nodes", "services") if resource != kind]
-    verbs = [allowed for allowed in ("get", "list", "watch") if allowed != verb]
-    role = manifest("clusterrole.yaml")
-    full = list(role["rules"])
-    role["rules"] = [{**full[0], "resources": others}, {**full[0], "resources": [kind], "verbs": verbs}]
-    bound.apply(role)
+    bound.apply(without(verb, kind))
     await eventually(lambda: not bound.allows(SERVER_ACCOUNT, verb, kind))
     async with following(bound.kubeconfig(SERVER_ACCOUNT)) as follower:
         expected = {
@@ -74,7 +153,7 @@ async def test_missing_permission_is_named_and_its_return_noticed(
             await eventually(lambda: follower.readiness.ready)
         else:
             assert not follower.readiness.ready
-        bound.apply({**role, "rules": full})
+        bound.apply(manifest("clusterrole.yaml"))
         await eventually(lambda: bool(follower.check()["ok"]))
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +13,6 @@ from tests.beds.kubernetes import Cluster
 from tests.beds.server_process import Server
 
 pytestmark = pytest.mark.apiserver
-
-
-def ask(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "kubenetmon", "explain", "--server", f"127.0.0.1:{server.metrics_port}"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=30)
-
-
-def answer(server: Server, *arguments: str) -> dict[str, Any]:
-    result = ask(server, "--json", *arguments)
-    assert result.returncode == 0, result.stderr
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
 
 
 def eventually(condition: Callable[[], bool], within: float = 15.0) -> None:
@@ -47,7 +32,7 @@ def test_a_peers_pods_are_known_by_name_and_never_stand_in_the_way(cluster: Clus
     )
 
     def remote() -> dict[str, Any]:
-        found: dict[str, Any] = answer(server, "10.61.1.5")["as_remote"]
+        found: dict[str, Any] = server.explained("10.61.1.5")["as_remote"]
         return found
 
     with server.running():
@@ -57,14 +42,16 @@ def test_a_peers_pods_are_known_by_name_and_never_stand_in_the_way(cluster: Clus
             "pod": "payments", "zone": "use1-az1", "cluster": "green", "region": "us-east-1",
             "connection_class": "INTER_REGION",
         }  # fmt: skip
-        assert "in green" in ask(server, "10.61.1.5:443").stdout
+        assert "in green" in server.explain("10.61.1.5:443")
 
         cluster.create_pod("orders", node="green-1", address="10.61.1.6")
-        eventually(lambda: answer(server, "10.61.1.6")["as_remote"]["pod"] == "orders")
+        eventually(lambda: server.explained("10.61.1.6")["as_remote"]["pod"] == "orders")
+        [checked] = server.explained("--check", "10.61.1.6")["check"]["objects"]
+        assert (checked["cluster"], checked["name"], checked["verdict"]) == ("green", "orders", "same")
         cluster.delete_pod("payments")
-        eventually(lambda: answer(server, "10.61.1.5")["peers"]["green"][0]["until"] is not None)
+        eventually(lambda: server.explained("10.61.1.5")["peers"]["green"][0]["until"] is not None)
         long_after = str(int(time.time()) + 3600)
-        gone = answer(server, "10.61.1.5", "--at", long_after)["as_remote"]
+        gone = server.explained("10.61.1.5", "--at", long_after)["as_remote"]
         assert (gone["rule"], gone["cluster"]) == ("private address", "UNKNOWN")
         assert remote()["pod"] == "payments", "for the grace time"
 
@@ -72,7 +59,8 @@ def test_a_peers_pods_are_known_by_name_and_never_stand_in_the_way(cluster: Clus
         try:
             eventually(lambda: not server.checks()["peer cluster green"]["ok"])
             assert server.ready(), "a peer that is away gates nothing"
-            assert answer(server, "10.61.1.6")["as_remote"]["pod"] == "orders", "what is known stays known"
+            assert server.explained("10.61.1.6")["as_remote"]["pod"] == "orders", "what is known stays known"
+            assert "pod default/orders of green: no answer: " in server.explain("--check", "10.61.1.6")
         finally:
             cluster.start_api_server()
         eventually(lambda: bool(server.checks()["peer cluster green"]["ok"]), within=40)

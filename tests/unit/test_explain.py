@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from kubenetmon.errors import ConfigurationError, KubenetmonError
 from kubenetmon.report.explain import explain, parse_endpoint, parse_moment, render
 from kubenetmon.server.attributed import RULES, Peer
 from kubenetmon.server.attribution import AttributionConfig, Attributor
+from kubenetmon.server.checking import CheckedCluster, Checker, CheckerConfig
 from kubenetmon.server.explain import Explainer
 from kubenetmon.server.inventory import Inventory
 from kubenetmon.server.ranges import RangeTable
@@ -84,12 +86,13 @@ def explainer(config: AttributionConfig = CONFIG) -> Explainer:
         peers=[KnownPeer()],
         ranges=Ranges(),
         attributor=Attributor(config),
+        checker=Checker(CheckerConfig(), [CheckedCluster("blue", INVENTORY, None, "file:cluster.json")]),
         clock=VirtualClock(CASE_TIME),
     )
 
 
 def asked(config: AttributionConfig = CONFIG, **query: str) -> dict[str, Any]:
-    answer = explainer(config).page(query)
+    answer = asyncio.run(explainer(config).page(query))
     assert answer.status == 200, answer.body
     found: dict[str, Any] = json.loads(answer.body)
     return found
@@ -133,13 +136,22 @@ def test_the_port_of_a_host_network_pod_is_told() -> None:
 @pytest.mark.parametrize(
     "query",
     [{}, {"address": "x"}, {"address": "10.1.1.5", "port": "65536"}, {"address": "10.1.1.5", "at": "-1"},
-     {"address": "10.1.1.5", "at": "99999999999"}, {"address": "0.0.0.0"}],
+     {"address": "10.1.1.5", "at": "99999999999"},
+     {"address": "10.1.1.5", "check": "yes"}, {"address": "0.0.0.0"}],
 )  # fmt: skip
 def test_a_question_that_cannot_be_asked_is_refused_in_one_line(query: dict[str, str]) -> None:
-    answer = explainer().page(query)
+    answer = asyncio.run(explainer().page(query))
     assert answer.status == 400
     assert answer.body.count(b"\n") == 1
     assert b"ask ?address=IP" in answer.body
+
+
+def test_the_api_is_asked_only_where_a_check_is_wanted() -> None:
+    assert "check" not in asked(address="10.1.1.5")
+    [one] = asked(address="10.1.1.5", check="1")["check"]["objects"]
+    assert (one["name"], one["because"]) == (
+        "client", "kubernetes_source is file:cluster.json: there is no API to ask"
+    )  # fmt: skip
 
 
 def test_people_read_what_decided() -> None:

@@ -17,12 +17,13 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from kubenetmon.server import inventory as inventory_module
-from kubenetmon.server.inventory import ClusterSnapshot, Inventory, InventoryConfig, Service
+from kubenetmon.server.inventory import ClusterSnapshot, Inventory, InventoryConfig
 from kubenetmon.server.kubernetes_objects import ObjectDecoder
 from kubenetmon.server.node_prefixes import Network
 from kubenetmon.server.nodes import Node
 from kubenetmon.server.ownership import FOREVER
 from kubenetmon.server.pods import Pod, compact_uid
+from kubenetmon.server.services import Service
 from tests.beds.large_cluster import STEPS, LargeCluster
 
 GRACE = 30

@@ -109,6 +109,7 @@ def test_node_is_decoded() -> None:
             (int(ipaddress.ip_address("2001:db8::10")),),
             (Network(4, 10 << 24 | 1 << 16, 24), Network(6, 0xFD00_0001 << 96, 64)),
             "c-2",
+            "/node-a",
         )
     ]
 
