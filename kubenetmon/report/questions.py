@@ -149,6 +149,7 @@ _BALANCE_COLUMNS = (
     Column("bytes_share", "share", "share"),
     Column("spread", "ratio"),
     Column("odd"),
+    Column("replicas", "count", wide=True),
 )
 _CLASSES_COLUMNS = (
     Column("class"),

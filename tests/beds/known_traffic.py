@@ -40,6 +40,16 @@ class Labels:
     app: str = ""
     namespace: str = ""
 
+    def named(self, key: str) -> str:
+        """What answers call it by a key: a pod is `namespace/pod`."""
+        return in_namespace(self, "pod") if key == "pod" else str(getattr(self, key))
+
+
+def in_namespace(labels: Labels, key: str) -> str:
+    """`namespace/name`, the name alone where there is no namespace."""
+    name = str(getattr(labels, key))
+    return f"{labels.namespace}/{name}" if name and labels.namespace else name
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -249,7 +259,7 @@ class World:
                 labels = self.view(end, own[0])
                 if own[1] is not end and not labels.node and not labels.pod:
                     continue
-                name = str(getattr(labels, key))
+                name = labels.named(key)
                 into[name].add(_connection(flow))
                 moved[name][0] += sent
                 moved[name][1] += received
@@ -276,8 +286,8 @@ STRANGE = 'it\'s \\ "odd" `名`'
 
 
 def make_world(*, ours: bool, begin: int, minutes: int, seed: int = 1, count: int = 400) -> World:
-    """A world of three zones (one without a name), a node without an agent, pods that are gone, and every
-    path; `begin` is a minute's start."""
+    """A world of three zones (one without a name), a node without an agent, pods that are gone, apps and pods
+    of one name in two namespaces, and every path; `begin` is a minute's start."""
     dice = random.Random(seed)
     nodes = {"node-1": "zone-a", "node-2": "zone-b", "node-3": "zone-a", "node-4": "", "silent": "zone-b"}
     pods = []
@@ -285,6 +295,13 @@ def make_world(*, ours: bool, begin: int, minutes: int, seed: int = 1, count: in
         for each, app in enumerate(("web", "api", "db", STRANGE), 1):
             pods.append(End(f"10.{number}.0.{each}", node, zone, f"{app}-{number}", app, f"ns-{each % 2}"))
         pods.append(End(f"10.{number}.0.9", node, zone, f"plain-{number}", "", "ns-0"))
+    for address, node, name, team in (
+        ("10.1.0.21", "node-1", "twin-0", "team-a"),
+        ("10.2.0.21", "node-2", "twin-1", "team-a"),
+        ("10.2.0.22", "node-2", "twin-0", "team-b"),
+        ("10.3.0.22", "node-3", "twin-1", "team-b"),
+    ):
+        pods.append(End(address, node, nodes[node], name, "twin", team))
     ghost = End("10.2.0.77", "node-2", "zone-b", known=False)
     everyone = [*pods, ghost]
     if ours:

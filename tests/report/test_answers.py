@@ -19,7 +19,7 @@ from kubenetmon.report.flows import Source, read_source
 from kubenetmon.report.questions import QUESTIONS, ask
 from kubenetmon.report.scope import KEYS, Scope
 from tests.beds.described_sink import DescribedSink
-from tests.beds.known_traffic import MINUTE, STRANGE, World, make_world
+from tests.beds.known_traffic import MINUTE, STRANGE, World, in_namespace, make_world
 from tests.clickhouse.conftest import original_ddl
 
 pytestmark = [pytest.mark.chdb, pytest.mark.asyncio(loop_scope="module")]
@@ -85,7 +85,7 @@ async def table(request: pytest.FixtureRequest, sink: EmbeddedSink) -> AsyncIter
 @pytest.mark.parametrize("by", KEYS)
 async def test_top_is_every_byte_once(table: Table, by: str) -> None:
     wanted = table.world.summed(
-        lambda one: (getattr(one.source, by), getattr(one.destination, by), one.klass, one.service)
+        lambda one: (one.source.named(by), one.destination.named(by), one.klass, one.service)
     )
     assert await table.sums("top", "source", "destination", "class", "service", by=by) == wanted
 
@@ -98,36 +98,39 @@ async def test_classes_add_up_to_every_byte_once(table: Table) -> None:
     assert sum(row["share"] for row in answer.records()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("by", ["app", "node"])
+@pytest.mark.parametrize("by", KEYS)
 async def test_cross_zone_is_between_two_known_zones(table: Table, by: str) -> None:
     def key(one):  # type: ignore[no-untyped-def]
         zones = (one.source.zone, one.destination.zone)
         if "" in zones or zones[0] == zones[1]:
             return None
-        return getattr(one.source, by), zones[0], getattr(one.destination, by), zones[1]
+        return one.source.named(by), zones[0], one.destination.named(by), zones[1]
 
     found = await table.sums("cross-zone", "source", "source_zone", "destination", "destination_zone", by=by)
     assert found == table.world.summed(key)
     assert any("no known zone" in note for note in (await table.ask("cross-zone")).notes)
 
 
-@pytest.mark.parametrize("service", ["", "ec2", "any", "nothing"])
-async def test_a_cloud_service_both_ways(table: Table, service: str) -> None:
+@pytest.mark.parametrize(
+    ("service", "by"),
+    [("", "app"), ("ec2", "app"), ("any", "app"), ("nothing", "app"), *(("any", by) for by in KEYS[1:])],
+)
+async def test_a_cloud_service_both_ways(table: Table, service: str, by: str) -> None:
     def of(end: str):  # type: ignore[no-untyped-def]
         def key(one):  # type: ignore[no-untyped-def]
             wanted = {"": ("s3",), "any": ("s3", "ec2")}.get(service, (service,))
             local = getattr(one, end)
-            return (local.app, one.service) if one.service in wanted and local.node else None
+            return (local.named(by), one.service) if one.service in wanted and local.node else None
 
         return key
 
     for column, end in (("sent", "source"), ("received", "destination")):
-        found = await table.sums("s3", "local", "service", of=column, service=service)
+        found = await table.sums("s3", "local", "service", of=column, by=by, service=service)
         wanted = table.world.summed(of(end))
         assert +found == wanted
 
 
-@pytest.mark.parametrize("by", ["app", "pod"])
+@pytest.mark.parametrize("by", KEYS)
 async def test_openers_count_each_end_as_its_own_node_saw_it(table: Table, by: str) -> None:
     answer = await table.ask("openers", by=by)
     found = {
@@ -152,11 +155,10 @@ async def test_balance_shows_every_replica_of_a_server_with_its_share(table: Tab
     for one in table.world.transfers():
         client, server = (one.source, one.destination) if one.opener == 1 else (one.destination, one.source)
         if server.pod and server.app:
-            pairs[client.app, server.app, server.pod] += one.bytes
-            links.setdefault((client.app, server.app, server.pod), set()).add(
-                (one.flow.client, one.flow.server, one.flow.client_port)
-            )
-            replicas.setdefault(server.app, set()).add(server.pod)
+            names = in_namespace(client, "app"), in_namespace(server, "app"), server.named("pod")
+            pairs[names] += one.bytes
+            links.setdefault(names, set()).add((one.flow.client, one.flow.server, one.flow.client_port))
+            replicas.setdefault(names[1], set()).add(names[2])
     records = (await table.ask("balance")).records()
     found = {(row["client"], row["server"], row["replica"]): row for row in records}
     wanted = {
@@ -166,21 +168,24 @@ async def test_balance_shows_every_replica_of_a_server_with_its_share(table: Tab
         if len(replicas[server]) > 1
     }
     assert found.keys() == wanted
+    assert {len(replicas[f"{team}/twin"]) for team in ("team-a", "team-b")} == {2}
     for key, row in found.items():
         assert row["bytes"] == pairs[key]
         assert row["connections"] == len(links.get(key, ()))
         assert (row["odd"] == "idle") == (key not in pairs)
+        assert row["replicas"] == len(replicas[key[1]])
         whole = sum(amount for (client, server, _), amount in pairs.items() if (client, server) == key[:2])
         assert row["bytes_share"] == pytest.approx(pairs[key] / whole)
 
 
-@pytest.mark.parametrize("by", ["node", "pod"])
+@pytest.mark.parametrize("by", QUESTIONS["throughput"].keys)
 async def test_throughput_is_the_peak_and_the_95th_percentile_of_minutes(table: Table, by: str) -> None:
     minutes: dict[tuple[str, int], Counter[int]] = {}
     for flow in table.world.flows:
         for node, local, remote in table.world.observers(flow):
-            same = remote.node == local.node and table.world.view(local, node).node != ""
-            if same and by == "node":
+            # A pod that is gone has no node in the original's rows.
+            same = table.world.view(remote, node).node == table.world.view(local, node).node != ""
+            if same and by in ("node", "zone"):
                 continue
             sent, received = (flow.up, flow.down) if local is flow.client else (flow.down, flow.up)
             told = [(table.world.view(local, node), sent, received)]
@@ -189,7 +194,7 @@ async def test_throughput_is_the_peak_and_the_95th_percentile_of_minutes(table: 
             parts = -(-flow.seconds // MINUTE)
             for labels, out, into in told:
                 for way, amount in enumerate((out, into)):
-                    counts = minutes.setdefault((getattr(labels, by), way), Counter())
+                    counts = minutes.setdefault((labels.named(by), way), Counter())
                     for part in range(parts):
                         share = amount // parts + (part < amount % parts)
                         counts[flow.start + part * MINUTE] += share

@@ -228,9 +228,10 @@ function balance(main, ask) {
     const bodies = [...groups.values()].map((rows) => el("tbody", {},
       el("tr", { class: "group" }, el("th", { colspan: "6", scope: "rowgroup" },
         `${rows[0][at.client] || "outside"} → ${rows[0][at.server]}`, " ",
-        el("span", { class: "muted" }, `${rows.length} replicas`))),
+        el("span", { class: "muted" }, rows.length < rows[0][at.replicas]
+          ? `${rows.length} of ${rows[0][at.replicas]} replicas` : `${rows.length} replicas`))),
       ...rows.map((row) => {
-        const even = 1 / rows.length, odd = row[at.odd];
+        const even = 1 / row[at.replicas], odd = row[at.odd];
         const share = (value) => [bar(value, { mark: even, hot: Boolean(odd) && odd !== "idle" }), number(value, "share", answer, "share")];
         return el("tr", {}, el("td", { class: "long", title: row[at.replica] }, row[at.replica]),
           el("td", { class: "number" }, number(row[at.connections], "count", answer, "connections")),
