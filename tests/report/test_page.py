@@ -127,6 +127,10 @@ async def test_health_shows_the_identity_without_a_table(page: Page) -> None:
         ("question=classes&limit=0", "limit is a number"),
         ("question=classes&limit=%C2%B2", "limit is a number"),
         ("question=classes&limit=999999999999999999999", "limit is a number"),
+        ("question=classes&limit=5001", "limit is a number"),
+        ("question=classes&limit=0000000019999999", "limit is a number"),
+        ("question=classes&limit=000000001" + "0" * 30, "limit is a number"),
+        ("question=classes&limit=000000001" + "0" * 5000, "limit is a number"),
         ("question=classes&since=yesterdayish", "is not a time"),
         ("question=classes&since=1h&until=2h", "is empty"),
         ("question=classes&by=colour", "by is one of"),
@@ -140,6 +144,28 @@ async def test_what_cannot_be_asked_is_one_clear_line(page: Page, query: str, sa
         status, body, _ = await _get(address, f"/api/ask?{query}")
     assert status == 400
     assert said in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize("name", ["limit", "since", "until", "by", "question", "format", "app", "service"])
+async def test_whatever_is_sent_is_an_answer_or_one_line(page: Page, name: str) -> None:
+    values = (
+        "%ff",
+        "%ed%a0%80",
+        "%00",
+        "0" * 5000 + "1",
+        "9" * 4000 + "d",
+        "@" + "9" * 30,
+        "1e400h",
+        "nan",
+        "-1",
+    )
+    async with served(page.api()) as address:
+        for value in values:
+            given = {"question": "top", "since": f"%40{page.start}", "limit": "1", name: value}
+            query = "&".join("=".join(one) for one in given.items())
+            status, body, _ = await _get(address, f"/api/ask?{query}")
+            assert status in (200, 400), (value[:20], body)
+            assert "\n" not in body.strip()
 
 
 @pytest.mark.parametrize(

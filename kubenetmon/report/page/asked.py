@@ -72,7 +72,8 @@ def parse(parameters: Mapping[str, str], now: float) -> Asked:
     if form not in FORMATS:
         raise ConfigurationError(f"format is one of {', '.join(FORMATS)}")
     limit = parameters.get("limit", str(_DEFAULT_ROWS))
-    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= MOST_ROWS):
+    short = limit.isascii() and limit.isdecimal() and len(limit) <= len(str(MOST_ROWS))
+    if not (short and 1 <= int(limit) <= MOST_ROWS):
         raise ConfigurationError(f"limit is a number from 1 to {MOST_ROWS}")
     minute = int(now) // _MINUTE * _MINUTE
     scope = Scope(
