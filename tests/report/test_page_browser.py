@@ -130,6 +130,37 @@ async def test_it_is_used_by_keyboard_alone(page: Page) -> None:
         assert outline != "none"
 
 
+async def test_the_skip_link_leads_to_the_answers_of_the_view(page: Page) -> None:
+    async with opened(page, "talks", "&namespace=data") as (tab, _):
+        before = await tab.run("location.hash")
+        await tab.press("Tab")
+        assert await tab.run("document.activeElement.className") == "skip"
+        await tab.press("Enter")
+        await tab.until("document.activeElement.id === 'main'")
+        await tab.until(DONE)
+        assert await tab.run("location.hash") == before
+        assert await tab.run("document.title.startsWith('Who talks')")
+        await tab.press("Tab")
+        assert await tab.run("document.querySelector('main').contains(document.activeElement)")
+
+
+async def test_the_query_is_opened_and_left_by_keys(page: Page) -> None:
+    async with opened(page, "talks") as (tab, _):
+        for _ in range(80):
+            await tab.press("Tab")
+            if await tab.run("document.activeElement.textContent") == "query":
+                break
+        await tab.run("window.before = document.activeElement")
+        await tab.press("Enter")
+        await tab.until("document.getElementById('query').open")
+        assert await tab.run("document.getElementById('query').contains(document.activeElement)")
+        assert "WITH flows AS" in await tab.run("document.getElementById('query-sql').textContent")
+        await tab.press("Escape")
+        await tab.until("!document.getElementById('query').open")
+        assert await tab.run("document.activeElement === window.before")
+        assert await tab.run("document.activeElement.textContent") == "query"
+
+
 async def test_tables_sort_and_say_so(page: Page) -> None:
     async with opened(page, "talks") as (tab, _):
         table = "document.querySelector('section[aria-label=\"All pairs\"] table')"
