@@ -28,6 +28,7 @@ from kubenetmon.report.limits import instance_types_of, read_limits, read_nodes
 from kubenetmon.report.prices import read_prices
 from kubenetmon.report.questions import QUESTIONS, ask, statement
 from kubenetmon.report.reconcile import read_bill, reconcile
+from kubenetmon.report.text import printable
 
 _CONNECT_TIMEOUT = 10.0
 _READ_TIMEOUT = 60.0
@@ -126,4 +127,4 @@ def _show(answer: Answer, form: str) -> None:
     print(render(answer, form))
     if form == "csv":
         for note in answer.notes:
-            print(note, file=sys.stderr)
+            print(printable(note), file=sys.stderr)

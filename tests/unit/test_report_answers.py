@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kubenetmon.app.report import _show
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.report.answers import Answer, Column, render
 from kubenetmon.report.limits import BUILT_IN, read_limits, read_nodes
@@ -41,6 +43,16 @@ def test_a_table_reads_well_and_moves_no_cursor() -> None:
     assert "\\x1b[2J名前" in lines[6]
     assert "$0.000004" in lines[6]
     assert lines[-1] == "A note."
+
+
+@pytest.mark.parametrize("form", ["table", "csv"])
+def test_names_in_notes_move_no_cursor(capsys: pytest.CaptureFixture[str], form: str) -> None:
+    hostile = "No agent reports from \x1b]0;owned\x07\x1b[2J\r\x9b2J: their bytes are those that others saw of them."
+    _show(replace(ANSWER, notes=(hostile,), rows=()), form)
+    captured = capsys.readouterr()
+    shown = captured.out + captured.err
+    assert "No agent reports from \\x1b]0;owned\\x07\\x1b[2J\\r\\x9b2J" in shown
+    assert all(one.isprintable() for one in shown if one != "\n")
 
 
 def test_json_and_csv_are_exact_and_run_nothing() -> None:
