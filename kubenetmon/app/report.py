@@ -26,7 +26,7 @@ from kubenetmon.report.cost import statement as cost_statement
 from kubenetmon.report.flows import Flows, Span, read_source
 from kubenetmon.report.limits import instance_types_of, read_limits, read_nodes
 from kubenetmon.report.prices import read_prices
-from kubenetmon.report.questions import QUESTIONS, ask, statement
+from kubenetmon.report.questions import QUESTIONS, ask, refuse_options, statement
 from kubenetmon.report.reconcile import read_bill, reconcile
 from kubenetmon.report.text import printable
 
@@ -65,6 +65,7 @@ async def run_ask(options: argparse.Namespace, config: ServerConfig) -> int:
             f"{question.name} cannot be grouped by {options.by}"
             + (f": choose {', '.join(question.keys)}" if question.keys else "")
         )
+    refuse_options(question, options.by, vars(options))
     scope = scope_of(options, by=options.by, client=options.client, service=options.service)
     limits = read_limits(await instance_types(options.nodes, config), options.instance_type, options.limits)
     async with reading_sink(config) as sink:

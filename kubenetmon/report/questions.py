@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kubenetmon.clickhouse.sinks import Sink
+from kubenetmon.errors import ConfigurationError
 from kubenetmon.report import statements
 from kubenetmon.report.answers import Answer, Column
 from kubenetmon.report.arguments import QUESTIONS_HELP
@@ -32,7 +33,7 @@ Statement = Callable[[Flows, Scope], str]
 @dataclass(frozen=True, slots=True)
 class Question:
     """`keys` are what it can be grouped by, the first is its own; () where it cannot. `columns` are those of
-    the statement; `options` are further fields of the scope that it reads."""
+    the statement; `options` are those of the command that it takes and not every question does."""
 
     name: str
     title: str
@@ -64,7 +65,7 @@ async def ask(
     notes = [*question.notes, *await _notes(sink, question, scope, flows, rows)]
     if question.name == "throughput":
         columns, rows, more = limits.judge(columns, rows, question.by(scope))
-        notes += more
+        notes += [*more, *_partial_nodes(question, scope)]
     return Answer(question.name, question.title, columns, rows, scope.since, scope.until, tuple(notes), sql)
 
 
@@ -211,6 +212,7 @@ QUESTIONS: Mapping[str, Question] = {
             _throughput_columns,
             statements.throughput,
             ("Rates are means over whole minutes; what stays within a node is left out of nodes and zones.",),
+            ("nodes", "instance_type", "limits"),
         ),
         Question(
             "top",
@@ -238,6 +240,33 @@ QUESTIONS: Mapping[str, Question] = {
         ),
     )
 }
+
+
+def _partial_nodes(question: Question, scope: Scope) -> list[str]:
+    """That a node's rates are not all that it moves, where the filters leave some of it out."""
+    left = [f"{key} {value}" for key, value in scope.filters.items() if key in ("namespace", "app")]
+    if not left or question.by(scope) != "node":
+        return []
+    return [
+        f"The rates are those of {', '.join(left)} alone, and so is what is compared with the node's limit: "
+        "what else the node moves is left out."
+    ]
+
+
+def refuse_options(question: Question, by: str, given: Mapping[str, object]) -> None:
+    """Raise `ConfigurationError` where an option is given that the question would not read."""
+    for name in (one for one, value in given.items() if value and one not in question.options):
+        takers = [one.name for one in QUESTIONS.values() if name in one.options]
+        if takers:
+            raise ConfigurationError(
+                f"--{name.replace('_', '-')} is for {' and '.join(takers)}, not for {question.name}: "
+                "leave it out"
+            )
+    limits = next((name for name in ("nodes", "instance_type", "limits") if given.get(name)), None)
+    if limits and by not in ("", "node"):
+        raise ConfigurationError(
+            f"--{limits.replace('_', '-')} is for --by node, not for --by {by}: limits are a node's"
+        )
 
 
 async def _notes(

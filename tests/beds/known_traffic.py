@@ -68,15 +68,27 @@ class Flow:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Bytes one way, counted once; `opener` is 1 where the source opened."""
+    """Bytes one way, counted once; `opener` is 1 where the source opened, `outgoing`: the source is the local
+    end of the row that counts."""
 
     source: Labels
     destination: Labels
     klass: str
     service: str
     opener: int
+    outgoing: bool
     bytes: int
     flow: Flow
+
+    @property
+    def local(self) -> Labels:
+        """The end whose node's report counts."""
+        return self.source if self.outgoing else self.destination
+
+    @property
+    def remote(self) -> Labels:
+        """The other one."""
+        return self.destination if self.outgoing else self.source
 
 
 @dataclass
@@ -227,6 +239,7 @@ class World:
                     outside.klass if outside else "INTRA_VPC",
                     outside.service if outside else "",
                     opener,
+                    at[1] is source,
                     amount,
                     flow,
                 )
@@ -240,8 +253,9 @@ class World:
                 found[name] += transfer.bytes
         return found
 
-    def ends(self, key: str) -> dict[str, list[int]]:
-        """By an end's label: connections opened, accepted, bytes sent, received; every end counted once."""
+    def ends(self, key: str, keep: Callable[[Labels], bool] = lambda _: True) -> dict[str, list[int]]:
+        """By an end's label: connections opened, accepted, bytes sent, received; every end counted once that
+        is to be kept."""
         opened: dict[str, set[Flow]] = defaultdict(set)
         accepted: dict[str, set[Flow]] = defaultdict(set)
         moved: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -258,6 +272,8 @@ class World:
                 own = next((one for one in observers if one[1] is end), observers[0])
                 labels = self.view(end, own[0])
                 if own[1] is not end and not labels.node and not labels.pod:
+                    continue
+                if not keep(labels):
                     continue
                 name = labels.named(key)
                 into[name].add(_connection(flow))
@@ -282,6 +298,7 @@ S3 = End("52.92.0.1", klass="INTRA_REGION", service="s3")
 INTERNET = End("93.184.216.34", klass="PUBLIC_INTERNET")
 ABROAD = End("3.250.0.1", klass="INTER_REGION", service="ec2")
 PRIVATE = End("10.99.0.1")
+NOWHERE = End("198.18.0.9", klass="UNKNOWN")
 STRANGE = 'it\'s \\ "odd" `名`'
 
 
@@ -307,7 +324,7 @@ def make_world(*, ours: bool, begin: int, minutes: int, seed: int = 1, count: in
     if ours:
         everyone += [End(f"fd00::{n}", node, nodes[node], f"six-{n}", "six", "ns-6") for n, node in
                      enumerate(("node-1", "node-2"), 1)]  # fmt: skip
-    outside = [S3, INTERNET, ABROAD, PRIVATE]
+    outside = [S3, INTERNET, ABROAD, PRIVATE, NOWHERE]
     world = World(frozenset(nodes) - {"silent"}, ours)
     for number in range(count):
         client = dice.choice(everyone)

@@ -109,7 +109,7 @@ async def _asking(table: Table) -> AsyncIterator[Any]:
 
 def _path(one: Transfer) -> tuple[str]:
     if one.klass != "INTRA_VPC":
-        paths = {"INTRA_REGION": "region-service", "INTER_REGION": "inter-region"}
+        paths = {"INTRA_REGION": "region-service", "INTER_REGION": "inter-region", "UNKNOWN": "unknown"}
         return (paths.get(one.klass, "internet"),)
     zones = (one.source.zone, one.destination.zone)
     return ("unknown-zone" if "" in zones else "same-zone" if zones[0] == zones[1] else "cross-zone",)

@@ -13,7 +13,9 @@ import pytest
 from kubenetmon.app.report import _show
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.report.answers import Answer, Column, render
+from kubenetmon.report.arguments import FILTERS_HELP
 from kubenetmon.report.limits import BUILT_IN, read_limits, read_nodes
+from kubenetmon.report.questions import QUESTIONS
 
 COLUMNS = (
     Column("who", title="from app"),
@@ -47,7 +49,7 @@ def test_a_table_reads_well_and_moves_no_cursor() -> None:
 
 @pytest.mark.parametrize("form", ["table", "csv"])
 def test_names_in_notes_move_no_cursor(capsys: pytest.CaptureFixture[str], form: str) -> None:
-    hostile = "No agent reports from \x1b]0;owned\x07\x1b[2J\r\x9b2J: their bytes are those that others saw of them."
+    hostile = "No agent reports from \x1b]0;owned\x07\x1b[2J\r\x9b2J: their bytes are what others saw."
     _show(replace(ANSWER, notes=(hostile,), rows=()), form)
     captured = capsys.readouterr()
     shown = captured.out + captured.err
@@ -63,6 +65,11 @@ def test_json_and_csv_are_exact_and_run_nothing() -> None:
     assert rows[1]["who"] == "'=cmd|' /C calc'!A0"
     assert rows[1]["volume"] == str(2**60)
     assert rows[2]["secret"] == "\n"
+
+
+def test_help_says_of_every_question_what_its_filters_hold_for() -> None:
+    named = [name for _, names in FILTERS_HELP for name in names]
+    assert sorted(named) == sorted(QUESTIONS)
 
 
 def judged(tmp_path: Path, peak: float, high: float, kind: str) -> tuple[str, float | None, str]:

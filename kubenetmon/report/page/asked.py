@@ -82,6 +82,10 @@ def parse(parameters: Mapping[str, str], now: float) -> Asked:
         limit=int(limit),
         **{each: parameters.get(each, "") for each in _FILTERS},
     )
+    options = () if name == COST else _ALL[name].options
+    for each in ("client", "service"):
+        if getattr(scope, each) and each not in options:
+            raise ConfigurationError(f"{each} is not for the question {name}")
     by = _grouping(name, parameters.get("by", ""))
     return Asked(name, by, scope if name == COST else dataclasses.replace(scope, by=by), form)
 

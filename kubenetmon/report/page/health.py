@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kubenetmon.clickhouse.table import literal
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
 from kubenetmon.report.answers import Column
-from kubenetmon.report.flows import Flows
+from kubenetmon.report.flows import SIDE_COLUMNS, Flows
 from kubenetmon.report.questions import Question
 from kubenetmon.report.scope import Scope
 
@@ -71,6 +72,11 @@ class Health:
 
 def _nodes(flows: Flows, scope: Scope) -> str:
     source, span = flows.source, f"toDateTime({scope.since}) AND toDateTime({scope.until - 1})"
+    filters = "".join(
+        f" AND local{SIDE_COLUMNS[key]} = {literal(value)}"
+        for key, value in scope.filters.items()
+        if key in ("node", "zone")
+    )
     return (
         "SELECT localNode AS node, toInt64(last_end) AS last_report, rows_stored, total, "
         "arrayMax(holes) AS longest_gap, arraySum(arrayFilter(one -> one >= "
@@ -85,7 +91,7 @@ def _nodes(flows: Flows, scope: Scope) -> str:
         f"FROM {source.name}\n"
         f"WHERE date >= toDate(toDateTime({scope.since}), 'UTC') - 1 AND intervalStartTime BETWEEN {span} "
         # The original's table has rows of pods that it did not know, and so of no node.
-        "AND localNode != ''\n"
+        f"AND localNode != ''{filters}\n"
         "GROUP BY localNode, begin\n)\nGROUP BY localNode\n)\n"
         f"ORDER BY last_report, node{f' LIMIT {scope.limit}' if scope.limit else ''}"
     )
@@ -108,6 +114,7 @@ NODES = Question(
     _nodes,
     (
         f"A gap is a time of {GAP_SECONDS} s or more, between a node's first and last rows of the span, "
-        "without rows: the node had nothing to report, or nobody reported.",
+        "without rows: the node had nothing to report, or nobody reported. The filters node and zone hold "
+        "here; namespace and app do not, a node reports for all of its pods.",
     ),
 )
