@@ -6,11 +6,13 @@ import asyncio
 import csv
 import io
 import json
+import re
 from typing import Any
 
 import aiohttp
 import pytest
 
+from kubenetmon.metrics import catalogue
 from kubenetmon.report.page.answering import AnsweringConfig
 from kubenetmon.report.page.api import PageConfig
 from kubenetmon.report.page.asked import parse
@@ -111,11 +113,23 @@ async def test_gaps_of_a_node_are_found(page: Page) -> None:
 async def test_health_shows_the_identity_without_a_table(page: Page) -> None:
     async with served(page.api(with_sink=False)) as address:
         answer = await _json(address, "/api/health")
-        status, body, _ = await _get(address, "/api/ask?question=classes")
+        refused, body, _ = await _get(address, "/api/ask?question=classes")
+        status, text, headers = await _get(address, "/api/health?format=csv")
+        assert (await _get(address, "/api/health?format=xml"))[0] == 400
     assert answer["identity"][0]["received"] == 1_000_000
     assert answer["identity"][0]["unaccounted"] == 0
+    assert status == 200
+    assert headers["content-disposition"] == 'attachment; filename="kubenetmon-health.csv"'
+    lines = {(row["name"], row["part"]): row for row in csv.DictReader(io.StringIO(text))}
+    assert lines["received", "bytes"]["value"] == "1000000"
+    assert lines["ignored", "bytes, udp"]["value"] == "100000"
+    assert lines["unaccounted", "bytes"]["value"] == "0"
+    names = {spec.name for spec in catalogue.SERVER_METRICS}
+    metrics = {one for row in lines.values() for one in re.findall(r"kubenetmon_\w+", row["metric"])}
+    assert len(metrics) > 8
+    assert metrics <= names
     assert answer["checks"] == {"grpc": {"ok": True, "detail": "port 8884"}}
-    assert status == 502
+    assert refused == 502
     assert "nothing is stored here" in json.loads(body)["error"]
 
 

@@ -71,6 +71,38 @@ async def test_the_figures_are_the_worlds(page: Page) -> None:
     assert shown["internet"] == f"{known['PUBLIC_INTERNET']:,} bytes"
 
 
+async def test_no_number_of_any_view_is_without_a_link(page: Page) -> None:
+    """Each leads to a query or a CSV, and its panel has links that keys reach."""
+    async with opened(page) as (tab, address):
+        for view in VIEWS:
+            await tab.run(f"location.hash = '#/{view}?{page.span}'")
+            await tab.until(f"document.querySelector('nav a[data-view={view}][aria-current]') && {DONE}")
+            numbers = (
+                "[...document.querySelectorAll('main td.number, main td.cell, main dd')]"
+                ".filter(one => /\\d/.test(one.textContent))"
+            )
+            loose = await tab.run(
+                f"{numbers}.filter(one => !one.querySelector('a[href^=\"api/\"]'))"
+                ".map(one => one.textContent)"
+            )
+            assert loose == [], view
+            assert await tab.run(f"{numbers}.length") > 5, view
+            panels = await tab.run(
+                "[...document.querySelectorAll('main section')].map("
+                "one => [...one.querySelectorAll('.links a')].map(a => a.textContent + a.tabIndex).join())"
+            )
+            assert set(panels) == {"CSV0,JSON0,query0"}, view
+            for url in await tab.run(
+                "[...new Set([...document.querySelectorAll('main .links a')].map(a => a.href))]"
+            ):
+                assert await tab.run(f"fetch({url!r}).then(one => one.status)") == 200, url
+            assert url.startswith(address)
+        await tab.run("document.querySelector('main td.number a').click()")
+        assert "1,000,000 bytes" in await tab.run("document.getElementById('query-value').textContent")
+        metric = await tab.run("document.getElementById('query-sql').textContent")
+        assert metric == 'sum(kubenetmon_server_received_total{unit="bytes"})'
+
+
 async def test_every_number_leads_to_its_query_and_csv(page: Page) -> None:
     async with opened(page, "talks") as (tab, _):
         for panel in ("Zone to zone", "App to app", "Across zones", "All pairs"):

@@ -13,13 +13,30 @@ from typing import Any
 from kubenetmon.clickhouse.table import literal
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
-from kubenetmon.report.answers import Column
+from kubenetmon.report.answers import Answer, Column, render
 from kubenetmon.report.flows import SIDE_COLUMNS, Flows
 from kubenetmon.report.questions import Question
 from kubenetmon.report.scope import Scope
 
 GAP_SECONDS = 120
 """The shortest time without rows that counts as a gap: reports come once a minute."""
+
+
+_METRICS = {
+    "received": catalogue.SERVER_RECEIVED.name,
+    "committed": catalogue.SERVER_COMMITTED.name,
+    "ignored": catalogue.SERVER_IGNORED.name,
+    "handed_back": catalogue.SERVER_HANDED_BACK.name,
+    "pending": catalogue.SERVER_PENDING.name,
+    "agents": catalogue.SERVER_AGENTS.name,
+    "held_batches": catalogue.HELD_BATCHES.name,
+    "exactly_once": catalogue.EXACTLY_ONCE.name,
+    "insert_errors": f'{catalogue.WORKER_ERRORS.name}{{type="flush_batch_failed"}}',
+    "insert_retries": catalogue.INSERT_RETRIES.name,
+    "batches": f"sum by (outcome) ({catalogue.SERVER_BATCHES.name})",
+}
+"""What each number is in Prometheus."""
+_COLUMNS = (Column("name"), Column("part"), Column("value", "count"), Column("metric"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +82,30 @@ class Health:
                 )
                 for outcome in ("committed", "retry_later", "rejected")
             },
+            "metrics": _METRICS,
             "live": {key: rates[key] for key in ("horizon", "nodes", "late_nodes", "interval")},
             **self.readiness.report(),
         }
+
+    def csv(self, now: float) -> str:
+        """The numbers of the document, one a line, each with its metric."""
+        document = self.document(now)
+        rows: list[tuple[str, str, object, str]] = []
+        for part in document["identity"]:
+            unit = str(part["unit"])
+            names = ("received", "committed", "handed_back", "pending", "unaccounted")
+            rows += [(name, unit, part[name], _METRICS.get(name, "")) for name in names]
+            rows += [
+                ("ignored", f"{unit}, {one}", n, _METRICS["ignored"]) for one, n in part["ignored"].items()
+            ]
+        single = ("agents", "held_batches", "exactly_once", "insert_errors", "insert_retries")
+        rows += [(name, "", int(document[name]), _METRICS[name]) for name in single]
+        rows += [("batches", outcome, n, _METRICS["batches"]) for outcome, n in document["batches"].items()]
+        live = document["live"]
+        rows += [(name, "", live[name], "") for name in ("horizon", "nodes", "interval")]
+        rows += [("late_node", name, 1, "") for name in live["late_nodes"]]
+        rows += [("check", name, int(one["ok"]), "") for name, one in document["checks"].items()]
+        return render(Answer("health", "Health of the metering", _COLUMNS, rows, int(now), int(now)), "csv")
 
 
 def _nodes(flows: Flows, scope: Scope) -> str:
