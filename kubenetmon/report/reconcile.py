@@ -25,7 +25,8 @@ from pathlib import Path
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.report.answers import Answer, Column
-from kubenetmon.report.cost import PATH_OF_TRANSFER, Bill, decimal, lines
+from kubenetmon.report.bill import decimal
+from kubenetmon.report.cost import PATH_OF_TRANSFER, bill_of
 from kubenetmon.report.flows import Flows, Source, Span
 from kubenetmon.report.prices import Price, PriceList, Transfer
 from kubenetmon.report.questions import OBSERVATION
@@ -140,9 +141,8 @@ async def reconcile(
 
     The headers are worked out from rows, not rollups. Raises what the sink raises.
     """
-    clouds, found = set(), await lines(sink, source, scope, "path")
-    for line in found:
-        clouds.add(line.transfer.cloud)
+    priced = await bill_of(sink, source, scope, "path", prices)
+    clouds = {line.transfer.cloud for line in priced.lines}
     items = {
         name: [one for one in entries if one.cloud in clouds] for name, entries in prices.items().items()
     }
@@ -150,7 +150,7 @@ async def reconcile(
     billed, others, outside = _billed(bill, items, scope)
     moved: dict[str, int] = {}
     costs: dict[str, Fraction] = {}
-    for charge in Bill(prices, found).charges():
+    for charge in priced.charges():
         if charge.price.item:
             moved[charge.price.item] = moved.get(charge.price.item, 0) + charge.bytes
             costs[charge.price.item] = costs.get(charge.price.item, Fraction(0)) + charge.cost

@@ -28,6 +28,8 @@ class End:
     known: bool = True
     klass: str = "INTRA_VPC"
     service: str = ""
+    cloud: str = "aws"
+    region: str = "us-west-2"
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class World:
         if self.ours:
             addresses.append(f"toIPv6({quote(end.address if six else '::')})")
         texts = [
-            "aws", "us-west-2", "main", labels.zone, labels.node, labels.namespace, labels.pod, labels.app
+            end.cloud, end.region, "main", labels.zone, labels.node, labels.namespace, labels.pod, labels.app
         ]  # fmt: skip
         return [*map(quote, texts), *addresses, str(port)]
 
