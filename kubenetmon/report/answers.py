@@ -45,7 +45,7 @@ class Column:
 class Answer:
     """Rows under columns. `notes` say what is and is not in them, a sentence each, and may hold names as the
     table has them: who prints them makes them `printable`. `sql` is the query;
-    `summary` are amounts over all rows, as decimal text."""
+    `summary` are amounts over all rows, as decimal text; `cut`: there are more rows than these."""
 
     name: str
     title: str
@@ -56,6 +56,7 @@ class Answer:
     notes: tuple[str, ...] = ()
     sql: str = ""
     summary: Mapping[str, str] = field(default_factory=dict)
+    cut: bool = False
 
     def records(self) -> list[dict[str, Any]]:
         """The rows as objects."""

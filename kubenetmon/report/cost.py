@@ -143,7 +143,9 @@ async def cost(
     notes.append(OBSERVATION)
     columns = (Column("name", title=by), *_COLUMNS) if by != "path" else _COLUMNS
     sql = statement(Flows(source, Span.of(scope.since, scope.until)), scope, by)
-    return Answer("cost", "Cost", columns, shown, scope.since, scope.until, tuple(notes), sql, summary)
+    span = (scope.since, scope.until)
+    cut = len(shown) < len(rows)
+    return Answer("cost", "Cost", columns, shown, *span, tuple(notes), sql, summary, cut)
 
 
 async def _month_to_date(

@@ -7,6 +7,7 @@ is a view. Which observation of a byte counts is `kubenetmon.report.flows`' to s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -60,13 +61,24 @@ async def ask(
     """Run the query and what its notes need. Raises what the sink raises."""
     sql = statement(question, scope, source)
     flows = Flows(source, Span.of(scope.since, scope.until))
-    rows: Sequence[tuple[object, ...]] = [tuple(row) for row in await sink.query(sql)]
+    # One row more than is shown tells whether there are more.
+    found = await sink.query(statement(question, one_more(scope), source))
+    rows: Sequence[tuple[object, ...]] = [tuple(row) for row in found[: scope.limit or None]]
+    cut = len(found) > len(rows)
     columns = question.columns(question.by(scope))
-    notes = [*question.notes, *await _notes(sink, question, scope, flows, rows)]
+    notes = [*question.notes, *await _notes(sink, question, scope, flows)]
+    if cut:
+        notes.append(f"These are the first {scope.limit} rows; --limit 0 shows all.")
     if question.name == "throughput":
         columns, rows, more = limits.judge(columns, rows, question.by(scope))
         notes += [*more, *_partial_nodes(question, scope)]
-    return Answer(question.name, question.title, columns, rows, scope.since, scope.until, tuple(notes), sql)
+    span = (scope.since, scope.until)
+    return Answer(question.name, question.title, columns, rows, *span, tuple(notes), sql, cut=cut)
+
+
+def one_more(scope: Scope) -> Scope:
+    """The same with a row more."""
+    return dataclasses.replace(scope, limit=scope.limit + 1) if scope.limit else scope
 
 
 def _columns(*columns: Column) -> Callable[[str], tuple[Column, ...]]:
@@ -269,9 +281,7 @@ def refuse_options(question: Question, by: str, given: Mapping[str, object]) -> 
         )
 
 
-async def _notes(
-    sink: Sink, question: Question, scope: Scope, flows: Flows, rows: Sequence[tuple[object, ...]]
-) -> list[str]:
+async def _notes(sink: Sink, question: Question, scope: Scope, flows: Flows) -> list[str]:
     notes = []
     if question.name in ("openers", "balance"):
         notes.append(await _opener_note(sink, flows))
@@ -298,8 +308,6 @@ async def _notes(
         if silent:
             named = ", ".join(silent[:5]) + (", …" if len(silent) > 5 else "")
             notes.append(f"No agent reports from {named}: their bytes are those that others saw of them.")
-    if scope.limit and len(rows) == scope.limit:
-        notes.append(f"These are the first {scope.limit} rows; --limit 0 shows all.")
     return notes
 
 

@@ -175,12 +175,12 @@ async def test_nothing_is_an_answer_too(table: Table, question: str) -> None:
 
 @pytest.mark.parametrize("question", QUESTIONS)
 async def test_a_limit_is_kept_and_said(table: Table, question: str) -> None:
-    answer = await table.ask(question, limit=1)
-    assert len(answer.rows) == 1
-    if question != "balance":
-        whole = await table.ask(question)
-        assert whole.rows[0][:2] == answer.rows[0][:2]
-    assert any("first 1 rows" in note for note in answer.notes)
+    whole = await table.ask(question)
+    for limit in (1, len(whole.rows) - 1, len(whole.rows), len(whole.rows) + 1):
+        answer = await table.ask(question, limit=limit)
+        assert list(answer.rows) == list(whole.rows[:limit])
+        assert answer.cut == (limit < len(whole.rows))
+        assert answer.cut == any(f"first {limit} rows" in note for note in answer.notes)
 
 
 async def test_columns_are_those_of_the_rows(table: Table) -> None:

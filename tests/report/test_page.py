@@ -93,6 +93,17 @@ async def test_every_answer_has_its_query_its_csv_and_its_command(page: Page, na
         )
 
 
+@pytest.mark.parametrize("name", NAMES)
+async def test_only_what_is_cut_is_said_to_be(page: Page, name: str) -> None:
+    async with served(page.api()) as address:
+        query = f"/api/ask?question={name}&{page.span}"
+        rows = len((await _json(address, f"{query}&limit=5000"))["rows"])
+        for limit, cut in [(one, one < rows) for one in (rows - 1, rows) if one]:
+            answer = await _json(address, f"{query}&limit={limit}")
+            assert answer["cut"] is (cut and name != "paths")
+            assert len(answer["rows"]) == (rows if name == "paths" else limit)
+
+
 async def test_gaps_of_a_node_are_found(page: Page) -> None:
     gone = page.start + 60 * 100
     await page.sink.query(

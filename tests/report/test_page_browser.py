@@ -193,6 +193,26 @@ async def test_the_query_is_opened_and_left_by_keys(page: Page) -> None:
         assert await tab.run("document.activeElement.textContent") == "query"
 
 
+async def test_the_even_share_is_of_all_replicas_where_the_rows_end_within_them(page: Page) -> None:
+    async with opened(page, "balance") as (tab, _):
+        whole = (
+            "[...document.querySelectorAll('tbody')]"
+            ".find(one => one.rows[0].textContent.includes('shop/frontend 4'))"
+        )
+        assert await tab.run(f"{whole}.querySelector('.bar b').style.left") == "25%"
+        # As the page would be told of more rows than it asks for: those of one group are cut.
+        await tab.run(
+            "window.fetch = (asked => async (url, more) => { const answer = await asked(url, more);"
+            "if (!String(url).includes('question=balance')) return answer;"
+            "const body = await answer.json(); body.rows = body.rows.slice(0, 3); body.cut = true;"
+            "return new Response(JSON.stringify(body)); })(window.fetch)"
+        )
+        await tab.run("document.querySelector('#scope button[type=submit]').click()")
+        await tab.until(f"document.querySelectorAll('tbody tr').length === 4 && {DONE}")
+        assert "3 of 4 replicas" in await tab.run("document.querySelector('tr.group').textContent")
+        assert await tab.run("document.querySelector('.bar b').style.left") == "25%"
+
+
 async def test_tables_sort_and_say_so(page: Page) -> None:
     async with opened(page, "talks") as (tab, _):
         table = "document.querySelector('section[aria-label=\"All pairs\"] table')"

@@ -22,7 +22,7 @@ from kubenetmon.report.flows import Flows, Source, Span
 from kubenetmon.report.limits import NO_LIMITS, Limits
 from kubenetmon.report.page.health import NODES
 from kubenetmon.report.prices import PriceList
-from kubenetmon.report.questions import OBSERVATION, QUESTIONS, Question, ask
+from kubenetmon.report.questions import OBSERVATION, QUESTIONS, Question, ask, one_more
 from kubenetmon.report.scope import KEYS, Scope, parse_time
 from kubenetmon.report.series import PATHS_OVER_TIME, series_flows, step_of
 
@@ -122,9 +122,11 @@ class Answers:
         return json.dumps(_document(asked, answer), ensure_ascii=False, separators=(",", ":")).encode()
 
     async def _own(self, question: Question, asked: Asked, source: Source) -> Answer:
-        sql = _statement(asked, source)
-        rows = await self._sink.query(sql)
         scope = asked.scope
+        more = dataclasses.replace(asked, scope=one_more(scope))
+        found = await self._sink.query(_statement(more, source))
+        # Slots are few by themselves.
+        rows = found if asked.name == PATHS_OVER_TIME.name else found[: scope.limit]
         return Answer(
             question.name,
             question.title,
@@ -133,7 +135,8 @@ class Answers:
             scope.since,
             scope.until,
             question.notes,
-            sql,
+            _statement(asked, source),
+            cut=len(found) > len(rows),
         )
 
 
@@ -150,7 +153,6 @@ def _statement(asked: Asked, source: Source) -> str:
 def _document(asked: Asked, answer: Answer) -> dict[str, Any]:
     """Rows as arrays; `general` notes hold for many questions, `notes` for this answer."""
     general = {OBSERVATION, *(QUESTIONS[asked.name].notes if asked.name in QUESTIONS else ())}
-    cut = asked.name != PATHS_OVER_TIME.name and len(answer.rows) >= asked.scope.limit
     return {
         **answer.document(),
         "rows": [list(row) for row in answer.rows],
@@ -160,7 +162,7 @@ def _document(asked: Asked, answer: Answer) -> dict[str, Any]:
             for note in answer.notes
             if note not in general and not note.startswith("These are the first")
         ],
-        "cut": cut,
+        "cut": answer.cut,
         "by": asked.by,
         "sql": answer.sql,
         "command": asked.command,

@@ -56,7 +56,7 @@ async function health() {
   const found = await fetchJson("api/health");
   const link = (format) => `api/health?format=${format}`;
   const open = (value, metrics = []) => openQuery({
-    title: "Health of the metering", link, forms: ["csv", "json"], command: "curl http://SERVER:8883/metrics",
+    title: "Health of the metering", link, forms: ["csv", "json"], command: "curl SERVER:8883/metrics",
     sql: metrics.length ? metrics.join("\n") : "No metric has it; the CSV does.",
   }, value);
   return { ...found, link, open };

@@ -173,7 +173,7 @@ function cost(main, ask, _, scope) {
 // ---- Who talks to whom
 
 function talks(main, ask) {
-  const zones = panel("Zone to zone", { help: "Bytes from the zone in the row to the zone in the column. Off the diagonal they are charged for." });
+  const zones = panel("Zone to zone", { help: "Bytes from the zone in the row to the zone in the column. Off the diagonal they cross zones, which some clouds charge for: see Cost." });
   const apps = panel("App to app", { help: "The apps that move most; empty: outside of the cluster, or without a name." });
   const crossing = panel("Across zones", { wide: "tall" }), all = panel("All pairs", { wide: "tall" });
   place(main, zones, apps, crossing, all);
