@@ -13,6 +13,7 @@ import json
 from fractions import Fraction
 
 from kubenetmon.clickhouse.sinks import Sink
+from kubenetmon.clock import SYSTEM_CLOCK, Clock
 from kubenetmon.report.allowances import Allowance
 from kubenetmon.report.answers import Answer, Column
 from kubenetmon.report.bill import NO_PRICE, Bill, Charge, Line, decimal, month_name
@@ -109,22 +110,32 @@ async def bill_of(sink: Sink, source: Source, scope: Scope, by: str, prices: Pri
 
 
 async def cost(
-    sink: Sink, source: Source, scope: Scope, by: str, prices: PriceList, *, explain: bool = False
+    sink: Sink,
+    source: Source,
+    scope: Scope,
+    by: str,
+    prices: PriceList,
+    *,
+    explain: bool = False,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Answer:
-    """The priced answer. Raises what the sink raises."""
+    """The priced answer. What `clock` has not reached yet is not metered, but projected. Raises what the sink
+    raises."""
     bill = await bill_of(sink, source, scope, by, prices)
     charges = bill.charges()
     rows = [_row(charge, by) for charge in charges]
     shown = rows[: scope.limit] if scope.limit else rows
     total = sum((charge.cost for charge in charges), Fraction(0))
-    month_bill, month_text = await _month_to_date(sink, source, scope, bill, prices)
+    now = int(clock.time())
+    reached = min(scope.until, now) if now > scope.since else scope.until
+    month_bill, month_text = await _month_to_date(sink, source, scope, reached, bill, prices)
     summary = {"total": decimal(total), **month_text}
     notes = [
         f"Total: {_dollars(total)}"
         + ("." if total == bill.total() else f", of {_dollars(bill.total())} for all traffic.")
     ]
     notes.append(
-        f"{month_name(month_start(scope.until - 1))} to date: {_dollars(month_bill)}; projected for the "
+        f"{month_name(month_start(reached - 1))} to date: {_dollars(month_bill)}; projected for the "
         f"month: {_dollars(Fraction(month_text['projected']))} (all traffic, at the pace so far)."
     )
     unpriced = sum(charge.bytes for charge in charges if charge.price is NO_PRICE)
@@ -149,18 +160,19 @@ async def cost(
 
 
 async def _month_to_date(
-    sink: Sink, source: Source, scope: Scope, bill: Bill, prices: PriceList
+    sink: Sink, source: Source, scope: Scope, reached: int, bill: Bill, prices: PriceList
 ) -> tuple[Fraction, dict[str, str]]:
-    begin = month_start(scope.until - 1)
+    """Of the month in which `reached` lies, up to which there can be rows."""
+    begin = month_start(reached - 1)
     if scope.since != begin:
-        bill = Bill(prices, await _earlier(sink, source, scope, begin, scope.until))
+        bill = Bill(prices, await _earlier(sink, source, scope, begin, reached))
     first = await sink.query(
         f"SELECT toUnixTimestamp(min(intervalStartTime)), count() FROM {source.name} "
-        f"WHERE {Span.of(begin, scope.until).condition()}"
+        f"WHERE {Span.of(begin, reached).condition()}"
     )
     metered_from = max(begin, int(first[0][0])) if first and int(first[0][1]) else begin
     end = next_month(begin)
-    rest = Fraction(end - scope.until, max(1, scope.until - metered_from))
+    rest = Fraction(end - reached, max(1, reached - metered_from))
     spent = bill.total()
     projected = bill.projected(begin, 1 + rest) if rest > 0 else spent
     return spent, {"month_to_date": decimal(spent), "projected": decimal(projected)}

@@ -22,9 +22,10 @@ from kubenetmon.report.cost import cost
 from kubenetmon.report.flows import Source, read_source
 from kubenetmon.report.prices import PriceList, read_prices
 from kubenetmon.report.reconcile import BillLine, read_bill, reconcile
-from kubenetmon.report.scope import Scope, month_start, next_month
+from kubenetmon.report.scope import Scope, moment, month_start, next_month
 from tests.beds.described_sink import DescribedSink
 from tests.beds.known_traffic import ABROAD, INTERNET, S3, End, Flow, World
+from tests.beds.virtual_clock import VirtualClock
 from tests.clickhouse.conftest import original_ddl
 
 pytestmark = [pytest.mark.chdb, pytest.mark.asyncio(loop_scope="module")]
@@ -221,6 +222,13 @@ async def test_half_a_month_is_projected_to_the_cent(sink: EmbeddedSink, prices:
     # 10 GB: a cent at each end, and 4.5 cents for the gateway that they passed once.
     assert costs(answer, "entry")[("aws/nat-gateway",)] == (10 * GB, "0.45")
     assert answer.summary == {"total": "0.65", "month_to_date": "0.65", "projected": "1.3"}
+    # What is asked beyond now cannot have been metered yet, and is as much projected.
+    clock = VirtualClock(scope.until)
+    for until in (scope.until + 60, ALL.until, ALL.until + 40 * 86_400):
+        later = Scope(since=LAST_MONTH, until=until, limit=0)
+        answer = await cost(sink, source, later, "path", prices, clock=clock)
+        assert answer.summary == {"total": "0.65", "month_to_date": "0.65", "projected": "1.3"}
+        assert any(note.startswith(f"{moment(LAST_MONTH)[:7]} to date: $0.65") for note in answer.notes)
     await sink.query("DROP DATABASE half SYNC")
 
 

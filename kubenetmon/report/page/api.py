@@ -87,7 +87,9 @@ class PageApi:
             "result_overflow_mode": "throw",
         }
         self._sink = None if sink is None else _LimitedSink(sink, settings)
-        self._answers = None if self._sink is None else Answers(self._sink, prices=prices, limits=limits)
+        self._answers = (
+            None if self._sink is None else Answers(self._sink, prices=prices, limits=limits, clock=clock)
+        )
         self._answering = Answering(config.answering, clock=clock)
         self._source: tuple[float, Source] | None = None
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kubenetmon.clickhouse.sinks import Sink
+from kubenetmon.clock import Clock
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.report import cost
 from kubenetmon.report.answers import Answer, render
@@ -101,9 +102,11 @@ def _grouping(name: str, by: str) -> str:
 class Answers:
     """Asks the table."""
 
-    def __init__(self, sink: Sink, *, prices: PriceList, limits: Callable[[], Awaitable[Limits]]) -> None:
+    def __init__(
+        self, sink: Sink, *, prices: PriceList, limits: Callable[[], Awaitable[Limits]], clock: Clock
+    ) -> None:
         """`limits` gives what the nodes can move, as it is known now."""
-        self._sink, self._prices, self._limits = sink, prices, limits
+        self._sink, self._prices, self._limits, self._clock = sink, prices, limits, clock
 
     async def body(self, asked: Asked, source: Source) -> bytes:
         """The answer in its form. Raises what the sink raises."""
@@ -111,7 +114,7 @@ class Answers:
         if asked.form == "sql":
             return f"{_statement(asked, source)}\n".encode()
         if asked.name == COST:
-            answer = await cost.cost(self._sink, source, scope, asked.by, self._prices)
+            answer = await cost.cost(self._sink, source, scope, asked.by, self._prices, clock=self._clock)
         elif asked.name in _OWN:
             answer = await self._own(_OWN[asked.name], asked, source)
         else:
