@@ -28,6 +28,7 @@ from kubenetmon.report.limits import instance_types_of, read_limits, read_nodes
 from kubenetmon.report.prices import read_prices
 from kubenetmon.report.questions import QUESTIONS, ask, refuse_options, statement
 from kubenetmon.report.reconcile import read_bill, reconcile
+from kubenetmon.report.scope import Scope
 from kubenetmon.report.text import printable
 
 _CONNECT_TIMEOUT = 10.0
@@ -112,16 +113,40 @@ async def run_cost(options: argparse.Namespace, config: ServerConfig) -> int:
     prices = read_prices(options.prices)
     if options.mtu and not 100 <= options.mtu <= 65_535:
         raise ConfigurationError(f"--mtu {options.mtu} is not a packet's size (100 to 65535)")
+    _check_reconcile(options, scope)
     bill = list(read_bill(options.reconcile)) if options.reconcile else None
     async with reading_sink(config) as sink:
         source = await read_source(sink, config.clickhouse_database, config.clickhouse_table, raw=options.raw)
         if options.sql:
             print(cost_statement(Flows(source, Span.of(scope.since, scope.until)), scope, by))
         elif bill is not None:
-            _show(await reconcile(sink, source, scope, prices, bill, options.mtu), options.format)
+            compared = await reconcile(
+                sink, source, scope, prices, bill, options.mtu, explain=options.explain
+            )
+            _show(compared, options.format)
         else:
             _show(await cost(sink, source, scope, by, prices, explain=options.explain), options.format)
     return 0
+
+
+def _check_reconcile(options: argparse.Namespace, scope: Scope) -> None:
+    """Raise `ConfigurationError` for options that do not go with a bill, or with none."""
+    if not options.reconcile:
+        if options.mtu:
+            raise ConfigurationError("--mtu is for --reconcile: leave it out")
+        return
+    if filters := list(scope.filters):
+        raise ConfigurationError(
+            f"--{filters[0]} does not go with --reconcile: a bill cannot be filtered by {filters[0]}, only "
+            "what is metered can"
+        )
+    if options.by:
+        raise ConfigurationError("--by does not go with --reconcile, which compares items of the bill")
+    if options.sql:
+        raise ConfigurationError(
+            "--sql does not go with --reconcile, which asks several queries: `kubenetmon cost --by path "
+            "--sql` prints the one of what is metered"
+        )
 
 
 def _show(answer: Answer, form: str) -> None:

@@ -153,7 +153,7 @@ def add_cost(
         type=Path,
         metavar="FILE",
         help="compare with a bill: an AWS Cost and Usage Report (CSV, .gz) or a CSV with item, usage (GB) "
-        "and cost",
+        "and cost; without filters, --by and --sql",
     )
     parser.add_argument(
         "--mtu", type=int, default=0, metavar="N", help="reconcile: largest packet, for hidden headers"

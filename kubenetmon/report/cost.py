@@ -33,6 +33,11 @@ PATH_OF_TRANSFER = (
     "connectionClass = 'PUBLIC_INTERNET', 'internet', "
     "connectionClass IN ('', 'UNKNOWN'), 'unknown', concat('class:', connectionClass))"
 )
+FLAGS = (
+    "toJSONString(arraySort(arrayFilter(flag -> connectionFlags[flag] AND flag != 'LOCAL_INITIATED', "
+    "mapKeys(connectionFlags))))"
+)
+"""Names of networks that the connection passed, as JSON."""
 _COLUMNS = (
     Column("path"),
     Column("entry", title="price entry"),
@@ -75,8 +80,7 @@ def statement(flows: Flows, scope: Scope, by: str) -> str:
         "SELECT toUnixTimestamp(toDateTime(toStartOfMonth(intervalStartTime, 'UTC'), 'UTC')) AS month, way, "
         "(way = 'out') = (direction = 'out') AS own, "
         f"{chosen}, {name} AS name, {PATH_OF_TRANSFER} AS path, remoteCloudService AS service, "
-        "toJSONString(arraySort(arrayFilter(flag -> connectionFlags[flag] AND flag != 'LOCAL_INITIATED', "
-        "mapKeys(connectionFlags)))) AS flags, sum(bytes) AS total\n"
+        f"{FLAGS} AS flags, sum(bytes) AS total\n"
         f"FROM (\n{flows.transfers('zone', 'region', 'cloud', 'app', 'pod', 'namespace', 'node')}\n)\n"
         "ARRAY JOIN ['out', 'in'] AS way\n"
         # What is not ours does not pay on our bill.

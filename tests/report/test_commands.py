@@ -200,6 +200,14 @@ async def test_every_answer_is_the_same_over_the_native_protocol(tmp_path: Path)
         ),
         (("cost", "--prices", "/none.json", "--set", "clickhouse_endpoint=x:1"), "/none.json cannot be read"),
         (("cost", "--mtu", "3", "--set", "clickhouse_endpoint=x:1"), "--mtu 3 is not"),
+        (("cost", "--mtu", "1500", "--set", "clickhouse_endpoint=x:1"), "--mtu is for --reconcile"),
+        *(
+            (
+                ("cost", "--reconcile", "/none", *more, "--set", "clickhouse_endpoint=x:1"),
+                f"{more[0]} does not go with --reconcile",
+            )
+            for more in (("--app", "web"), ("--zone", "a"), ("--by", "path"), ("--sql",))
+        ),
         (
             ("ask", "throughput", "--nodes", "/none", "--set", "clickhouse_endpoint=x:1"),
             "--nodes /none cannot be read",

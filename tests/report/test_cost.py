@@ -266,7 +266,7 @@ async def test_a_bill_beside_what_was_metered(sink: EmbeddedSink, source: Source
 
 
 async def test_headers_that_offload_hid_are_estimated_row_by_row(
-    sink: EmbeddedSink, prices: PriceList
+    sink: EmbeddedSink, prices: PriceList, tmp_path: Path
 ) -> None:
     await sink.query("CREATE DATABASE headers")
     await sink.query(original_ddl("headers"))
@@ -285,6 +285,29 @@ async def test_headers_that_offload_hid_are_estimated_row_by_row(
     # 25 large packets were 1,000 of 1,448 bytes on the wire: 975 headers, on both sides' lines of the bill.
     assert row["headers"] == 2 * (segments - packets) * 52
     assert row["metered"] == 2 * (2 * payload + (packets + segments + 100) * 52)
+    # What processes both ways' traffic does so once a byte: its line has the headers of one side.
+    own = tmp_path / "own.json"
+    assumed = [{"path": "cross-zone", "entry": "aws/nat-gateway"}]
+    own.write_text(json.dumps({"format": 1, "edition": "1", "prices": [], "assume": assumed}))
+    answer = await reconcile(sink, source, ALL, read_prices([own]), [], mtu=1500, explain=True)
+    found = {row["item"]: row for row in answer.records()}
+    assert found["NatGateway-Bytes"]["metered"] * 2 == found["DataTransfer-Regional-Bytes"]["metered"]
+    assert found["NatGateway-Bytes"]["headers"] == (segments - packets) * 52
+    assert found["DataTransfer-Regional-Bytes"]["headers"] == 2 * (segments - packets) * 52
+    assert any("aws/nat-gateway" in note and " = $" in note for note in answer.notes)
+    short = Scope(since=ALL.since, until=ALL.until, limit=1)
+    answer = await reconcile(sink, source, short, read_prices([own]), [], mtu=1500)
+    assert len(answer.rows) == 1
+    assert any("first 1 of 2 rows" in note for note in answer.notes)
+    # The same where the connections' flags say it.
+    await sink.query("TRUNCATE TABLE headers.network_flows_0")
+    world.flows = [Flow(WEB, API, 40_000, 80, payload + packets * 52, 0, LAST_MONTH)]
+    amount = payload + packets * 52
+    flagged = world.insert("headers.network_flows_0").replace("map()", "map('NAT_GATEWAY', true)")
+    await sink.query(flagged.replace(f"{amount}, 1)", f"{amount}, {packets})"))
+    answer = await reconcile(sink, source, ALL, prices, [], mtu=1500)
+    found = {row["item"]: row for row in answer.records()}
+    assert found["NatGateway-Bytes"]["headers"] == (segments - packets) * 52
     await sink.query("DROP DATABASE headers SYNC")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kubenetmon.clickhouse.sinks import Sink
-from kubenetmon.clock import Clock
+from kubenetmon.clock import SYSTEM_CLOCK, Clock
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.report import cost
 from kubenetmon.report.answers import Answer, render
@@ -103,7 +103,12 @@ class Answers:
     """Asks the table."""
 
     def __init__(
-        self, sink: Sink, *, prices: PriceList, limits: Callable[[], Awaitable[Limits]], clock: Clock
+        self,
+        sink: Sink,
+        *,
+        prices: PriceList,
+        limits: Callable[[], Awaitable[Limits]],
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """`limits` gives what the nodes can move, as it is known now."""
         self._sink, self._prices, self._limits, self._clock = sink, prices, limits, clock
