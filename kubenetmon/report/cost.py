@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from fractions import Fraction
 
 from kubenetmon.clickhouse.sinks import Sink
@@ -17,7 +18,7 @@ from kubenetmon.clock import SYSTEM_CLOCK, Clock
 from kubenetmon.report.allowances import Allowance
 from kubenetmon.report.answers import Answer, Column
 from kubenetmon.report.bill import NO_PRICE, Bill, Charge, Line, decimal, month_name
-from kubenetmon.report.flows import SIDE_COLUMNS, Flows, Source, Span
+from kubenetmon.report.flows import Flows, Source, Span, name_of
 from kubenetmon.report.prices import Price, PriceList, Transfer
 from kubenetmon.report.questions import OBSERVATION
 from kubenetmon.report.scope import Scope, month_start, next_month
@@ -55,7 +56,7 @@ def statement(flows: Flows, scope: Scope, by: str) -> str:
         "workload": ("concat({0}Namespace, if({0}Namespace = '', '', '/'), if({0}App = '', {0}Pod, {0}App))"),
         "path": "''",
     }
-    key = keys.get(by, f"{{0}}{SIDE_COLUMNS.get(by, 'App')}")
+    key = keys[by] if by in keys else name_of(by, "{0}")
     pays = {
         way: {
             "key": key.format(end),
@@ -148,7 +149,7 @@ async def cost(
     if len(shown) < len(rows):
         notes.append(f"These are the first {len(shown)} of {len(rows)} rows; --limit 0 shows all.")
     if explain:
-        notes += bill.explained()
+        notes += [*bill.explained(), *_filtered(scope, charges)]
     used = {charge.price.id: charge.price for charge in charges if charge.price is not NO_PRICE}
     notes.append(
         f"Prices: {', '.join(prices.editions)}; list prices unless you gave your own (--prices FILE)."
@@ -190,6 +191,25 @@ async def _earlier(sink: Sink, source: Source, scope: Scope, begin: int, end: in
         scope, since=begin, until=end, namespace="", app="", node="", zone="", limit=0
     )
     return await lines(sink, source, whole, "path")
+
+
+def _filtered(scope: Scope, charges: Sequence[Charge]) -> list[str]:
+    """What the filters leave of the arithmetic, by entry; nothing without filters."""
+    if not scope.filters:
+        return []
+    sums: dict[str, tuple[int, Fraction]] = {}
+    for charge in charges:
+        if charge.price is not NO_PRICE:
+            amount, dollars = sums.get(charge.price.id, (0, Fraction(0)))
+            sums[charge.price.id] = (amount + charge.bytes, dollars + charge.cost)
+    named = ", ".join(f"{key} {value}" for key, value in scope.filters.items())
+    parts = "; ".join(
+        f"{name} {amount:,} bytes = ${decimal(dollars)}" for name, (amount, dollars) in sorted(sums.items())
+    )
+    return [
+        "That is the arithmetic of all traffic, which fills tiers. "
+        f"Of {named}, at the mean price: {parts or 'nothing'}."
+    ]
 
 
 def _row(charge: Charge, by: str) -> tuple[object, ...]:

@@ -120,7 +120,7 @@ async def test_workloads_share_tiers_and_add_up(
 
 
 @pytest.mark.parametrize(
-    ("by", "name"), [("namespace", "shop"), ("app", "api"), ("pod", "api-1"), ("zone", "b")]
+    ("by", "name"), [("namespace", "shop"), ("app", "api"), ("pod", "shop/api-1"), ("zone", "b")]
 )
 async def test_it_is_grouped_as_asked(
     sink: EmbeddedSink, source: Source, prices: PriceList, by: str, name: str
@@ -138,6 +138,12 @@ async def test_a_filter_leaves_tiers_to_all_traffic(
     assert costs(answer, "entry")[("aws/internet-out",)] == (140 * GB, "6.3")
     assert answer.summary["total"] == "7.7"  # 6.3 + 1 + 0.1 out + 0.3 in
     assert any("of $10.80 for all traffic" in note for note in answer.notes)
+    told = (await cost(sink, source, scope, "path", prices, explain=True)).notes
+    [own] = [note for note in told if note.startswith("That is the arithmetic of all traffic")]
+    assert "Of app api, at the mean price:" in own
+    assert f"aws/internet-out {140 * GB:,} bytes = $6.3" in own
+    whole = (await cost(sink, source, ALL, "path", prices, explain=True)).notes
+    assert not any("That is the arithmetic" in note for note in whole)
 
 
 async def test_what_came_before_fills_the_tiers(
