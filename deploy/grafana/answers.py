@@ -55,7 +55,7 @@ def _table(title: str, description: str, query: str, units: dict[str, str], **mo
 _OVER_TIME = Panel(
     "timeseries",
     "Bytes by path",
-    "Every byte once, by the path it took. A bar is an hour, or more where the span is longer than 64 hours.",
+    "Every byte once, by the path it took. A point is an hour, or more in a span of more than 64 hours.",
     [(f"SELECT time, path, bytes FROM {_view('paths')} ORDER BY time", "")],
     unit=_BYTES,
     width=24,

@@ -26,8 +26,10 @@ from kubenetmon.report.cost import statement as cost_statement
 from kubenetmon.report.flows import Flows, Span, read_source
 from kubenetmon.report.limits import instance_types_of, read_limits, read_nodes
 from kubenetmon.report.prices import read_prices
-from kubenetmon.report.questions import QUESTIONS, ask, statement
+from kubenetmon.report.questions import QUESTIONS, ask, refuse_options, statement
 from kubenetmon.report.reconcile import read_bill, reconcile
+from kubenetmon.report.scope import Scope
+from kubenetmon.report.text import printable
 
 _CONNECT_TIMEOUT = 10.0
 _READ_TIMEOUT = 60.0
@@ -64,6 +66,7 @@ async def run_ask(options: argparse.Namespace, config: ServerConfig) -> int:
             f"{question.name} cannot be grouped by {options.by}"
             + (f": choose {', '.join(question.keys)}" if question.keys else "")
         )
+    refuse_options(question, options.by, vars(options))
     scope = scope_of(options, by=options.by, client=options.client, service=options.service)
     limits = read_limits(await instance_types(options.nodes, config), options.instance_type, options.limits)
     async with reading_sink(config) as sink:
@@ -110,20 +113,44 @@ async def run_cost(options: argparse.Namespace, config: ServerConfig) -> int:
     prices = read_prices(options.prices)
     if options.mtu and not 100 <= options.mtu <= 65_535:
         raise ConfigurationError(f"--mtu {options.mtu} is not a packet's size (100 to 65535)")
+    _check_reconcile(options, scope)
     bill = list(read_bill(options.reconcile)) if options.reconcile else None
     async with reading_sink(config) as sink:
         source = await read_source(sink, config.clickhouse_database, config.clickhouse_table, raw=options.raw)
         if options.sql:
             print(cost_statement(Flows(source, Span.of(scope.since, scope.until)), scope, by))
         elif bill is not None:
-            _show(await reconcile(sink, source, scope, prices, bill, options.mtu), options.format)
+            compared = await reconcile(
+                sink, source, scope, prices, bill, options.mtu, explain=options.explain
+            )
+            _show(compared, options.format)
         else:
             _show(await cost(sink, source, scope, by, prices, explain=options.explain), options.format)
     return 0
+
+
+def _check_reconcile(options: argparse.Namespace, scope: Scope) -> None:
+    """Raise `ConfigurationError` for options that do not go with a bill, or with none."""
+    if not options.reconcile:
+        if options.mtu:
+            raise ConfigurationError("--mtu is for --reconcile: leave it out")
+        return
+    if filters := list(scope.filters):
+        raise ConfigurationError(
+            f"--{filters[0]} does not go with --reconcile: a bill cannot be filtered by {filters[0]}, only "
+            "what is metered can"
+        )
+    if options.by:
+        raise ConfigurationError("--by does not go with --reconcile, which compares items of the bill")
+    if options.sql:
+        raise ConfigurationError(
+            "--sql does not go with --reconcile, which asks several queries: `kubenetmon cost --by path "
+            "--sql` prints the one of what is metered"
+        )
 
 
 def _show(answer: Answer, form: str) -> None:
     print(render(answer, form))
     if form == "csv":
         for note in answer.notes:
-            print(note, file=sys.stderr)
+            print(printable(note), file=sys.stderr)

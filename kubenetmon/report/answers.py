@@ -43,8 +43,9 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Rows under columns. `notes` say what is and is not in them, a sentence each; `sql` is the query;
-    `summary` are amounts over all rows, as decimal text."""
+    """Rows under columns. `notes` say what is and is not in them, a sentence each, and may hold names as the
+    table has them: who prints them makes them `printable`. `sql` is the query;
+    `summary` are amounts over all rows, as decimal text; `cut`: there are more rows than these."""
 
     name: str
     title: str
@@ -55,6 +56,7 @@ class Answer:
     notes: tuple[str, ...] = ()
     sql: str = ""
     summary: Mapping[str, str] = field(default_factory=dict)
+    cut: bool = False
 
     def records(self) -> list[dict[str, Any]]:
         """The rows as objects."""
@@ -111,7 +113,9 @@ def render_rows(answer: Answer) -> str:
 
 
 def _wrapped(note: str) -> str:
-    """A note in lines; what it is indented by, the following ones are by twice as much."""
+    """A note in lines; what it is indented by, the following ones are by twice as much. Names in it move no
+    cursor."""
+    note = text.printable(note)
     indent = len(note) - len(note.lstrip())
     return textwrap.fill(
         note,

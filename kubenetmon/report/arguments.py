@@ -26,9 +26,18 @@ QUESTIONS_HELP = {
 }
 """The questions, by name."""
 
+FILTERS_HELP = (
+    ("either end of a transfer", ("cross-zone", "top", "classes")),
+    ("the end that the row is about", ("s3", "openers", "throughput", "unattributed")),
+    ("the server's replicas", ("balance",)),
+)
+"""What --namespace, --app, --node and --zone, all of them together, hold for, by question."""
 
-def add_scope(parser: argparse.ArgumentParser, *, since: str, keys: tuple[str, ...] = KEYS) -> None:
-    """Span, filters, grouping and form; `since` is the default."""
+
+def add_scope(
+    parser: argparse.ArgumentParser, *, since: str, whose: str, keys: tuple[str, ...] = KEYS
+) -> None:
+    """Span, filters, grouping and form; `since` is the default, `whose` says what the filters hold for."""
     parser.add_argument(
         "--since",
         default=since,
@@ -38,7 +47,7 @@ def add_scope(parser: argparse.ArgumentParser, *, since: str, keys: tuple[str, .
     )
     parser.add_argument("--until", default="now", metavar="TIME", help="the end, not included (default: now)")
     for key in ("namespace", "app", "node", "zone"):
-        parser.add_argument(f"--{key}", default="", metavar="NAME", help=f"only this {key}, at either end")
+        parser.add_argument(f"--{key}", default="", metavar="NAME", help=f"only this {key}{whose}")
     parser.add_argument("--by", choices=keys, default="", help="what to group by")
     parser.add_argument(
         "--limit",
@@ -75,8 +84,11 @@ def add_ask(
     parser: argparse.ArgumentParser, add_config: Callable[[argparse.ArgumentParser], None]
 ) -> argparse.ArgumentParser:
     """The options of `kubenetmon ask`."""
-    parser.description = "Ask the table of flows.\n\nquestions:\n" + "\n".join(
-        f"  {name:<13} {text}" for name, text in QUESTIONS_HELP.items()
+    questions = "\n".join(f"  {name:<13} {text}" for name, text in QUESTIONS_HELP.items())
+    filters = "\n".join(f"  {', '.join(names)}: {end}" for end, names in FILTERS_HELP)
+    parser.description = (
+        f"Ask the table of flows.\n\nquestions:\n{questions}\n\n"
+        f"what --namespace, --app, --node and --zone, all together, name:\n{filters}"
     )
     parser.epilog = (
         "examples:\n"
@@ -88,8 +100,10 @@ def add_ask(
     parser.add_argument(
         "question", choices=list(QUESTIONS_HELP), metavar="QUESTION", help="one of those above"
     )
-    add_scope(parser, since="1h")
-    parser.add_argument("--client", default="", metavar="APP", help="balance: only this client")
+    add_scope(parser, since="1h", whose=" (whose: see above)")
+    parser.add_argument(
+        "--client", default="", metavar="APP", help="balance: only this client (an app, or namespace/app)"
+    )
     parser.add_argument(
         "--service", default="", metavar="NAME", help="s3: another cloud service, or any (default: s3)"
     )
@@ -97,13 +111,16 @@ def add_ask(
         "--nodes",
         default="",
         metavar="FILE",
-        help="throughput: `kubectl get nodes -o json`, for instance types; `kubernetes`: ask its API",
+        help="throughput by node: `kubectl get nodes -o json`, for instance types; `kubernetes`: ask its API",
     )
     parser.add_argument(
-        "--instance-type", default="", metavar="TYPE", help="throughput: the type of nodes not in --nodes"
+        "--instance-type",
+        default="",
+        metavar="TYPE",
+        help="throughput by node: the type of nodes not in --nodes",
     )
     parser.add_argument(
-        "--limits", type=Path, metavar="FILE", help="throughput: limits of further instance types"
+        "--limits", type=Path, metavar="FILE", help="throughput by node: limits of further instance types"
     )
     add_config(parser)
     return parser
@@ -121,7 +138,7 @@ def add_cost(
         "  kubenetmon cost --prices ours.yaml --namespace shop   with your organisation's prices\n"
         "  kubenetmon cost --reconcile cur.csv.gz --since 2026-10 --until 2026-11\n"
     )
-    add_scope(parser, since="month", keys=COST_KEYS)
+    add_scope(parser, since="month", whose=", at the end that pays", keys=COST_KEYS)
     parser.add_argument(
         "--prices",
         type=Path,
@@ -136,7 +153,7 @@ def add_cost(
         type=Path,
         metavar="FILE",
         help="compare with a bill: an AWS Cost and Usage Report (CSV, .gz) or a CSV with item, usage (GB) "
-        "and cost",
+        "and cost; without filters, --by and --sql",
     )
     parser.add_argument(
         "--mtu", type=int, default=0, metavar="N", help="reconcile: largest packet, for hidden headers"

@@ -2,31 +2,29 @@
 
 Contract: every byte of `transfers` is charged at the end that pays for it: what goes `out` to its sender,
 what comes `in` to its receiver, each only where that end is ours; what processes traffic (NAT gateways, load
-balancers) once a byte. Bytes without a price are a line of their own, never silently free. Monthly tiers are
-filled by all traffic of the month, whatever is filtered, and their mean price is every line's. Sums are exact
-fractions; only what is shown is rounded.
+balancers) once a byte. How lines are priced is `bill`'s: all traffic of the month fills tiers and allowances,
+whatever is filtered. Sums are exact fractions; only what is shown is rounded.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from decimal import Decimal
 from fractions import Fraction
 
 from kubenetmon.clickhouse.sinks import Sink
+from kubenetmon.clock import SYSTEM_CLOCK, Clock
+from kubenetmon.report.allowances import Allowance
 from kubenetmon.report.answers import Answer, Column
-from kubenetmon.report.flows import SIDE_COLUMNS, Flows, Source, Span
+from kubenetmon.report.bill import NO_PRICE, Bill, Charge, Line, decimal, month_name
+from kubenetmon.report.flows import Flows, Source, Span, name_of
 from kubenetmon.report.prices import Price, PriceList, Transfer
 from kubenetmon.report.questions import OBSERVATION
-from kubenetmon.report.scope import Scope, moment, month_start, next_month
+from kubenetmon.report.scope import Scope, month_start, next_month
 from kubenetmon.report.statements import end_filter
 from kubenetmon.report.text import size
 
-NO_PRICE = Price("", "", "", "", (), "", 1, "", "")
 PATH_OF_TRANSFER = (
     "multiIf(connectionClass = 'INTRA_VPC', multiIf("
     "sourceRegion != '' AND destinationRegion != '' AND sourceRegion != destinationRegion, 'inter-region', "
@@ -36,6 +34,11 @@ PATH_OF_TRANSFER = (
     "connectionClass = 'PUBLIC_INTERNET', 'internet', "
     "connectionClass IN ('', 'UNKNOWN'), 'unknown', concat('class:', connectionClass))"
 )
+FLAGS = (
+    "toJSONString(arraySort(arrayFilter(flag -> connectionFlags[flag] AND flag != 'LOCAL_INITIATED', "
+    "mapKeys(connectionFlags))))"
+)
+"""Names of networks that the connection passed, as JSON."""
 _COLUMNS = (
     Column("path"),
     Column("entry", title="price entry"),
@@ -47,38 +50,13 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Bytes that one key moved in a month over a path, one way. `matches`: its end matches the filters;
-    `own`: this is the end that the bytes are counted at, which they have one of."""
-
-    month: int
-    key: str
-    matches: bool
-    transfer: Transfer
-    way: str
-    own: bool
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """A sum of lines under one price entry (`NO_PRICE`: none)."""
-
-    key: str
-    path: str
-    price: Price
-    bytes: int
-    cost: Fraction
-
-
 def statement(flows: Flows, scope: Scope, by: str) -> str:
     """Bytes by month, key of the end that pays, path, and what else a price depends on."""
     keys = {
         "workload": ("concat({0}Namespace, if({0}Namespace = '', '', '/'), if({0}App = '', {0}Pod, {0}App))"),
         "path": "''",
     }
-    key = keys.get(by, f"{{0}}{SIDE_COLUMNS.get(by, 'App')}")
+    key = keys[by] if by in keys else name_of(by, "{0}")
     pays = {
         way: {
             "key": key.format(end),
@@ -103,8 +81,7 @@ def statement(flows: Flows, scope: Scope, by: str) -> str:
         "SELECT toUnixTimestamp(toDateTime(toStartOfMonth(intervalStartTime, 'UTC'), 'UTC')) AS month, way, "
         "(way = 'out') = (direction = 'out') AS own, "
         f"{chosen}, {name} AS name, {PATH_OF_TRANSFER} AS path, remoteCloudService AS service, "
-        "toJSONString(arraySort(arrayFilter(flag -> connectionFlags[flag] AND flag != 'LOCAL_INITIATED', "
-        "mapKeys(connectionFlags)))) AS flags, sum(bytes) AS total\n"
+        f"{FLAGS} AS flags, sum(bytes) AS total\n"
         f"FROM (\n{flows.transfers('zone', 'region', 'cloud', 'app', 'pod', 'namespace', 'node')}\n)\n"
         "ARRAY JOIN ['out', 'in'] AS way\n"
         # What is not ours does not pay on our bill.
@@ -130,93 +107,41 @@ async def lines(sink: Sink, source: Source, scope: Scope, by: str) -> list[Line]
     ]
 
 
-class Bill:
-    """Lines priced. `before` are lines of the months' beginnings, which fill tiers and cost nothing here."""
-
-    def __init__(self, prices: PriceList, found: Sequence[Line], before: Sequence[Line] = ()) -> None:
-        self._find = functools.lru_cache(maxsize=None)(prices.of)
-        self._moved = self._by_entry(found)
-        self._before = self._by_entry(before)
-        self._found = found
-
-    def charges(self) -> list[Charge]:
-        """By key, path and entry, of the lines that match the filters; the costliest first."""
-        summed: dict[tuple[str, str, Price], tuple[int, Fraction]] = {}
-        for line in self._found:
-            if not line.matches:
-                continue
-            for price in self._of(line) or [NO_PRICE] * line.own:
-                amount, cost = summed.get((line.key, line.transfer.path, price), (0, Fraction(0)))
-                share = self._mean(price, line.month) * line.bytes if price is not NO_PRICE else Fraction(0)
-                summed[line.key, line.transfer.path, price] = (amount + line.bytes, cost + share)
-        charges = [Charge(*where, amount, cost) for where, (amount, cost) in summed.items()]
-        return sorted(charges, key=lambda one: (-one.cost, -one.bytes, one.key, one.path, one.price.id))
-
-    def total(self) -> Fraction:
-        """Dollars for all lines, whatever the filters."""
-        return sum((price.cost(*self._amounts(price, month)) for price, month in self._moved), Fraction(0))
-
-    def projected(self, month: int, factor: Fraction) -> Fraction:
-        """Dollars for a month in which so many times as much is moved."""
-        moved = [(price, amount) for (price, when), amount in self._moved.items() if when == month]
-        return sum((price.cost(int(amount * factor)) for price, amount in moved), Fraction(0))
-
-    def explained(self) -> list[str]:
-        """The arithmetic of each entry and month."""
-        told = []
-        for price, month in sorted(self._moved, key=lambda one: (one[1], one[0].id)):
-            amount, before = self._amounts(price, month)
-            parts = " + ".join(
-                f"{decimal(units)} {price.unit} x ${decimal(each)}"
-                for units, each in price.parts(amount, before)
-            )
-            after = f" after {before:,} bytes earlier in the month" if before else ""
-            told.append(
-                f"{_month(month)} {price.id}: {amount:,} bytes{after} / {price.unit_bytes:,} = {parts} "
-                f"= ${decimal(price.cost(amount, before))}"
-            )
-        return told
-
-    def _amounts(self, price: Price, month: int) -> tuple[int, int]:
-        return self._moved[price, month], self._before.get((price, month), 0)
-
-    def _mean(self, price: Price, month: int) -> Fraction:
-        """Dollars a byte, over all that moved in the month's part that is asked about."""
-        amount, before = self._amounts(price, month)
-        return price.cost(amount, before) / amount if amount else Fraction(0)
-
-    def _of(self, line: Line) -> list[Price]:
-        found = self._find(line.transfer, line.way)
-        return found if line.own else [one for one in found if one.path != "processing"]
-
-    def _by_entry(self, found: Sequence[Line]) -> dict[tuple[Price, int], int]:
-        summed: dict[tuple[Price, int], int] = {}
-        for line in found:
-            for price in self._of(line):
-                summed[price, line.month] = summed.get((price, line.month), 0) + line.bytes
-        return summed
+async def bill_of(sink: Sink, source: Source, scope: Scope, by: str, prices: PriceList) -> Bill:
+    """The scope's span priced, after what its first month moved before it. Raises what the sink raises."""
+    found = await lines(sink, source, scope, by)
+    before = await _earlier(sink, source, scope, month_start(scope.since), scope.since)
+    return Bill(prices, found, before)
 
 
 async def cost(
-    sink: Sink, source: Source, scope: Scope, by: str, prices: PriceList, *, explain: bool = False
+    sink: Sink,
+    source: Source,
+    scope: Scope,
+    by: str,
+    prices: PriceList,
+    *,
+    explain: bool = False,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Answer:
-    """The priced answer. Raises what the sink raises."""
-    found = await lines(sink, source, scope, by)
-    before = await _earlier(sink, source, scope, month_start(scope.since), scope.since)
-    bill = Bill(prices, found, before)
+    """The priced answer. What `clock` has not reached yet is not metered, but projected. Raises what the sink
+    raises."""
+    bill = await bill_of(sink, source, scope, by, prices)
     charges = bill.charges()
     rows = [_row(charge, by) for charge in charges]
     shown = rows[: scope.limit] if scope.limit else rows
     total = sum((charge.cost for charge in charges), Fraction(0))
-    month_bill, month_text = await _month_to_date(sink, source, scope, found, prices)
+    now = int(clock.time())
+    reached = min(scope.until, now) if now > scope.since else scope.until
+    month_bill, month_text = await _month_to_date(sink, source, scope, reached, bill, prices)
     summary = {"total": decimal(total), **month_text}
     notes = [
         f"Total: {_dollars(total)}"
         + ("." if total == bill.total() else f", of {_dollars(bill.total())} for all traffic.")
     ]
     notes.append(
-        f"{_month(month_start(scope.until - 1))} to date: {_dollars(month_bill)}; projected for the month: "
-        f"{_dollars(Fraction(month_text['projected']))} (all traffic, at the pace so far)."
+        f"{month_name(month_start(reached - 1))} to date: {_dollars(month_bill)}; projected for the "
+        f"month: {_dollars(Fraction(month_text['projected']))} (all traffic, at the pace so far)."
     )
     unpriced = sum(charge.bytes for charge in charges if charge.price is NO_PRICE)
     if unpriced:
@@ -224,32 +149,35 @@ async def cost(
     if len(shown) < len(rows):
         notes.append(f"These are the first {len(shown)} of {len(rows)} rows; --limit 0 shows all.")
     if explain:
-        notes += bill.explained()
+        notes += [*bill.explained(), *_filtered(scope, charges)]
     used = {charge.price.id: charge.price for charge in charges if charge.price is not NO_PRICE}
     notes.append(
         f"Prices: {', '.join(prices.editions)}; list prices unless you gave your own (--prices FILE)."
     )
     notes += [_told(price) for _, price in sorted(used.items())]
+    notes += [_told_allowance(one) for one in prices.allowances if any(map(one.names, used))]
     notes.append(OBSERVATION)
     columns = (Column("name", title=by), *_COLUMNS) if by != "path" else _COLUMNS
     sql = statement(Flows(source, Span.of(scope.since, scope.until)), scope, by)
-    return Answer("cost", "Cost", columns, shown, scope.since, scope.until, tuple(notes), sql, summary)
+    span = (scope.since, scope.until)
+    cut = len(shown) < len(rows)
+    return Answer("cost", "Cost", columns, shown, *span, tuple(notes), sql, summary, cut)
 
 
 async def _month_to_date(
-    sink: Sink, source: Source, scope: Scope, found: Sequence[Line], prices: PriceList
+    sink: Sink, source: Source, scope: Scope, reached: int, bill: Bill, prices: PriceList
 ) -> tuple[Fraction, dict[str, str]]:
-    begin = month_start(scope.until - 1)
+    """Of the month in which `reached` lies, up to which there can be rows."""
+    begin = month_start(reached - 1)
     if scope.since != begin:
-        found = await _earlier(sink, source, scope, begin, scope.until)
-    bill = Bill(prices, found)
+        bill = Bill(prices, await _earlier(sink, source, scope, begin, reached))
     first = await sink.query(
         f"SELECT toUnixTimestamp(min(intervalStartTime)), count() FROM {source.name} "
-        f"WHERE {Span.of(begin, scope.until).condition()}"
+        f"WHERE {Span.of(begin, reached).condition()}"
     )
     metered_from = max(begin, int(first[0][0])) if first and int(first[0][1]) else begin
     end = next_month(begin)
-    rest = Fraction(end - scope.until, max(1, scope.until - metered_from))
+    rest = Fraction(end - reached, max(1, reached - metered_from))
     spent = bill.total()
     projected = bill.projected(begin, 1 + rest) if rest > 0 else spent
     return spent, {"month_to_date": decimal(spent), "projected": decimal(projected)}
@@ -263,6 +191,25 @@ async def _earlier(sink: Sink, source: Source, scope: Scope, begin: int, end: in
         scope, since=begin, until=end, namespace="", app="", node="", zone="", limit=0
     )
     return await lines(sink, source, whole, "path")
+
+
+def _filtered(scope: Scope, charges: Sequence[Charge]) -> list[str]:
+    """What the filters leave of the arithmetic, by entry; nothing without filters."""
+    if not scope.filters:
+        return []
+    sums: dict[str, tuple[int, Fraction]] = {}
+    for charge in charges:
+        if charge.price is not NO_PRICE:
+            amount, dollars = sums.get(charge.price.id, (0, Fraction(0)))
+            sums[charge.price.id] = (amount + charge.bytes, dollars + charge.cost)
+    named = ", ".join(f"{key} {value}" for key, value in scope.filters.items())
+    parts = "; ".join(
+        f"{name} {amount:,} bytes = ${decimal(dollars)}" for name, (amount, dollars) in sorted(sums.items())
+    )
+    return [
+        "That is the arithmetic of all traffic, which fills tiers. "
+        f"Of {named}, at the mean price: {parts or 'nothing'}."
+    ]
 
 
 def _row(charge: Charge, by: str) -> tuple[object, ...]:
@@ -289,20 +236,24 @@ def _told(price: Price) -> str:
         f"${decimal(tier.price)}" + (f" up to {decimal(tier.up_to)} {price.unit}" if tier.up_to else "")
         for tier in price.tiers
     )
-    note = f"; {price.note}" if price.note else ""
-    checked = f"; compared with: {price.checked}" if price.checked else ""
-    return f"  {price.id}: {tiers} a {price.unit} ({price.date}, {price.source}{checked}{note})"
+    each = ", each region for itself" if price.per == "region" else ""
+    return f"  {price.id}: {tiers} a {price.unit}{each} ({_origin(price)})"
 
 
-def decimal(value: Fraction, digits: int = 9) -> str:
-    """Decimal text, rounded to so many digits behind the point, without trailing zeros."""
-    scaled = round(value * 10**digits)
-    return format(Decimal(scaled).scaleb(-digits).normalize(), "f") if scaled else "0"
+def _told_allowance(one: Allowance) -> str:
+    whose = (
+        "the account's regions share them in proportion to their bytes"
+        if one.scope == "account"
+        else "in each region"
+    )
+    return f"  {one.id}: {decimal(one.amount)} {one.unit} a month are free; {whose} ({_origin(one)})"
+
+
+def _origin(one: Price | Allowance) -> str:
+    note = f"; {one.note}" if one.note else ""
+    checked = f"; compared with: {one.checked}" if one.checked else ""
+    return f"{one.date}, {one.source}{checked}{note}"
 
 
 def _dollars(value: Fraction) -> str:
     return f"${float(value):,.2f}"
-
-
-def _month(at: int) -> str:
-    return moment(at)[:7]

@@ -43,6 +43,14 @@ def text_of(entry: dict[str, Any], key: str, path: Path) -> str:
     return value
 
 
+def texts_of(entry: dict[str, Any], key: str, name: str, path: Path) -> tuple[str, ...]:
+    """The texts under a key of what is called `name`; none without the key. Raises `ConfigurationError`."""
+    value = entry.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
+        raise ConfigurationError(f"{path}: {name}: {key} must be a list of texts")
+    return tuple(value)
+
+
 def number(value: object, key: str, path: Path) -> Decimal:
     """A number that is not negative, exactly as it was written. Raises `ConfigurationError`."""
     try:

@@ -59,6 +59,28 @@ SIDE_COLUMNS = {
 }
 """Word to the column's name behind `local` or `remote`."""
 
+
+def name_of(key: str, prefix: str = "") -> str:
+    """The expression that names an end by one of `SIDE_COLUMNS`; `prefix` begins its columns, without one
+    they are the words themselves. A pod is `namespace/pod`: its name is its own within a namespace only."""
+    return in_namespace(key, prefix) if key == "pod" else _column(key, prefix)
+
+
+def in_namespace(key: str, prefix: str = "") -> str:
+    """The same with the namespace before it, where there is a name and a namespace."""
+    name, namespace = _column(key, prefix), _column("namespace", prefix)
+    return f"if({name} = '' OR {namespace} = '', {name}, concat({namespace}, '/', {name}))"
+
+
+def named_by(key: str) -> tuple[str, ...]:
+    """The words of `SIDE_COLUMNS` that `name_of` needs."""
+    return (key, "namespace") if key == "pod" else (key,)
+
+
+def _column(key: str, prefix: str) -> str:
+    return f"{prefix}{SIDE_COLUMNS[key]}" if prefix else key
+
+
 _OUT = "direction = 'out'"
 _FLAG = "connectionFlags['LOCAL_INITIATED']"
 _FLAGGED = f"(date, localNode) GLOBAL IN (SELECT date, localNode FROM flows WHERE {_FLAG})"
@@ -242,6 +264,7 @@ class Flows:
     def _hours_of_rollup(self, span: Span, key: str, conditions: Sequence[str], *, whole: bool) -> str:
         names = RollupNames(self.source.table)
         condition = " AND ".join((f"({span.condition()})", *conditions))
+        name = name_of(key)
         minutes = "sumForEachMerge(minutes)"
         if not whole:
             at = "toUnixTimestamp(intervalStartTime) + 60 * (at - 1)"
@@ -253,7 +276,7 @@ class Flows:
             )
         # A group's alias must not be what its aggregate reads: the minutes get their name outside.
         hours = (
-            f"SELECT {key} AS name, sending, intervalStartTime, {minutes} AS hour "
+            f"SELECT {name} AS name, sending, intervalStartTime, {minutes} AS hour "
             f"FROM {qualified(self.source.database, names.minutes)} WHERE {condition} "
             "GROUP BY name, sending, intervalStartTime"
         )
@@ -268,7 +291,7 @@ class Flows:
         )
         condition = " AND ".join((f"minute >= {span.since}", f"minute < {span.until}", *conditions))
         by_minute = (
-            f"SELECT {key} AS name, sending, minute, sum(share) AS total "
+            f"SELECT {name_of(key)} AS name, sending, minute, sum(share) AS total "
             f"FROM ({minutes_of_rows(self.source.name, rows)}) WHERE {condition} "
             "GROUP BY name, sending, minute"
         )

@@ -5,12 +5,13 @@ money are exact fractions of a dollar until they are shown.
 
 An entry of the file: `id`; `cloud`; `path` (one of `PATHS`, or `class:NAME` for a connectionClass of one's
 own `networks`); `way` (`out`: the sender pays, `in`: the receiver, `both`: either for its own); `price` for a
-unit of `unit_bytes`, or `tiers` over a calendar month (each `up_to` so many units, the last without);
-`source`, `date`, and, where it was not the source itself, what it was compared with (`checked`). It can be
-narrowed by `regions` (of the one who pays, as prefixes), `to_regions` (of the other), `services`, and, for
-the path `processing`, `flags` of the connection. Of the entries that fit, the narrowest counts, and among
-equals the last. `item` and `bill` (a pattern for usage types) name its line on a bill; `mtu` is the path's
-largest packet.
+unit of `unit_bytes`, or `tiers` over a calendar month (each `up_to` so many units, the last without), which
+all regions of the entry fill together, or with `per: region` each for itself; `source`, `date`, and, where it
+was not the source itself, what it was compared with (`checked`). It can be narrowed by `regions` (of the one
+who pays, as prefixes), `to_regions` (of the other), `services`, and, for the path `processing`, `flags` of
+the connection. Of the entries that fit, the narrowest counts, and among equals the last. `item` and `bill` (a
+pattern for usage types) name its line on a bill; `mtu` is the path's largest packet.
+`allowances`: what is free each month before the tiers begin, by scope (see `allowances`).
 `assume`: a list of {path, entry}: all transfers of that path pass what that entry prices (a NAT gateway), at
 the price of the entry, or of one below it (`entry/…`) that fits better.
 """
@@ -25,11 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from kubenetmon.errors import ConfigurationError
-from kubenetmon.report.files import number, read_document, text_of
+from kubenetmon.report.allowances import Allowance, read_allowance
+from kubenetmon.report.files import number, read_document, text_of, texts_of
 
 PATHS = ("same-zone", "cross-zone", "region-service", "inter-region", "internet", "processing")
 WAYS = ("out", "in", "both")
 BUILT_IN = Path(__file__).parent / "prices_data" / "list_prices.json"
+TIERS_PER = ("entry", "region")
 _LISTS = ("regions", "to_regions", "services", "flags")
 _KNOWN = frozenset(
     (
@@ -39,6 +42,7 @@ _KNOWN = frozenset(
         "way",
         "price",
         "tiers",
+        "per",
         "unit",
         "unit_bytes",
         "source",
@@ -58,9 +62,9 @@ class Tier:
     price: Fraction
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Price:
-    """One entry of a price file."""
+    """One entry of a price file, itself and no copy of it: bills look entries up for every line."""
 
     id: str
     cloud: str
@@ -80,6 +84,12 @@ class Price:
     item: str = ""
     bill: re.Pattern[str] | None = None
     mtu: int = DEFAULT_MTU
+    per: str = "entry"
+
+    @property
+    def is_free(self) -> bool:
+        """True where nothing of it costs anything."""
+        return not any(tier.price for tier in self.tiers)
 
     @property
     def narrowness(self) -> int:
@@ -137,11 +147,12 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class PriceList:
-    """Entries in the order of their files; `editions` name the files."""
+    """Entries in the order of their files; `editions` name the files. No entry is under two allowances."""
 
     entries: tuple[Price, ...]
     editions: tuple[str, ...]
     assumed: Mapping[str, tuple[str, ...]]
+    allowances: tuple[Allowance, ...] = ()
 
     def of(self, transfer: Transfer, way: str) -> list[Price]:
         """The entries that price a transfer: the path's, and one for each thing that processes it."""
@@ -153,6 +164,10 @@ class PriceList:
         for name in self.assumed.get(transfer.path, ()):
             found += _narrowest([one for one in processing if f"{one.id}/".startswith(f"{name}/")])
         return list(dict.fromkeys(found))
+
+    def allowance_of(self, price: Price) -> Allowance | None:
+        """What frees the first bytes under an entry; an entry that costs nothing takes no part."""
+        return next((one for one in self.allowances if not price.is_free and one.names(price.id)), None)
 
     def items(self) -> dict[str, list[Price]]:
         """The entries by their line on a bill."""
@@ -175,6 +190,7 @@ def read_prices(own: Iterable[Path] = ()) -> PriceList:
     entries: dict[str, Price] = {}
     editions: list[str] = []
     assumed: dict[str, tuple[str, ...]] = {}
+    allowances: dict[str, Allowance] = {}
     for path in (BUILT_IN, *own):
         document = read_document(path, "prices")
         editions.append(f"{path.name} {document.get('edition', 'without edition')}")
@@ -185,11 +201,41 @@ def read_prices(own: Iterable[Path] = ()) -> PriceList:
             price = _price(raw, path)
             entries.pop(price.id, None)
             entries[price.id] = price
+        given = document.get("allowances", [])
+        if not isinstance(given, list):
+            raise ConfigurationError(f"{path}: allowances must be a list")
+        for raw in given:
+            allowance = read_allowance(raw, path)
+            allowances[allowance.id] = allowance
+        _check_allowances(allowances.values(), entries.values(), path)
         for one in document.get("assume", []):
             if not isinstance(one, dict) or one.get("path") not in PATHS or one.get("entry") not in entries:
                 raise ConfigurationError(f"{path}: assume needs a path and the id of an entry: {one!r:.80}")
             assumed[one["path"]] = (*assumed.get(one["path"], ()), one["entry"])
-    return PriceList(tuple(entries.values()), tuple(editions), assumed)
+    free = tuple(one for one in allowances.values() if one.bytes)
+    return PriceList(tuple(entries.values()), tuple(editions), assumed, free)
+
+
+def _check_allowances(allowances: Iterable[Allowance], entries: Iterable[Price], path: Path) -> None:
+    """Each is for entries that there are, and no byte would be free by two of them or by a tier as well."""
+    under: dict[str, str] = {}
+    for allowance in allowances:
+        named = [one for one in entries if allowance.names(one.id)]
+        for name in allowance.entries:
+            if not any(f"{one.id}/".startswith(f"{name}/") for one in named):
+                raise ConfigurationError(f"{path}: {allowance.id}: there is no entry {name!r:.60}")
+        for price in named if allowance.bytes else ():
+            if price.id in under:
+                raise ConfigurationError(
+                    f"{path}: {price.id} is under two allowances, {under[price.id]} and {allowance.id}: "
+                    "take it out of one, or give one the amount 0"
+                )
+            under[price.id] = allowance.id
+            if not price.tiers[0].price and not price.is_free:
+                raise ConfigurationError(
+                    f"{path}: {price.id}: its first tier is free and so is {allowance.id}: let the tiers "
+                    f"begin with the first price, or give {allowance.id} the amount 0"
+                )
 
 
 def _price(raw: Any, path: Path) -> Price:
@@ -206,6 +252,11 @@ def _price(raw: Any, path: Path) -> Price:
         raise ConfigurationError(f"{path}: {name}: give either price or tiers")
     if raw["path"] == "processing" and not raw.get("flags"):
         raise ConfigurationError(f"{path}: {name}: what processes traffic is known by flags: name them")
+    per = raw.get("per", "entry")
+    if per not in TIERS_PER or ("per" in raw and "tiers" not in raw):
+        raise ConfigurationError(
+            f"{path}: {name}: per {per!r:.40} must be one of {', '.join(TIERS_PER)}, and goes with tiers"
+        )
     try:
         bill = re.compile(raw["bill"]) if "bill" in raw else None
     except (re.error, TypeError) as error:
@@ -226,10 +277,11 @@ def _price(raw: Any, path: Path) -> Price:
         date=text_of(raw, "date", path),
         note=str(raw.get("note", "")),
         checked=str(raw.get("checked", "")),
-        **{key: _texts(raw, key, name, path) for key in _LISTS},
+        **{key: texts_of(raw, key, name, path) for key in _LISTS},
         item=str(raw.get("item", "")),
         bill=bill,
         mtu=mtu,
+        per=per,
     )
 
 
@@ -251,10 +303,3 @@ def _tiers(raw: Mapping[str, Any], name: str, path: Path) -> tuple[Tier, ...]:
             f"{path}: {name}: each tier has a price and a rising up_to, and the last has no up_to"
         )
     return tuple(tiers)
-
-
-def _texts(raw: Mapping[str, Any], key: str, name: str, path: Path) -> tuple[str, ...]:
-    value = raw.get(key, [])
-    if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
-        raise ConfigurationError(f"{path}: {name}: {key} must be a list of texts")
-    return tuple(value)

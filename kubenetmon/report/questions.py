@@ -7,10 +7,12 @@ is a view. Which observation of a byte counts is `kubenetmon.report.flows`' to s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kubenetmon.clickhouse.sinks import Sink
+from kubenetmon.errors import ConfigurationError
 from kubenetmon.report import statements
 from kubenetmon.report.answers import Answer, Column
 from kubenetmon.report.arguments import QUESTIONS_HELP
@@ -32,7 +34,7 @@ Statement = Callable[[Flows, Scope], str]
 @dataclass(frozen=True, slots=True)
 class Question:
     """`keys` are what it can be grouped by, the first is its own; () where it cannot. `columns` are those of
-    the statement; `options` are further fields of the scope that it reads."""
+    the statement; `options` are those of the command that it takes and not every question does."""
 
     name: str
     title: str
@@ -59,13 +61,24 @@ async def ask(
     """Run the query and what its notes need. Raises what the sink raises."""
     sql = statement(question, scope, source)
     flows = Flows(source, Span.of(scope.since, scope.until))
-    rows: Sequence[tuple[object, ...]] = [tuple(row) for row in await sink.query(sql)]
+    # One row more than is shown tells whether there are more.
+    found = await sink.query(statement(question, one_more(scope), source))
+    rows: Sequence[tuple[object, ...]] = [tuple(row) for row in found[: scope.limit or None]]
+    cut = len(found) > len(rows)
     columns = question.columns(question.by(scope))
-    notes = [*question.notes, *await _notes(sink, question, scope, flows, rows)]
+    notes = [*question.notes, *await _notes(sink, question, scope, flows)]
+    if cut:
+        notes.append(f"These are the first {scope.limit} rows; --limit 0 shows all.")
     if question.name == "throughput":
         columns, rows, more = limits.judge(columns, rows, question.by(scope))
-        notes += more
-    return Answer(question.name, question.title, columns, rows, scope.since, scope.until, tuple(notes), sql)
+        notes += [*more, *_partial_nodes(question, scope)]
+    span = (scope.since, scope.until)
+    return Answer(question.name, question.title, columns, rows, *span, tuple(notes), sql, cut=cut)
+
+
+def one_more(scope: Scope) -> Scope:
+    """The same with a row more."""
+    return dataclasses.replace(scope, limit=scope.limit + 1) if scope.limit else scope
 
 
 def _columns(*columns: Column) -> Callable[[str], tuple[Column, ...]]:
@@ -149,6 +162,7 @@ _BALANCE_COLUMNS = (
     Column("bytes_share", "share", "share"),
     Column("spread", "ratio"),
     Column("odd"),
+    Column("replicas", "count", wide=True),
 )
 _CLASSES_COLUMNS = (
     Column("class"),
@@ -210,6 +224,7 @@ QUESTIONS: Mapping[str, Question] = {
             _throughput_columns,
             statements.throughput,
             ("Rates are means over whole minutes; what stays within a node is left out of nodes and zones.",),
+            ("nodes", "instance_type", "limits"),
         ),
         Question(
             "top",
@@ -239,9 +254,34 @@ QUESTIONS: Mapping[str, Question] = {
 }
 
 
-async def _notes(
-    sink: Sink, question: Question, scope: Scope, flows: Flows, rows: Sequence[tuple[object, ...]]
-) -> list[str]:
+def _partial_nodes(question: Question, scope: Scope) -> list[str]:
+    """That a node's rates are not all that it moves, where the filters leave some of it out."""
+    left = [f"{key} {value}" for key, value in scope.filters.items() if key in ("namespace", "app")]
+    if not left or question.by(scope) != "node":
+        return []
+    return [
+        f"The rates are those of {', '.join(left)} alone, and so is what is compared with the node's limit: "
+        "what else the node moves is left out."
+    ]
+
+
+def refuse_options(question: Question, by: str, given: Mapping[str, object]) -> None:
+    """Raise `ConfigurationError` where an option is given that the question would not read."""
+    for name in (one for one, value in given.items() if value and one not in question.options):
+        takers = [one.name for one in QUESTIONS.values() if name in one.options]
+        if takers:
+            raise ConfigurationError(
+                f"--{name.replace('_', '-')} is for {' and '.join(takers)}, not for {question.name}: "
+                "leave it out"
+            )
+    limits = next((name for name in ("nodes", "instance_type", "limits") if given.get(name)), None)
+    if limits and by not in ("", "node"):
+        raise ConfigurationError(
+            f"--{limits.replace('_', '-')} is for --by node, not for --by {by}: limits are a node's"
+        )
+
+
+async def _notes(sink: Sink, question: Question, scope: Scope, flows: Flows) -> list[str]:
     notes = []
     if question.name in ("openers", "balance"):
         notes.append(await _opener_note(sink, flows))
@@ -268,8 +308,6 @@ async def _notes(
         if silent:
             named = ", ".join(silent[:5]) + (", …" if len(silent) > 5 else "")
             notes.append(f"No agent reports from {named}: their bytes are those that others saw of them.")
-    if scope.limit and len(rows) == scope.limit:
-        notes.append(f"These are the first {scope.limit} rows; --limit 0 shows all.")
     return notes
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +26,8 @@ from pathlib import Path
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.report.answers import Answer, Column
-from kubenetmon.report.cost import PATH_OF_TRANSFER, Bill, decimal, lines
+from kubenetmon.report.bill import decimal
+from kubenetmon.report.cost import FLAGS, PATH_OF_TRANSFER, bill_of
 from kubenetmon.report.flows import Flows, Source, Span
 from kubenetmon.report.prices import Price, PriceList, Transfer
 from kubenetmon.report.questions import OBSERVATION
@@ -134,15 +136,22 @@ def _start(text: str, path: Path, reader: object) -> int | None:
 
 
 async def reconcile(
-    sink: Sink, source: Source, scope: Scope, prices: PriceList, bill: Iterable[BillLine], mtu: int = 0
+    sink: Sink,
+    source: Source,
+    scope: Scope,
+    prices: PriceList,
+    bill: Iterable[BillLine],
+    mtu: int = 0,
+    *,
+    explain: bool = False,
 ) -> Answer:
-    """Metered against billed, for each item that occurs on either side. `mtu` stands in for the entries'.
+    """Metered against billed, for each item that occurs on either side. `mtu` stands in for the entries',
+    `explain` shows the arithmetic of what is metered. The scope has no filters: a bill cannot be filtered.
 
     The headers are worked out from rows, not rollups. Raises what the sink raises.
     """
-    clouds, found = set(), await lines(sink, source, scope, "path")
-    for line in found:
-        clouds.add(line.transfer.cloud)
+    priced = await bill_of(sink, source, scope, "path", prices)
+    clouds = {line.transfer.cloud for line in priced.lines}
     items = {
         name: [one for one in entries if one.cloud in clouds] for name, entries in prices.items().items()
     }
@@ -150,7 +159,7 @@ async def reconcile(
     billed, others, outside = _billed(bill, items, scope)
     moved: dict[str, int] = {}
     costs: dict[str, Fraction] = {}
-    for charge in Bill(prices, found).charges():
+    for charge in priced.charges():
         if charge.price.item:
             moved[charge.price.item] = moved.get(charge.price.item, 0) + charge.bytes
             costs[charge.price.item] = costs.get(charge.price.item, Fraction(0)) + charge.cost
@@ -182,10 +191,15 @@ async def reconcile(
     if others:
         names = ", ".join(sorted(others)[:8]) + (", …" if len(others) > 8 else "")
         notes.append(f"Lines that no price entry names were left out: {names}.")
+    shown = rows[: scope.limit or None]
+    cut = len(shown) < len(rows)
+    if cut:
+        notes.append(f"These are the first {len(shown)} of {len(rows)} rows; --limit 0 shows all.")
+    if explain:
+        notes += priced.explained()
     notes.append(OBSERVATION)
-    return Answer(
-        "reconcile", "Metered against billed", _COLUMNS, rows, scope.since, scope.until, tuple(notes)
-    )
+    span = (scope.since, scope.until)
+    return Answer("reconcile", "Metered against billed", _COLUMNS, shown, *span, tuple(notes), cut=cut)
 
 
 def _billed(
@@ -237,14 +251,17 @@ async def _hidden_headers(
         "if(way = 'out', sourceCloud, destinationCloud) AS cloud, "
         "if(way = 'out', sourceRegion, destinationRegion) AS region, "
         "if(way = 'out', destinationRegion, sourceRegion) AS other_region, "
-        f"{PATH_OF_TRANSFER} AS path, remoteCloudService AS service, {sums}\n"
+        f"{PATH_OF_TRANSFER} AS path, remoteCloudService AS service, {FLAGS} AS flags, {sums}\n"
         f"FROM (\nSELECT *, {header} AS head FROM (\n{flows.transfers('zone', 'region', 'cloud')}\n)\n)\n"
         "ARRAY JOIN ['out', 'in'] AS way\nWHERE (connectionClass = 'INTRA_VPC' OR own) AND bytes > packets\n"
-        "GROUP BY way, own, cloud, region, other_region, path, service"
+        "GROUP BY way, own, cloud, region, other_region, path, service, flags"
     )
     found: dict[str, int] = {}
-    for way, _, cloud, region, other_region, path, service, *estimates in rows:
-        for price in prices.of(Transfer(cloud, region, other_region, path, service), str(way)):
+    for way, own, cloud, region, other_region, path, service, flags, *estimates in rows:
+        transfer = Transfer(cloud, region, other_region, path, service, tuple(json.loads(flags)))
+        for price in prices.of(transfer, str(way)):
+            if price.path == "processing" and not own:
+                continue  # a connection passes what processes it once, as `Bill` has it
             estimate = int(estimates[sizes.index(mtu or price.mtu)])
             found[price.item] = found.get(price.item, 0) + estimate
     return found

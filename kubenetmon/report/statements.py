@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from kubenetmon.clickhouse.table import literal
-from kubenetmon.report.flows import SIDE_COLUMNS, Flows
+from kubenetmon.report.flows import SIDE_COLUMNS, Flows, in_namespace, name_of, named_by
 from kubenetmon.report.scope import Scope
 
 
@@ -18,7 +18,7 @@ def _limited(scope: Scope) -> str:
 
 
 def _ends(scope: Scope) -> tuple[str, ...]:
-    return (scope.by or "app", *scope.filters)
+    return (*named_by(scope.by or "app"), *scope.filters)
 
 
 def end_filter(scope: Scope, prefix: str) -> str:
@@ -41,10 +41,10 @@ def _local_filter(scope: Scope) -> str:
 
 def cross_zone(flows: Flows, scope: Scope) -> str:
     """Bytes from zone to zone."""
-    key = SIDE_COLUMNS[scope.by or "app"]
+    key = scope.by or "app"
     return flows.define() + (
-        f"SELECT source{key} AS source, sourceAvailabilityZone AS source_zone, "
-        f"destination{key} AS destination, destinationAvailabilityZone AS destination_zone, "
+        f"SELECT {name_of(key, 'source')} AS source, sourceAvailabilityZone AS source_zone, "
+        f"{name_of(key, 'destination')} AS destination, destinationAvailabilityZone AS destination_zone, "
         "sum(bytes) AS total, total / greatest(1, sum(total) OVER ()) AS share\n"
         f"FROM (\n{flows.transfers('zone', *_ends(scope))}\n)\n"
         "WHERE sourceAvailabilityZone != '' AND destinationAvailabilityZone != '' "
@@ -55,10 +55,10 @@ def cross_zone(flows: Flows, scope: Scope) -> str:
 
 
 def _service(flows: Flows, scope: Scope) -> str:
-    key = SIDE_COLUMNS[scope.by or "app"]
+    key = scope.by or "app"
     wanted = f"remoteCloudService = {literal(scope.service)}" if scope.service else "remoteCloudService != ''"
     return flows.define() + (
-        f"SELECT local{key} AS local, remoteCloudService AS service, remoteCloud AS cloud, "
+        f"SELECT {name_of(key, 'local')} AS local, remoteCloudService AS service, remoteCloud AS cloud, "
         "remoteRegion AS region, connectionClass AS class, sumIf(bytes, direction = 'out') AS sent, "
         "sumIf(bytes, direction = 'in') AS received\n"
         f"FROM flows\nWHERE {wanted} AND {_local_filter(scope)}\n"
@@ -77,8 +77,8 @@ def openers(flows: Flows, scope: Scope) -> str:
     """Who opens, who only receives."""
     key = scope.by or "app"
     return flows.define() + (
-        f"SELECT {key} AS end, multiIf(opens > 0 AND accepts > 0, 'opens and receives', opens > 0, 'opens', "
-        "accepts > 0, 'only receives', 'unclear') AS role, "
+        f"SELECT {name_of(key)} AS end, multiIf(opens > 0 AND accepts > 0, 'opens and receives', "
+        "opens > 0, 'opens', accepts > 0, 'only receives', 'unclear') AS role, "
         f"{flows.connections_if('opened = 1')} AS opens, {flows.connections_if('opened = -1')} AS accepts, "
         f"{flows.connections_if('opened = 0')} AS unclear, sum(sent) AS bytes_sent, "
         "sum(received) AS bytes_received\n"
@@ -89,14 +89,16 @@ def openers(flows: Flows, scope: Scope) -> str:
 
 
 def balance(flows: Flows, scope: Scope) -> str:
-    """Each client's share on each replica of the server apps; `filters` are the server's."""
+    """Each client's share on each replica of the server apps; `filters` are the server's, `scope.client` is
+    an app's name, with or without its namespace. Apps of one name in two namespaces are two."""
     opened_by_source = "opener = 1"
     picked = {
         word: f"if({opened_by_source}, {first}, {second})"
         for word, first, second in (
-            ("client", "sourceApp", "destinationApp"),
-            ("server", "destinationApp", "sourceApp"),
-            ("replica", "destinationPod", "sourcePod"),
+            ("client_app", "sourceApp", "destinationApp"),
+            ("client", in_namespace("app", "source"), in_namespace("app", "destination")),
+            ("server", in_namespace("app", "destination"), in_namespace("app", "source")),
+            ("replica", name_of("pod", "destination"), name_of("pod", "source")),
         )
     }
     server = " AND ".join(
@@ -106,19 +108,20 @@ def balance(flows: Flows, scope: Scope) -> str:
     )
     conditions = ["opener != 0", "replica != ''", "server != ''"] + ([server] if server else [])
     pairs = (
-        f"SELECT {picked['client']} AS client, {picked['server']} AS server, {picked['replica']} AS replica, "
+        f"SELECT {picked['client_app']} AS client_app, {picked['client']} AS client, "
+        f"{picked['server']} AS server, {picked['replica']} AS replica, "
         f"{flows.connections()} AS links, sum(bytes) AS volume\n"
-        f"FROM (\n{flows.transfers('app', 'pod', *scope.filters, opener=True)}\n)\n"
-        f"WHERE {' AND '.join(conditions)}\nGROUP BY client, server, replica"
+        f"FROM (\n{flows.transfers('app', 'pod', 'namespace', *scope.filters, opener=True)}\n)\n"
+        f"WHERE {' AND '.join(conditions)}\nGROUP BY client_app, client, server, replica"
     )
     every = (
-        "SELECT client, server, groupArray((replica, links, volume)) AS served, "
+        "SELECT client_app, client, server, groupArray((replica, links, volume)) AS served, "
         "arrayMap(one -> one.1, served) AS known, "
         "groupUniqArrayArray(known) OVER (PARTITION BY server) AS replicas\n"
-        f"FROM (\n{pairs}\n)\nGROUP BY client, server"
+        f"FROM (\n{pairs}\n)\nGROUP BY client_app, client, server"
     )
     spread = (
-        "SELECT client, server, length(replicas) AS replica_count, each AS replica, "
+        "SELECT client_app, client, server, length(replicas) AS replica_count, each AS replica, "
         "indexOf(known, each) AS at, if(at = 0, 0, served[at].2) AS links, "
         "if(at = 0, 0, served[at].3) AS volume, "
         "arraySum(arrayMap(one -> one.2, served)) AS all_links, "
@@ -133,13 +136,13 @@ def balance(flows: Flows, scope: Scope) -> str:
         "(abs(links - expected) > 3 * sqrt(expected) AND (links_ratio > 1.5 OR links_ratio < 0.5)) "
         "AS odd_links, (volume_ratio > 1.5 OR volume_ratio < 0.5) AS odd_volume\n"
         f"FROM (\n{spread}\n)\nWHERE replica_count > 1"
-        + (f" AND client = {literal(scope.client)}" if scope.client else "")
+        + (f" AND {literal(scope.client)} IN (client_app, client)" if scope.client else "")
     )
     return flows.define() + (
         "SELECT client, server, replica, links AS connections, links_share, volume AS total, volume_share, "
         "max(volume_ratio) OVER (PARTITION BY client, server) AS spread, "
         "multiIf(links = 0 AND volume = 0, 'idle', odd_links AND odd_volume, 'connections and bytes', "
-        "odd_links, 'connections', odd_volume, 'bytes', '') AS odd\n"
+        "odd_links, 'connections', odd_volume, 'bytes', '') AS odd, replica_count AS replicas\n"
         f"FROM (\n{judged}\n)\n"
         f"ORDER BY all_volume DESC, server, client, total DESC, replica{_limited(scope)}"
     )
@@ -147,10 +150,10 @@ def balance(flows: Flows, scope: Scope) -> str:
 
 def top(flows: Flows, scope: Scope) -> str:
     """Who sends to whom."""
-    key = SIDE_COLUMNS[scope.by or "app"]
+    key = scope.by or "app"
     return flows.define() + (
-        f"SELECT source{key} AS source, destination{key} AS destination, connectionClass AS class, "
-        "remoteCloudService AS service, "
+        f"SELECT {name_of(key, 'source')} AS source, {name_of(key, 'destination')} AS destination, "
+        "connectionClass AS class, remoteCloudService AS service, "
         "sum(bytes) AS total, total / greatest(1, sum(total) OVER ()) AS share\n"
         f"FROM (\n{flows.transfers(*_ends(scope))}\n)\nWHERE {either_end(scope)}\n"
         "GROUP BY source, destination, class, service\n"
@@ -188,10 +191,10 @@ _REASONS = (
 
 def unattributed(flows: Flows, scope: Scope) -> str:
     """What lacks a label, and which."""
-    key = SIDE_COLUMNS[scope.by or "app"]
+    name = name_of(scope.by or "app", "local")
     reasons = ", ".join(f"if({condition}, {literal(reason)}, '')" for reason, condition in _REASONS)
     by_address = (
-        f"SELECT reason, local{key} AS local, remoteAddress, sum(bytes) AS volume, "
+        f"SELECT reason, {name} AS local, remoteAddress, sum(bytes) AS volume, "
         "any(everything) AS everything\n"
         "FROM (\nSELECT *, sum(bytes) OVER () AS everything FROM (\n"
         f"SELECT *, [{reasons}] AS reasons FROM (\n{flows.transfers('zone')}\n)\n"

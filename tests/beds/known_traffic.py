@@ -28,6 +28,8 @@ class End:
     known: bool = True
     klass: str = "INTRA_VPC"
     service: str = ""
+    cloud: str = "aws"
+    region: str = "us-west-2"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,16 @@ class Labels:
     pod: str = ""
     app: str = ""
     namespace: str = ""
+
+    def named(self, key: str) -> str:
+        """What answers call it by a key: a pod is `namespace/pod`."""
+        return in_namespace(self, "pod") if key == "pod" else str(getattr(self, key))
+
+
+def in_namespace(labels: Labels, key: str) -> str:
+    """`namespace/name`, the name alone where there is no namespace."""
+    name = str(getattr(labels, key))
+    return f"{labels.namespace}/{name}" if name and labels.namespace else name
 
 
 @dataclass(frozen=True)
@@ -58,15 +70,27 @@ class Flow:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Bytes one way, counted once; `opener` is 1 where the source opened."""
+    """Bytes one way, counted once; `opener` is 1 where the source opened, `outgoing`: the source is the local
+    end of the row that counts."""
 
     source: Labels
     destination: Labels
     klass: str
     service: str
     opener: int
+    outgoing: bool
     bytes: int
     flow: Flow
+
+    @property
+    def local(self) -> Labels:
+        """The end whose node's report counts."""
+        return self.source if self.outgoing else self.destination
+
+    @property
+    def remote(self) -> Labels:
+        """The other one."""
+        return self.destination if self.outgoing else self.source
 
 
 @dataclass
@@ -153,7 +177,7 @@ class World:
         if self.ours:
             addresses.append(f"toIPv6({quote(end.address if six else '::')})")
         texts = [
-            "aws", "us-west-2", "main", labels.zone, labels.node, labels.namespace, labels.pod, labels.app
+            end.cloud, end.region, "main", labels.zone, labels.node, labels.namespace, labels.pod, labels.app
         ]  # fmt: skip
         return [*map(quote, texts), *addresses, str(port)]
 
@@ -217,6 +241,7 @@ class World:
                     outside.klass if outside else "INTRA_VPC",
                     outside.service if outside else "",
                     opener,
+                    at[1] is source,
                     amount,
                     flow,
                 )
@@ -230,8 +255,9 @@ class World:
                 found[name] += transfer.bytes
         return found
 
-    def ends(self, key: str) -> dict[str, list[int]]:
-        """By an end's label: connections opened, accepted, bytes sent, received; every end counted once."""
+    def ends(self, key: str, keep: Callable[[Labels], bool] = lambda _: True) -> dict[str, list[int]]:
+        """By an end's label: connections opened, accepted, bytes sent, received; every end counted once that
+        is to be kept."""
         opened: dict[str, set[Flow]] = defaultdict(set)
         accepted: dict[str, set[Flow]] = defaultdict(set)
         moved: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -249,7 +275,9 @@ class World:
                 labels = self.view(end, own[0])
                 if own[1] is not end and not labels.node and not labels.pod:
                     continue
-                name = str(getattr(labels, key))
+                if not keep(labels):
+                    continue
+                name = labels.named(key)
                 into[name].add(_connection(flow))
                 moved[name][0] += sent
                 moved[name][1] += received
@@ -272,12 +300,13 @@ S3 = End("52.92.0.1", klass="INTRA_REGION", service="s3")
 INTERNET = End("93.184.216.34", klass="PUBLIC_INTERNET")
 ABROAD = End("3.250.0.1", klass="INTER_REGION", service="ec2")
 PRIVATE = End("10.99.0.1")
+NOWHERE = End("198.18.0.9", klass="UNKNOWN")
 STRANGE = 'it\'s \\ "odd" `名`'
 
 
 def make_world(*, ours: bool, begin: int, minutes: int, seed: int = 1, count: int = 400) -> World:
-    """A world of three zones (one without a name), a node without an agent, pods that are gone, and every
-    path; `begin` is a minute's start."""
+    """A world of three zones (one without a name), a node without an agent, pods that are gone, apps and pods
+    of one name in two namespaces, and every path; `begin` is a minute's start."""
     dice = random.Random(seed)
     nodes = {"node-1": "zone-a", "node-2": "zone-b", "node-3": "zone-a", "node-4": "", "silent": "zone-b"}
     pods = []
@@ -285,12 +314,19 @@ def make_world(*, ours: bool, begin: int, minutes: int, seed: int = 1, count: in
         for each, app in enumerate(("web", "api", "db", STRANGE), 1):
             pods.append(End(f"10.{number}.0.{each}", node, zone, f"{app}-{number}", app, f"ns-{each % 2}"))
         pods.append(End(f"10.{number}.0.9", node, zone, f"plain-{number}", "", "ns-0"))
+    for address, node, name, team in (
+        ("10.1.0.21", "node-1", "twin-0", "team-a"),
+        ("10.2.0.21", "node-2", "twin-1", "team-a"),
+        ("10.2.0.22", "node-2", "twin-0", "team-b"),
+        ("10.3.0.22", "node-3", "twin-1", "team-b"),
+    ):
+        pods.append(End(address, node, nodes[node], name, "twin", team))
     ghost = End("10.2.0.77", "node-2", "zone-b", known=False)
     everyone = [*pods, ghost]
     if ours:
         everyone += [End(f"fd00::{n}", node, nodes[node], f"six-{n}", "six", "ns-6") for n, node in
                      enumerate(("node-1", "node-2"), 1)]  # fmt: skip
-    outside = [S3, INTERNET, ABROAD, PRIVATE]
+    outside = [S3, INTERNET, ABROAD, PRIVATE, NOWHERE]
     world = World(frozenset(nodes) - {"silent"}, ours)
     for number in range(count):
         client = dice.choice(everyone)

@@ -152,7 +152,8 @@ def test_answers_count_each_byte_as_the_sender_s_node_s_counters_did(run: Run) -
         if seen_from.node != flow.node:
             continue
         ends = (pods.get(source), pods.get(destination))
-        wanted[ends[0].name if ends[0] else "", ends[1].name if ends[1] else ""] += flow.count.bytes
+        names = [f"{end.namespace}/{end.name}" if end else "" for end in ends]
+        wanted[names[0], names[1]] += flow.count.bytes
         if ends[0] and ends[1] and ends[0].node != ends[1].node:
             crossing[zones[ends[0].node], zones[ends[1].node]] += flow.count.bytes
     scope = Scope(since=int(time.time()) - 86_400, until=int(time.time()) + 3600, by="pod", limit=0)

@@ -20,6 +20,9 @@ from kubenetmon.report.prices import read_prices
 from kubenetmon.server.rates import Rates
 from tests.beds import page_world
 from tests.beds.described_sink import DescribedSink
+from tests.report.known_tables import sink, table
+
+__all__ = ["page", "sink", "table"]
 
 MINUTES = 360
 

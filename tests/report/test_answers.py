@@ -2,90 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import pytest
-import pytest_asyncio
 
-from kubenetmon.clickhouse.rollup_tables import apply_rollups
-from kubenetmon.clickhouse.schema import SchemaOptions, apply
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
-from kubenetmon.report.answers import Answer, render
-from kubenetmon.report.flows import Source, read_source
-from kubenetmon.report.questions import QUESTIONS, ask
-from kubenetmon.report.scope import KEYS, Scope
-from tests.beds.described_sink import DescribedSink
-from tests.beds.known_traffic import MINUTE, STRANGE, World, make_world
+from kubenetmon.report import statements
+from kubenetmon.report.answers import render
+from kubenetmon.report.flows import read_source
+from kubenetmon.report.questions import QUESTIONS
+from kubenetmon.report.scope import KEYS
+from tests.beds.known_traffic import MINUTE, World, make_world
 from tests.clickhouse.conftest import original_ddl
+from tests.report import known_answers
+from tests.report.known_tables import BEGIN, DAY, Table
 
 pytestmark = [pytest.mark.chdb, pytest.mark.asyncio(loop_scope="module")]
-
-DAY = 86_400
-MINUTES = 3 * 24 * 60
-BEGIN = int(time.time()) // DAY * DAY - 5 * DAY
-END = BEGIN + MINUTES * MINUTE + DAY
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with a known world in it."""
-
-    sink: EmbeddedSink
-    source: Source
-    world: World
-
-    async def ask(self, question: str, **scope: object) -> Answer:
-        """All rows over all of the world's time."""
-        given = {"since": BEGIN, "until": END, "limit": 0, **scope}
-        return await ask(self.sink, QUESTIONS[question], Scope(**given), self.source)  # type: ignore[arg-type]
-
-    async def sums(self, question: str, *columns: str, of: str = "bytes", **scope: object) -> Counter[object]:
-        """A column's sums by others."""
-        found: Counter[object] = Counter()
-        for record in (await self.ask(question, **scope)).records():
-            found[tuple(record[name] for name in columns)] += record[of]
-        return found
-
-
-@pytest.fixture(scope="module")
-def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedSink]:
-    opened = DescribedSink(tmp_path_factory.mktemp("answers"))
-    yield opened
-    asyncio.run(opened.close())
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["original", "ours", "rollups", "huge"])
-async def table(request: pytest.FixtureRequest, sink: EmbeddedSink) -> AsyncIterator[Table]:
-    """The original's table, ours, ours with its rollups, and the original's with petabytes, each with a
-    world."""
-    name = f"answers_{request.param}"
-    await sink.query(f"CREATE DATABASE {name}")
-    ours = request.param in ("ours", "rollups")
-    if ours:
-        await apply(sink, SchemaOptions(name, ipv6=True))
-    else:
-        await sink.query(original_ddl(name))
-    world = make_world(ours=ours, begin=BEGIN, minutes=MINUTES)
-    if request.param == "huge":
-        # Beyond what a double holds exactly, and together near what 64 bits hold.
-        world.flows = [replace(flow, up=flow.up + 2**53, down=flow.down + 2**53) for flow in world.flows]
-    await sink.query(world.insert(f"{name}.network_flows_0"))
-    if request.param == "rollups":
-        await apply_rollups(sink, SchemaOptions(name), time.time())
-    source = await read_source(sink, name, "network_flows_0")
-    assert (source.coverage is not None) == (request.param == "rollups")
-    yield Table(sink, source, world)
-    await sink.query(f"DROP DATABASE {name} SYNC")
 
 
 @pytest.mark.parametrize("by", KEYS)
 async def test_top_is_every_byte_once(table: Table, by: str) -> None:
     wanted = table.world.summed(
-        lambda one: (getattr(one.source, by), getattr(one.destination, by), one.klass, one.service)
+        lambda one: (one.source.named(by), one.destination.named(by), one.klass, one.service)
     )
     assert await table.sums("top", "source", "destination", "class", "service", by=by) == wanted
 
@@ -98,36 +38,39 @@ async def test_classes_add_up_to_every_byte_once(table: Table) -> None:
     assert sum(row["share"] for row in answer.records()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("by", ["app", "node"])
+@pytest.mark.parametrize("by", KEYS)
 async def test_cross_zone_is_between_two_known_zones(table: Table, by: str) -> None:
     def key(one):  # type: ignore[no-untyped-def]
         zones = (one.source.zone, one.destination.zone)
         if "" in zones or zones[0] == zones[1]:
             return None
-        return getattr(one.source, by), zones[0], getattr(one.destination, by), zones[1]
+        return one.source.named(by), zones[0], one.destination.named(by), zones[1]
 
     found = await table.sums("cross-zone", "source", "source_zone", "destination", "destination_zone", by=by)
     assert found == table.world.summed(key)
     assert any("no known zone" in note for note in (await table.ask("cross-zone")).notes)
 
 
-@pytest.mark.parametrize("service", ["", "ec2", "any", "nothing"])
-async def test_a_cloud_service_both_ways(table: Table, service: str) -> None:
+@pytest.mark.parametrize(
+    ("service", "by"),
+    [("", "app"), ("ec2", "app"), ("any", "app"), ("nothing", "app"), *(("any", by) for by in KEYS[1:])],
+)
+async def test_a_cloud_service_both_ways(table: Table, service: str, by: str) -> None:
     def of(end: str):  # type: ignore[no-untyped-def]
         def key(one):  # type: ignore[no-untyped-def]
             wanted = {"": ("s3",), "any": ("s3", "ec2")}.get(service, (service,))
             local = getattr(one, end)
-            return (local.app, one.service) if one.service in wanted and local.node else None
+            return (local.named(by), one.service) if one.service in wanted and local.node else None
 
         return key
 
     for column, end in (("sent", "source"), ("received", "destination")):
-        found = await table.sums("s3", "local", "service", of=column, service=service)
+        found = await table.sums("s3", "local", "service", of=column, by=by, service=service)
         wanted = table.world.summed(of(end))
         assert +found == wanted
 
 
-@pytest.mark.parametrize("by", ["app", "pod"])
+@pytest.mark.parametrize("by", KEYS)
 async def test_openers_count_each_end_as_its_own_node_saw_it(table: Table, by: str) -> None:
     answer = await table.ask("openers", by=by)
     found = {
@@ -146,54 +89,40 @@ async def test_only_those_that_never_open_only_receive(table: Table) -> None:
 
 
 async def test_balance_shows_every_replica_of_a_server_with_its_share(table: Table) -> None:
-    pairs: Counter[tuple[str, str, str]] = Counter()
-    links: dict[tuple[str, str, str], set[object]] = {}
-    replicas: dict[str, set[str]] = {}
-    for one in table.world.transfers():
-        client, server = (one.source, one.destination) if one.opener == 1 else (one.destination, one.source)
-        if server.pod and server.app:
-            pairs[client.app, server.app, server.pod] += one.bytes
-            links.setdefault((client.app, server.app, server.pod), set()).add(
-                (one.flow.client, one.flow.server, one.flow.client_port)
-            )
-            replicas.setdefault(server.app, set()).add(server.pod)
-    records = (await table.ask("balance")).records()
+    wanted = known_answers.balance(table.world)
+    assert {len(wanted.replicas[f"{team}/twin"]) for team in ("team-a", "team-b")} == {2}
+    judge_balance(wanted, (await table.ask("balance")).records())
+
+
+def judge_balance(wanted: known_answers.Balance, records: list[dict[str, Any]], client: str = "") -> None:
+    """All rows of an answer."""
     found = {(row["client"], row["server"], row["replica"]): row for row in records}
-    wanted = {
-        (client, server, pod)
-        for client, server, _ in pairs
-        for pod in replicas[server]
-        if len(replicas[server]) > 1
-    }
-    assert found.keys() == wanted
+    assert found.keys() == wanted.rows(client)
+    sums: Counter[tuple[str, str]] = Counter()
+    links: Counter[tuple[str, str]] = Counter()
+    for key, amount in wanted.bytes.items():
+        sums[key[:2]] += amount
+        links[key[:2]] += len(wanted.connections[key])
     for key, row in found.items():
-        assert row["bytes"] == pairs[key]
-        assert row["connections"] == len(links.get(key, ()))
-        assert (row["odd"] == "idle") == (key not in pairs)
-        whole = sum(amount for (client, server, _), amount in pairs.items() if (client, server) == key[:2])
-        assert row["bytes_share"] == pytest.approx(pairs[key] / whole)
+        assert row["bytes"] == wanted.bytes[key]
+        assert row["connections"] == len(wanted.connections.get(key, ()))
+        assert (row["odd"] == "idle") == (key not in wanted.bytes)
+        assert row["replicas"] == len(wanted.replicas[key[1]])
+        assert row["bytes_share"] == pytest.approx(wanted.bytes[key] / sums[key[:2]])
+        assert row["connections_share"] == pytest.approx(row["connections"] / links[key[:2]])
+        most = max(wanted.bytes[*key[:2], pod] for pod in wanted.replicas[key[1]])
+        assert row["spread"] == pytest.approx(most * row["replicas"] / sums[key[:2]])
 
 
-@pytest.mark.parametrize("by", ["node", "pod"])
+@pytest.mark.parametrize("by", QUESTIONS["throughput"].keys)
 async def test_throughput_is_the_peak_and_the_95th_percentile_of_minutes(table: Table, by: str) -> None:
-    minutes: dict[tuple[str, int], Counter[int]] = {}
-    for flow in table.world.flows:
-        for node, local, remote in table.world.observers(flow):
-            same = remote.node == local.node and table.world.view(local, node).node != ""
-            if same and by == "node":
-                continue
-            sent, received = (flow.up, flow.down) if local is flow.client else (flow.down, flow.up)
-            told = [(table.world.view(local, node), sent, received)]
-            if same and table.world.view(remote, node).node:
-                told.append((table.world.view(remote, node), received, sent))
-            parts = -(-flow.seconds // MINUTE)
-            for labels, out, into in told:
-                for way, amount in enumerate((out, into)):
-                    counts = minutes.setdefault((getattr(labels, by), way), Counter())
-                    for part in range(parts):
-                        share = amount // parts + (part < amount % parts)
-                        counts[flow.start + part * MINUTE] += share
-    for row in (await table.ask("throughput", by=by)).records():
+    judge_throughput(known_answers.minutes(table.world, by), (await table.ask("throughput", by=by)).records())
+
+
+def judge_throughput(minutes: known_answers.Minutes, records: list[dict[str, Any]]) -> None:
+    """All rows of an answer."""
+    assert {row["name"] for row in records} == {name for (name, _), counts in minutes.items() if +counts}
+    for row in records:
         each = [+minutes.get((row["name"], way), Counter()) for way in (0, 1)]
         busy = sorted(each[0] | each[1])
         span = (busy[-1] - busy[0]) // MINUTE + 1
@@ -210,42 +139,18 @@ async def test_throughput_is_the_peak_and_the_95th_percentile_of_minutes(table: 
         assert any(counts[row["peak_minute"]] >= peak - 2 for counts in each)
 
 
-async def test_what_is_not_attributed_is_named(table: Table) -> None:
-    found = await table.sums("unattributed", "reason")
-    zones = table.world.summed(
-        lambda one: ("zone unknown between known ends",)
-        if one.klass == "INTRA_VPC" and "" in (one.source.zone, one.destination.zone)
-        and one.source.node and one.destination.node else None
-    )  # fmt: skip
-    name = ("zone unknown between known ends",)
-    assert found[name] == zones[name] > 0
-    assert found[("private address of nobody known",)] > 0
+@pytest.mark.parametrize("by", KEYS)
+async def test_what_is_not_attributed_is_counted_by_reason(table: Table, by: str) -> None:
+    wanted = known_answers.unattributed(table.world, by)
+    assert {reason for reason, _ in wanted} == {reason for reason, _ in statements._REASONS}
+    assert await table.sums("unattributed", "reason", "local", by=by) == wanted
+
+
+async def test_what_is_not_attributed_has_an_example(table: Table) -> None:
     answer = await table.ask("unattributed")
     examples = {row["example"] for row in answer.records() if row["reason"].startswith("private")}
     assert "10.99.0.1" in examples
     assert {row["example"] for row in answer.records() if row["reason"].startswith("zone")} == {""}
-
-
-@pytest.mark.parametrize(
-    "filters",
-    [
-        {"app": STRANGE},
-        {"app": "web", "namespace": "ns-1"},
-        {"node": "node-2"},
-        {"zone": "zone-b"},
-        {"app": "' OR 1 = 1 --"},
-        {"app": "\\"},
-    ],
-    ids=str,
-)
-async def test_filters_are_exact_names_of_one_end(table: Table, filters: dict[str, str]) -> None:
-    def key(one):  # type: ignore[no-untyped-def]
-        for end in (one.source, one.destination):
-            if all(getattr(end, name) == value for name, value in filters.items()):
-                return (one.klass,)
-        return None
-
-    assert await table.sums("classes", "class", **filters) == table.world.summed(key)
 
 
 async def test_a_part_of_the_time_is_that_part(table: Table) -> None:
@@ -270,12 +175,12 @@ async def test_nothing_is_an_answer_too(table: Table, question: str) -> None:
 
 @pytest.mark.parametrize("question", QUESTIONS)
 async def test_a_limit_is_kept_and_said(table: Table, question: str) -> None:
-    answer = await table.ask(question, limit=1)
-    assert len(answer.rows) == 1
-    if question != "balance":
-        whole = await table.ask(question)
-        assert whole.rows[0][:2] == answer.rows[0][:2]
-    assert any("first 1 rows" in note for note in answer.notes)
+    whole = await table.ask(question)
+    for limit in (1, len(whole.rows) - 1, len(whole.rows), len(whole.rows) + 1):
+        answer = await table.ask(question, limit=limit)
+        assert list(answer.rows) == list(whole.rows[:limit])
+        assert answer.cut == (limit < len(whole.rows))
+        assert answer.cut == any(f"first {limit} rows" in note for note in answer.notes)
 
 
 async def test_columns_are_those_of_the_rows(table: Table) -> None:

@@ -162,6 +162,33 @@ async def test_every_answer_is_the_same_over_the_native_protocol(tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (
+            ("ask", "top", "--service", "s3", "--set", "clickhouse_endpoint=x:1"),
+            "--service is for s3, not for top",
+        ),
+        (
+            ("ask", "s3", "--client", "web", "--set", "clickhouse_endpoint=x:1"),
+            "--client is for balance, not for s3",
+        ),
+        (
+            ("ask", "classes", "--instance-type", "m5.large", "--set", "clickhouse_endpoint=x:1"),
+            "--instance-type is for throughput, not for classes",
+        ),
+        (
+            ("ask", "openers", "--nodes", "/none", "--set", "clickhouse_endpoint=x:1"),
+            "--nodes is for throughput, not for openers",
+        ),
+        (
+            ("ask", "balance", "--limits", "/none", "--set", "clickhouse_endpoint=x:1"),
+            "--limits is for throughput, not for balance",
+        ),
+        (
+            (
+                *("ask", "throughput", "--by", "pod", "--instance-type", "m5.large"),
+                *("--set", "clickhouse_endpoint=x:1"),
+            ),
+            "--instance-type is for --by node, not for --by pod",
+        ),
         (("ask",), "QUESTION"),
         (("ask", "why"), "invalid choice: 'why'"),
         (("ask", "top"), "clickhouse_endpoint is missing"),
@@ -173,6 +200,14 @@ async def test_every_answer_is_the_same_over_the_native_protocol(tmp_path: Path)
         ),
         (("cost", "--prices", "/none.json", "--set", "clickhouse_endpoint=x:1"), "/none.json cannot be read"),
         (("cost", "--mtu", "3", "--set", "clickhouse_endpoint=x:1"), "--mtu 3 is not"),
+        (("cost", "--mtu", "1500", "--set", "clickhouse_endpoint=x:1"), "--mtu is for --reconcile"),
+        *(
+            (
+                ("cost", "--reconcile", "/none", *more, "--set", "clickhouse_endpoint=x:1"),
+                f"{more[0]} does not go with --reconcile",
+            )
+            for more in (("--app", "web"), ("--zone", "a"), ("--by", "path"), ("--sql",))
+        ),
         (
             ("ask", "throughput", "--nodes", "/none", "--set", "clickhouse_endpoint=x:1"),
             "--nodes /none cannot be read",

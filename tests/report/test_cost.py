@@ -22,9 +22,10 @@ from kubenetmon.report.cost import cost
 from kubenetmon.report.flows import Source, read_source
 from kubenetmon.report.prices import PriceList, read_prices
 from kubenetmon.report.reconcile import BillLine, read_bill, reconcile
-from kubenetmon.report.scope import Scope, month_start, next_month
+from kubenetmon.report.scope import Scope, moment, month_start, next_month
 from tests.beds.described_sink import DescribedSink
 from tests.beds.known_traffic import ABROAD, INTERNET, S3, End, Flow, World
+from tests.beds.virtual_clock import VirtualClock
 from tests.clickhouse.conftest import original_ddl
 
 pytestmark = [pytest.mark.chdb, pytest.mark.asyncio(loop_scope="module")]
@@ -119,7 +120,7 @@ async def test_workloads_share_tiers_and_add_up(
 
 
 @pytest.mark.parametrize(
-    ("by", "name"), [("namespace", "shop"), ("app", "api"), ("pod", "api-1"), ("zone", "b")]
+    ("by", "name"), [("namespace", "shop"), ("app", "api"), ("pod", "shop/api-1"), ("zone", "b")]
 )
 async def test_it_is_grouped_as_asked(
     sink: EmbeddedSink, source: Source, prices: PriceList, by: str, name: str
@@ -137,6 +138,12 @@ async def test_a_filter_leaves_tiers_to_all_traffic(
     assert costs(answer, "entry")[("aws/internet-out",)] == (140 * GB, "6.3")
     assert answer.summary["total"] == "7.7"  # 6.3 + 1 + 0.1 out + 0.3 in
     assert any("of $10.80 for all traffic" in note for note in answer.notes)
+    told = (await cost(sink, source, scope, "path", prices, explain=True)).notes
+    [own] = [note for note in told if note.startswith("That is the arithmetic of all traffic")]
+    assert "Of app api, at the mean price:" in own
+    assert f"aws/internet-out {140 * GB:,} bytes = $6.3" in own
+    whole = (await cost(sink, source, ALL, "path", prices, explain=True)).notes
+    assert not any("That is the arithmetic" in note for note in whole)
 
 
 async def test_what_came_before_fills_the_tiers(
@@ -146,8 +153,8 @@ async def test_what_came_before_fills_the_tiers(
     answer = await cost(sink, source, scope, "path", prices, explain=True)
     # 60 GB of the 100 free ones are gone: 40 are left of the 140.
     assert costs(answer, "entry")[("aws/internet-out",)] == (140 * GB, "9")
-    told = next(note for note in answer.notes if "aws/internet-out:" in note and "after" in note)
-    assert "= 40 GB x $0 + 100 GB x $0.09 = $9" in told
+    told = next(note for note in answer.notes if "aws/internet-out in us-west-2:" in note)
+    assert "150,323,855,360 bytes - 42,949,672,960 free / 1,073,741,824 = 100 GB x $0.09 = $9" in told
     assert answer.summary["month_to_date"] == "10.8"
 
 
@@ -205,7 +212,7 @@ async def test_tiers_begin_anew_with_each_month(sink: EmbeddedSink, prices: Pric
     # 50 GB beyond the free 100 in the first month, 200 in the second.
     assert costs(answer, "entry") == {("aws/internet-out",): (450 * GB, "22.5")}
     assert answer.summary["month_to_date"] == "18"
-    for told in ("100 GB x $0 + 50 GB x $0.09 = $4.5", "100 GB x $0 + 200 GB x $0.09 = $18"):
+    for told in ("free / 1,073,741,824 = 50 GB x $0.09 = $4.5", "= 200 GB x $0.09 = $18"):
         assert any(told in note for note in answer.notes)
     await sink.query("DROP DATABASE months SYNC")
 
@@ -221,6 +228,13 @@ async def test_half_a_month_is_projected_to_the_cent(sink: EmbeddedSink, prices:
     # 10 GB: a cent at each end, and 4.5 cents for the gateway that they passed once.
     assert costs(answer, "entry")[("aws/nat-gateway",)] == (10 * GB, "0.45")
     assert answer.summary == {"total": "0.65", "month_to_date": "0.65", "projected": "1.3"}
+    # What is asked beyond now cannot have been metered yet, and is as much projected.
+    clock = VirtualClock(scope.until)
+    for until in (scope.until + 60, ALL.until, ALL.until + 40 * 86_400):
+        later = Scope(since=LAST_MONTH, until=until, limit=0)
+        answer = await cost(sink, source, later, "path", prices, clock=clock)
+        assert answer.summary == {"total": "0.65", "month_to_date": "0.65", "projected": "1.3"}
+        assert any(note.startswith(f"{moment(LAST_MONTH)[:7]} to date: $0.65") for note in answer.notes)
     await sink.query("DROP DATABASE half SYNC")
 
 
@@ -258,7 +272,7 @@ async def test_a_bill_beside_what_was_metered(sink: EmbeddedSink, source: Source
 
 
 async def test_headers_that_offload_hid_are_estimated_row_by_row(
-    sink: EmbeddedSink, prices: PriceList
+    sink: EmbeddedSink, prices: PriceList, tmp_path: Path
 ) -> None:
     await sink.query("CREATE DATABASE headers")
     await sink.query(original_ddl("headers"))
@@ -277,6 +291,29 @@ async def test_headers_that_offload_hid_are_estimated_row_by_row(
     # 25 large packets were 1,000 of 1,448 bytes on the wire: 975 headers, on both sides' lines of the bill.
     assert row["headers"] == 2 * (segments - packets) * 52
     assert row["metered"] == 2 * (2 * payload + (packets + segments + 100) * 52)
+    # What processes both ways' traffic does so once a byte: its line has the headers of one side.
+    own = tmp_path / "own.json"
+    assumed = [{"path": "cross-zone", "entry": "aws/nat-gateway"}]
+    own.write_text(json.dumps({"format": 1, "edition": "1", "prices": [], "assume": assumed}))
+    answer = await reconcile(sink, source, ALL, read_prices([own]), [], mtu=1500, explain=True)
+    found = {row["item"]: row for row in answer.records()}
+    assert found["NatGateway-Bytes"]["metered"] * 2 == found["DataTransfer-Regional-Bytes"]["metered"]
+    assert found["NatGateway-Bytes"]["headers"] == (segments - packets) * 52
+    assert found["DataTransfer-Regional-Bytes"]["headers"] == 2 * (segments - packets) * 52
+    assert any("aws/nat-gateway" in note and " = $" in note for note in answer.notes)
+    short = Scope(since=ALL.since, until=ALL.until, limit=1)
+    answer = await reconcile(sink, source, short, read_prices([own]), [], mtu=1500)
+    assert len(answer.rows) == 1
+    assert any("first 1 of 2 rows" in note for note in answer.notes)
+    # The same where the connections' flags say it.
+    await sink.query("TRUNCATE TABLE headers.network_flows_0")
+    world.flows = [Flow(WEB, API, 40_000, 80, payload + packets * 52, 0, LAST_MONTH)]
+    amount = payload + packets * 52
+    flagged = world.insert("headers.network_flows_0").replace("map()", "map('NAT_GATEWAY', true)")
+    await sink.query(flagged.replace(f"{amount}, 1)", f"{amount}, {packets})"))
+    answer = await reconcile(sink, source, ALL, prices, [], mtu=1500)
+    found = {row["item"]: row for row in answer.records()}
+    assert found["NatGateway-Bytes"]["headers"] == (segments - packets) * 52
     await sink.query("DROP DATABASE headers SYNC")
 
 

@@ -38,7 +38,7 @@ async def test_the_platform_dashboard_answers(page: Page) -> None:
     assert answers["Internet"] == [(known["PUBLIC_INTERNET"],)]
     assert sum(row[2] for row in answers["Bytes by path"]) == sum(known.values())
     assert sum(row[4] for row in answers["Across zones"]) == pytest.approx(known["cross-zone"], rel=0.3)
-    assert {row[1] for row in answers["Uneven over replicas"]} >= {"catalog", "search"}
+    assert {row[1] for row in answers["Uneven over replicas"]} >= {"shop/catalog", "shop/search"}
 
 
 async def test_the_finops_dashboard_answers_in_dollars(page: Page) -> None:

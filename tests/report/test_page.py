@@ -6,11 +6,13 @@ import asyncio
 import csv
 import io
 import json
+import re
 from typing import Any
 
 import aiohttp
 import pytest
 
+from kubenetmon.metrics import catalogue
 from kubenetmon.report.page.answering import AnsweringConfig
 from kubenetmon.report.page.api import PageConfig
 from kubenetmon.report.page.asked import parse
@@ -91,6 +93,17 @@ async def test_every_answer_has_its_query_its_csv_and_its_command(page: Page, na
         )
 
 
+@pytest.mark.parametrize("name", NAMES)
+async def test_only_what_is_cut_is_said_to_be(page: Page, name: str) -> None:
+    async with served(page.api()) as address:
+        query = f"/api/ask?question={name}&{page.span}"
+        rows = len((await _json(address, f"{query}&limit=5000"))["rows"])
+        for limit, cut in [(one, one < rows) for one in (rows - 1, rows) if one]:
+            answer = await _json(address, f"{query}&limit={limit}")
+            assert answer["cut"] is (cut and name != "paths")
+            assert len(answer["rows"]) == (rows if name == "paths" else limit)
+
+
 async def test_gaps_of_a_node_are_found(page: Page) -> None:
     gone = page.start + 60 * 100
     await page.sink.query(
@@ -111,11 +124,23 @@ async def test_gaps_of_a_node_are_found(page: Page) -> None:
 async def test_health_shows_the_identity_without_a_table(page: Page) -> None:
     async with served(page.api(with_sink=False)) as address:
         answer = await _json(address, "/api/health")
-        status, body, _ = await _get(address, "/api/ask?question=classes")
+        refused, body, _ = await _get(address, "/api/ask?question=classes")
+        status, text, headers = await _get(address, "/api/health?format=csv")
+        assert (await _get(address, "/api/health?format=xml"))[0] == 400
     assert answer["identity"][0]["received"] == 1_000_000
     assert answer["identity"][0]["unaccounted"] == 0
+    assert status == 200
+    assert headers["content-disposition"] == 'attachment; filename="kubenetmon-health.csv"'
+    lines = {(row["name"], row["part"]): row for row in csv.DictReader(io.StringIO(text))}
+    assert lines["received", "bytes"]["value"] == "1000000"
+    assert lines["ignored", "bytes, udp"]["value"] == "100000"
+    assert lines["unaccounted", "bytes"]["value"] == "0"
+    names = {spec.name for spec in catalogue.SERVER_METRICS}
+    metrics = {one for row in lines.values() for one in re.findall(r"kubenetmon_\w+", row["metric"])}
+    assert len(metrics) > 8
+    assert metrics <= names
     assert answer["checks"] == {"grpc": {"ok": True, "detail": "port 8884"}}
-    assert status == 502
+    assert refused == 502
     assert "nothing is stored here" in json.loads(body)["error"]
 
 
@@ -127,6 +152,13 @@ async def test_health_shows_the_identity_without_a_table(page: Page) -> None:
         ("question=classes&limit=0", "limit is a number"),
         ("question=classes&limit=%C2%B2", "limit is a number"),
         ("question=classes&limit=999999999999999999999", "limit is a number"),
+        ("question=classes&limit=5001", "limit is a number"),
+        ("question=classes&limit=0000000019999999", "limit is a number"),
+        ("question=classes&limit=000000001" + "0" * 30, "limit is a number"),
+        ("question=classes&limit=000000001" + "0" * 5000, "limit is a number"),
+        ("question=cost&service=s3", "service is not for the question cost"),
+        ("question=s3&client=web", "client is not for the question s3"),
+        ("question=paths&service=s3", "service is not for the question paths"),
         ("question=classes&since=yesterdayish", "is not a time"),
         ("question=classes&since=1h&until=2h", "is empty"),
         ("question=classes&by=colour", "by is one of"),
@@ -140,6 +172,28 @@ async def test_what_cannot_be_asked_is_one_clear_line(page: Page, query: str, sa
         status, body, _ = await _get(address, f"/api/ask?{query}")
     assert status == 400
     assert said in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize("name", ["limit", "since", "until", "by", "question", "format", "app", "service"])
+async def test_whatever_is_sent_is_an_answer_or_one_line(page: Page, name: str) -> None:
+    values = (
+        "%ff",
+        "%ed%a0%80",
+        "%00",
+        "0" * 5000 + "1",
+        "9" * 4000 + "d",
+        "@" + "9" * 30,
+        "1e400h",
+        "nan",
+        "-1",
+    )
+    async with served(page.api()) as address:
+        for value in values:
+            given = {"question": "top", "since": f"%40{page.start}", "limit": "1", name: value}
+            query = "&".join("=".join(one) for one in given.items())
+            status, body, _ = await _get(address, f"/api/ask?{query}")
+            assert status in (200, 400), (value[:20], body)
+            assert "\n" not in body.strip()
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,38 @@ async def test_the_figures_are_the_worlds(page: Page) -> None:
     assert shown["internet"] == f"{known['PUBLIC_INTERNET']:,} bytes"
 
 
+async def test_no_number_of_any_view_is_without_a_link(page: Page) -> None:
+    """Each leads to a query or a CSV, and its panel has links that keys reach."""
+    async with opened(page) as (tab, address):
+        for view in VIEWS:
+            await tab.run(f"location.hash = '#/{view}?{page.span}'")
+            await tab.until(f"document.querySelector('nav a[data-view={view}][aria-current]') && {DONE}")
+            numbers = (
+                "[...document.querySelectorAll('main td.number, main td.cell, main dd')]"
+                ".filter(one => /\\d/.test(one.textContent))"
+            )
+            loose = await tab.run(
+                f"{numbers}.filter(one => !one.querySelector('a[href^=\"api/\"]'))"
+                ".map(one => one.textContent)"
+            )
+            assert loose == [], view
+            assert await tab.run(f"{numbers}.length") > 5, view
+            panels = await tab.run(
+                "[...document.querySelectorAll('main section')].map("
+                "one => [...one.querySelectorAll('.links a')].map(a => a.textContent + a.tabIndex).join())"
+            )
+            assert set(panels) == {"CSV0,JSON0,query0"}, view
+            for url in await tab.run(
+                "[...new Set([...document.querySelectorAll('main .links a')].map(a => a.href))]"
+            ):
+                assert await tab.run(f"fetch({url!r}).then(one => one.status)") == 200, url
+            assert url.startswith(address)
+        await tab.run("document.querySelector('main td.number a').click()")
+        assert "1,000,000 bytes" in await tab.run("document.getElementById('query-value').textContent")
+        metric = await tab.run("document.getElementById('query-sql').textContent")
+        assert metric == 'sum(kubenetmon_server_received_total{unit="bytes"})'
+
+
 async def test_every_number_leads_to_its_query_and_csv(page: Page) -> None:
     async with opened(page, "talks") as (tab, _):
         for panel in ("Zone to zone", "App to app", "Across zones", "All pairs"):
@@ -128,6 +160,57 @@ async def test_it_is_used_by_keyboard_alone(page: Page) -> None:
             assert wanted in reached
         outline = await tab.run("getComputedStyle(document.activeElement).outlineStyle")
         assert outline != "none"
+
+
+async def test_the_skip_link_leads_to_the_answers_of_the_view(page: Page) -> None:
+    async with opened(page, "talks", "&namespace=data") as (tab, _):
+        before = await tab.run("location.hash")
+        await tab.press("Tab")
+        assert await tab.run("document.activeElement.className") == "skip"
+        await tab.press("Enter")
+        await tab.until("document.activeElement.id === 'main'")
+        await tab.until(DONE)
+        assert await tab.run("location.hash") == before
+        assert await tab.run("document.title.startsWith('Who talks')")
+        await tab.press("Tab")
+        assert await tab.run("document.querySelector('main').contains(document.activeElement)")
+
+
+async def test_the_query_is_opened_and_left_by_keys(page: Page) -> None:
+    async with opened(page, "talks") as (tab, _):
+        for _ in range(80):
+            await tab.press("Tab")
+            if await tab.run("document.activeElement.textContent") == "query":
+                break
+        await tab.run("window.before = document.activeElement")
+        await tab.press("Enter")
+        await tab.until("document.getElementById('query').open")
+        assert await tab.run("document.getElementById('query').contains(document.activeElement)")
+        assert "WITH flows AS" in await tab.run("document.getElementById('query-sql').textContent")
+        await tab.press("Escape")
+        await tab.until("!document.getElementById('query').open")
+        assert await tab.run("document.activeElement === window.before")
+        assert await tab.run("document.activeElement.textContent") == "query"
+
+
+async def test_the_even_share_is_of_all_replicas_where_the_rows_end_within_them(page: Page) -> None:
+    async with opened(page, "balance") as (tab, _):
+        whole = (
+            "[...document.querySelectorAll('tbody')]"
+            ".find(one => one.rows[0].textContent.includes('shop/frontend 4'))"
+        )
+        assert await tab.run(f"{whole}.querySelector('.bar b').style.left") == "25%"
+        # As the page would be told of more rows than it asks for: those of one group are cut.
+        await tab.run(
+            "window.fetch = (asked => async (url, more) => { const answer = await asked(url, more);"
+            "if (!String(url).includes('question=balance')) return answer;"
+            "const body = await answer.json(); body.rows = body.rows.slice(0, 3); body.cut = true;"
+            "return new Response(JSON.stringify(body)); })(window.fetch)"
+        )
+        await tab.run("document.querySelector('#scope button[type=submit]').click()")
+        await tab.until(f"document.querySelectorAll('tbody tr').length === 4 && {DONE}")
+        assert "3 of 4 replicas" in await tab.run("document.querySelector('tr.group').textContent")
+        assert await tab.run("document.querySelector('.bar b').style.left") == "25%"
 
 
 async def test_tables_sort_and_say_so(page: Page) -> None:

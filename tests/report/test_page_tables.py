@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -109,7 +110,7 @@ async def _asking(table: Table) -> AsyncIterator[Any]:
 
 def _path(one: Transfer) -> tuple[str]:
     if one.klass != "INTRA_VPC":
-        paths = {"INTRA_REGION": "region-service", "INTER_REGION": "inter-region"}
+        paths = {"INTRA_REGION": "region-service", "INTER_REGION": "inter-region", "UNKNOWN": "unknown"}
         return (paths.get(one.klass, "internet"),)
     zones = (one.source.zone, one.destination.zone)
     return ("unknown-zone" if "" in zones else "same-zone" if zones[0] == zones[1] else "cross-zone",)
@@ -180,3 +181,33 @@ async def test_every_view_draws(table: Table) -> None:
             text = await tab.run("document.querySelector('main').innerText")
             assert not any(word in text for word in ("NaN", "undefined", "Infinity", "[object")), view
         assert tab.complaints == []
+
+
+@pytest.mark.chromium
+async def test_each_cell_of_a_matrix_is_the_worlds(table: Table) -> None:
+    cells = (
+        "[...document.querySelectorAll('section[aria-label=\"{}\"] table.matrix tbody tr')].flatMap(row =>"
+        "[...row.querySelectorAll('td.cell')].map((cell, at) => [row.querySelector('th').textContent,"
+        "row.closest('table').querySelectorAll('thead th')[at + 1].textContent,"
+        "cell.querySelector('a')?.title ?? '0 bytes']))"
+    )
+    async with served(table.api()) as address, browser() as tab:
+        await tab.size(1280, 900)
+        await tab.open(f"{address}/#/talks?{SPAN}")
+        await tab.until(f"document.querySelector('nav a[data-view=talks][aria-current]') && {DONE}")
+        for panel, key in (("Zone to zone", "zone"), ("App to app", "app")):
+            wanted: Counter[tuple[str, str]] = Counter()
+            for one in table.world.transfers():
+                ends = [getattr(end, key) or "outside" for end in (one.source, one.destination)]
+                for row, column in itertools.product((ends[0], "all"), (ends[1], "all")):
+                    wanted[row, column] += one.bytes
+            del wanted["all", "all"]
+            found = {
+                (row, column): int(title.removesuffix(" bytes").replace(",", ""))
+                for row, column, title in await tab.run(cells.format(panel))
+            }
+            # What a double cannot hold is shown as near as it can.
+            assert found.keys() >= wanted.keys()
+            for at, amount in found.items():
+                assert amount == pytest.approx(wanted[at], rel=1e-15, abs=0), (panel, at)
+            assert bool(found) == bool(table.world.flows)

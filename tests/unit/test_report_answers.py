@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kubenetmon.app.report import _show
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.report.answers import Answer, Column, render
+from kubenetmon.report.arguments import FILTERS_HELP
 from kubenetmon.report.limits import BUILT_IN, read_limits, read_nodes
+from kubenetmon.report.questions import QUESTIONS
 
 COLUMNS = (
     Column("who", title="from app"),
@@ -43,6 +47,16 @@ def test_a_table_reads_well_and_moves_no_cursor() -> None:
     assert lines[-1] == "A note."
 
 
+@pytest.mark.parametrize("form", ["table", "csv"])
+def test_names_in_notes_move_no_cursor(capsys: pytest.CaptureFixture[str], form: str) -> None:
+    hostile = "No agent reports from \x1b]0;owned\x07\x1b[2J\r\x9b2J: their bytes are what others saw."
+    _show(replace(ANSWER, notes=(hostile,), rows=()), form)
+    captured = capsys.readouterr()
+    shown = captured.out + captured.err
+    assert "No agent reports from \\x1b]0;owned\\x07\\x1b[2J\\r\\x9b2J" in shown
+    assert all(one.isprintable() for one in shown if one != "\n")
+
+
 def test_json_and_csv_are_exact_and_run_nothing() -> None:
     document = json.loads(render(ANSWER, "json"))
     assert document["rows"][1]["volume"] == 2**60
@@ -51,6 +65,11 @@ def test_json_and_csv_are_exact_and_run_nothing() -> None:
     assert rows[1]["who"] == "'=cmd|' /C calc'!A0"
     assert rows[1]["volume"] == str(2**60)
     assert rows[2]["secret"] == "\n"
+
+
+def test_help_says_of_every_question_what_its_filters_hold_for() -> None:
+    named = [name for _, names in FILTERS_HELP for name in names]
+    assert sorted(named) == sorted(QUESTIONS)
 
 
 def judged(tmp_path: Path, peak: float, high: float, kind: str) -> tuple[str, float | None, str]:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubenetmon.errors import ConfigurationError
+from kubenetmon.report.allowances import shared
 from kubenetmon.report.prices import BUILT_IN, PATHS, PriceList, Transfer, read_prices
 
 GB = 2**30
@@ -36,11 +37,27 @@ def entry(**changed: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def tiered(**changed: Any) -> dict[str, Any]:
+    made = entry(tiers=[{"up_to": "100", "price": "0"}, {"price": "0.05"}], **changed)
+    del made["price"]
+    return made
+
+
+def allowance(**changed: Any) -> dict[str, Any]:
+    return {
+        "id": "x/free", "entries": ["aws/cross-zone-out"], "amount": "5", "scope": "account",
+        "source": "contract", "date": "2026-01-01", **changed,
+    }  # fmt: skip
+
+
 def test_every_entry_has_a_source_and_a_date_and_every_cloud_every_path(prices: PriceList) -> None:
     for one in prices.entries:
         assert one.source.startswith("https://")
         assert one.date.startswith("20")
         assert one.checked, f"{one.id}: say with what it was compared, or that it was not found again"
+    for free in prices.allowances:
+        assert free.source.startswith("https://")
+        assert free.checked, f"{free.id}: say with what it was compared, or that it was not found again"
     for cloud in ("aws", "gcp", "azure"):
         for path in PATHS:
             for way in ("out", "in"):
@@ -111,15 +128,14 @@ def test_the_narrowest_entry_prices_a_transfer(
 
 def test_tiers_are_exact_to_the_cent(prices: PriceList) -> None:
     [internet] = prices.of(Transfer("aws", "us-west-2", "", "internet", ""), "out")
-    assert internet.cost(100 * GB) == 0
-    assert internet.cost(101 * GB) == Fraction("0.09")
-    # The first 10 TB are those beyond the free ones.
-    assert internet.cost(10_340 * GB) == Fraction("0.09") * 10_240
+    # The first 10 TB are those beyond the free ones, which are an allowance.
+    assert internet.cost(GB) == Fraction("0.09")
+    assert internet.cost(10_240 * GB) == Fraction("0.09") * 10_240
     assert internet.cost(200_000 * GB) == (
         Fraction("0.09") * 10_240 + Fraction("0.085") * 40_960 + Fraction("0.07") * 102_400
-        + Fraction("0.05") * 46_300
+        + Fraction("0.05") * 46_400
     )  # fmt: skip
-    assert internet.cost(GB, before=10_340 * GB) == Fraction("0.085")
+    assert internet.cost(GB, before=10_240 * GB) == Fraction("0.085")
 
 
 @settings(deadline=None)
@@ -154,6 +170,47 @@ def test_ones_own_entry_replaces_and_adds(tmp_path: Path) -> None:
     there = prices.of(Transfer("aws", "eu-west-1", "", "internet", ""), "out")
     assert [one.id for one in there] == ["aws/internet-out", "aws/nat-gateway/eu-west-1"]
     assert prices.editions == ("list_prices.json 2026-11", "own.json contract 7")
+
+
+def test_ones_own_allowance_replaces_adds_and_ends(tmp_path: Path) -> None:
+    path = own(
+        tmp_path,
+        prices=[tiered(id="azure/internet-out/asia", cloud="azure", path="internet")],
+        allowances=[
+            allowance(id="aws/free-internet-out", entries=["aws/internet-out"], amount="500"),
+            allowance(),
+            allowance(id="azure/free-internet-out", entries=["azure/internet-out"], amount="0"),
+        ],
+    )
+    prices = read_prices([path])
+    assert [(one.id, one.bytes) for one in prices.allowances] == [
+        ("aws/free-internet-out", 500 * GB), ("x/free", 5 * GB)
+    ]  # fmt: skip
+    found = {one.id: one for one in prices.entries}
+    assert prices.allowance_of(found["azure/internet-out/asia"]) is None
+    for name in ("aws/internet-out", "aws/internet-out/sa-east-1"):
+        free = prices.allowance_of(found[name])
+        assert free is not None
+        assert free.id == "aws/free-internet-out"
+    assert prices.allowance_of(found["aws/internet-in"]) is None
+
+
+@given(st.integers(0, 10**15), st.dictionaries(st.integers(), st.integers(0, 10**16), max_size=8))
+def test_what_is_free_is_shared_to_the_byte_and_in_proportion(total: int, wanted: dict[int, int]) -> None:
+    shares = shared(total, wanted)
+    everything = sum(wanted.values())
+    assert shares.keys() == wanted.keys()
+    assert sum(shares.values()) == min(total, everything)
+    for key, share in shares.items():
+        assert 0 <= share <= wanted[key]
+        if total < everything:
+            assert abs(share - Fraction(total * wanted[key], everything)) < 1
+
+
+def test_the_odd_bytes_go_to_the_largest_remainders() -> None:
+    assert shared(10, {"a": 1, "b": 10, "c": 10}) == {"a": 0, "b": 5, "c": 5}
+    assert shared(11, {"a": 3, "b": 10, "c": 10}) == {"a": 1, "b": 5, "c": 5}
+    assert shared(1, {"a": 7, "b": 7}) == {"a": 1, "b": 0}
 
 
 def test_a_class_of_ones_own_networks_can_be_priced(tmp_path: Path) -> None:
@@ -193,6 +250,28 @@ def test_yaml_is_taken_and_a_price_is_no_binary_fraction(tmp_path: Path) -> None
         ({"prices": [entry(regions="us")]}, "regions must be a list"),
         ({"prices": [entry(unit_bytes=0)]}, "too small"),
         ({"assume": [{"path": "internet", "entry": "nobody"}]}, "assume needs a path"),
+        ({"prices": [entry(per="region")]}, "per 'region' must be one of entry, region, and goes with tiers"),
+        ({"prices": [{**tiered(), "per": "planet"}]}, "per 'planet' must be one of entry, region"),
+        ({"prices": [{**tiered(), "per": ["region"]}]}, "per ['region'] must be one of"),
+        ({"allowances": {}}, "allowances must be a list"),
+        ({"allowances": ["x"]}, "an allowance must be a map"),
+        ({"allowances": [allowance(scope="planet")]}, "x/free: scope 'planet' is not one of account, region"),
+        ({"allowances": [allowance(scope=["account"])]}, "scope ['account'] is not one of"),
+        ({"allowances": [{**allowance(), "scope": None}]}, "scope None is not one of account, region"),
+        ({"allowances": [allowance(amount="-1")]}, "amount '-1' is not a number from 0 on"),
+        ({"allowances": [allowance(amont="1")]}, "unknown key 'amont'"),
+        ({"allowances": [allowance(entries=[])]}, "name the entries that it is for"),
+        ({"allowances": [allowance(entries=["aws/moon"])]}, "x/free: there is no entry 'aws/moon'"),
+        ({"allowances": [allowance(unit_bytes=0)]}, "unit_bytes is too small"),
+        ({"allowances": [allowance(source="")]}, "source is missing"),
+        (
+            {"allowances": [allowance(entries=["aws/internet-out/sa-east-1"])]},
+            "aws/internet-out/sa-east-1 is under two allowances, aws/free-internet-out and x/free",
+        ),
+        (
+            {"prices": [tiered(id="aws/internet-out", path="internet")]},
+            "aws/internet-out: its first tier is free and so is aws/free-internet-out",
+        ),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_it(tmp_path: Path, document: dict[str, Any], says: str) -> None:

@@ -162,3 +162,10 @@ def test_plain_output_is_a_table() -> None:
     text = table(VIEW, State(needle="shop"))
     assert text.splitlines()[0].startswith("127.0.0.1:8883: rates over 60 s up to 2027-01-15 08:00:00 UTC")
     assert [line.split()[0] for line in text.splitlines()[4:]] == ["catalog", "frontend"]
+
+
+@pytest.mark.parametrize("horizon", [0, VIEW.horizon])
+def test_names_in_plain_notes_move_no_cursor(horizon: int) -> None:
+    text = table(replace(VIEW, horizon=horizon, notes=["no report from \x1b[2Jnode\r"]), State())
+    assert "no report from \\x1b[2Jnode\\r" in text
+    assert all(one.isprintable() for one in text if one != "\n")

@@ -31,7 +31,7 @@ _SOURCE_SECONDS = 60.0
 _KEEP_SECONDS = 30.0
 _KEEP_LONG_SPAN = 300.0
 _LONG_SPAN = 3 * 86_400
-_CONTENT_TYPES = {"json": JSON, "csv": "text/csv; charset=utf-8", "sql": TEXT}
+_CONTENT_TYPES = {"json": JSON, "sql": TEXT}
 
 _POLICY = (
     "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -87,7 +87,9 @@ class PageApi:
             "result_overflow_mode": "throw",
         }
         self._sink = None if sink is None else _LimitedSink(sink, settings)
-        self._answers = None if self._sink is None else Answers(self._sink, prices=prices, limits=limits)
+        self._answers = (
+            None if self._sink is None else Answers(self._sink, prices=prices, limits=limits, clock=clock)
+        )
         self._answering = Answering(config.answering, clock=clock)
         self._source: tuple[float, Source] | None = None
 
@@ -108,12 +110,18 @@ class PageApi:
     def _about(self, _: Mapping[str, str]) -> Response:
         return _json({"version": __version__, "about": dict(self._config.about), "keys": KEYS})
 
-    def _show_health(self, _: Mapping[str, str]) -> Response:
+    def _show_health(self, parameters: Mapping[str, str]) -> Response:
+        form = parameters.get("format", "json")
+        if parameters.keys() - {"format"} or form not in ("json", "csv"):
+            return _json({"error": "the only parameter is format, json or csv"}, 400)
         if self._health is None:
             return _json(
                 {"absent": "No server serves this page; each knows its own health: see /metrics there."}
             )
-        return _json(self._health.document(self._clock.time()))
+        now = self._clock.time()
+        if form == "csv":
+            return _csv(f"{self._health.csv(now)}\n".encode(), "health")
+        return _json(self._health.document(now))
 
     async def _ask(self, parameters: Mapping[str, str]) -> Response:
         try:
@@ -137,11 +145,9 @@ class PageApi:
                           "`kubenetmon schema apply --views`"}, 504)  # fmt: skip
         except KubenetmonError as error:
             return _json({"error": str(error)}, 502)
-        headers: tuple[tuple[str, str], ...] = _SECURITY
         if asked.form == "csv":
-            name = f'attachment; filename="kubenetmon-{asked.name}.csv"'
-            headers = (*headers, ("content-disposition", name))
-        return Response(body, _CONTENT_TYPES[asked.form], headers=headers)
+            return _csv(body, asked.name)
+        return Response(body, _CONTENT_TYPES[asked.form], headers=_SECURITY)
 
     async def _current_source(self, sink: Sink) -> Source:
         now = self._clock.monotonic()
@@ -181,6 +187,11 @@ def _static(name: str, kind: str) -> Page:
     body = (resources.files("kubenetmon.report.page") / "static" / name).read_bytes()
     response = Response(body, kind, headers=_SECURITY)
     return lambda _: response
+
+
+def _csv(body: bytes, name: str) -> Response:
+    disposition = ("content-disposition", f'attachment; filename="kubenetmon-{name}.csv"')
+    return Response(body, "text/csv; charset=utf-8", headers=(*_SECURITY, disposition))
 
 
 def _json(document: object, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Response:

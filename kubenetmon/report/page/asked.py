@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kubenetmon.clickhouse.sinks import Sink
+from kubenetmon.clock import SYSTEM_CLOCK, Clock
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.report import cost
 from kubenetmon.report.answers import Answer, render
@@ -22,7 +23,7 @@ from kubenetmon.report.flows import Flows, Source, Span
 from kubenetmon.report.limits import NO_LIMITS, Limits
 from kubenetmon.report.page.health import NODES
 from kubenetmon.report.prices import PriceList
-from kubenetmon.report.questions import OBSERVATION, QUESTIONS, Question, ask
+from kubenetmon.report.questions import OBSERVATION, QUESTIONS, Question, ask, one_more
 from kubenetmon.report.scope import KEYS, Scope, parse_time
 from kubenetmon.report.series import PATHS_OVER_TIME, series_flows, step_of
 
@@ -72,7 +73,8 @@ def parse(parameters: Mapping[str, str], now: float) -> Asked:
     if form not in FORMATS:
         raise ConfigurationError(f"format is one of {', '.join(FORMATS)}")
     limit = parameters.get("limit", str(_DEFAULT_ROWS))
-    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= MOST_ROWS):
+    short = limit.isascii() and limit.isdecimal() and len(limit) <= len(str(MOST_ROWS))
+    if not (short and 1 <= int(limit) <= MOST_ROWS):
         raise ConfigurationError(f"limit is a number from 1 to {MOST_ROWS}")
     minute = int(now) // _MINUTE * _MINUTE
     scope = Scope(
@@ -81,6 +83,10 @@ def parse(parameters: Mapping[str, str], now: float) -> Asked:
         limit=int(limit),
         **{each: parameters.get(each, "") for each in _FILTERS},
     )
+    options = () if name == COST else _ALL[name].options
+    for each in ("client", "service"):
+        if getattr(scope, each) and each not in options:
+            raise ConfigurationError(f"{each} is not for the question {name}")
     by = _grouping(name, parameters.get("by", ""))
     return Asked(name, by, scope if name == COST else dataclasses.replace(scope, by=by), form)
 
@@ -96,9 +102,16 @@ def _grouping(name: str, by: str) -> str:
 class Answers:
     """Asks the table."""
 
-    def __init__(self, sink: Sink, *, prices: PriceList, limits: Callable[[], Awaitable[Limits]]) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        *,
+        prices: PriceList,
+        limits: Callable[[], Awaitable[Limits]],
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
         """`limits` gives what the nodes can move, as it is known now."""
-        self._sink, self._prices, self._limits = sink, prices, limits
+        self._sink, self._prices, self._limits, self._clock = sink, prices, limits, clock
 
     async def body(self, asked: Asked, source: Source) -> bytes:
         """The answer in its form. Raises what the sink raises."""
@@ -106,7 +119,7 @@ class Answers:
         if asked.form == "sql":
             return f"{_statement(asked, source)}\n".encode()
         if asked.name == COST:
-            answer = await cost.cost(self._sink, source, scope, asked.by, self._prices)
+            answer = await cost.cost(self._sink, source, scope, asked.by, self._prices, clock=self._clock)
         elif asked.name in _OWN:
             answer = await self._own(_OWN[asked.name], asked, source)
         else:
@@ -117,9 +130,11 @@ class Answers:
         return json.dumps(_document(asked, answer), ensure_ascii=False, separators=(",", ":")).encode()
 
     async def _own(self, question: Question, asked: Asked, source: Source) -> Answer:
-        sql = _statement(asked, source)
-        rows = await self._sink.query(sql)
         scope = asked.scope
+        more = dataclasses.replace(asked, scope=one_more(scope))
+        found = await self._sink.query(_statement(more, source))
+        # Slots are few by themselves.
+        rows = found if asked.name == PATHS_OVER_TIME.name else found[: scope.limit]
         return Answer(
             question.name,
             question.title,
@@ -128,7 +143,8 @@ class Answers:
             scope.since,
             scope.until,
             question.notes,
-            sql,
+            _statement(asked, source),
+            cut=len(found) > len(rows),
         )
 
 
@@ -145,7 +161,6 @@ def _statement(asked: Asked, source: Source) -> str:
 def _document(asked: Asked, answer: Answer) -> dict[str, Any]:
     """Rows as arrays; `general` notes hold for many questions, `notes` for this answer."""
     general = {OBSERVATION, *(QUESTIONS[asked.name].notes if asked.name in QUESTIONS else ())}
-    cut = asked.name != PATHS_OVER_TIME.name and len(answer.rows) >= asked.scope.limit
     return {
         **answer.document(),
         "rows": [list(row) for row in answer.rows],
@@ -155,7 +170,7 @@ def _document(asked: Asked, answer: Answer) -> dict[str, Any]:
             for note in answer.notes
             if note not in general and not note.startswith("These are the first")
         ],
-        "cut": cut,
+        "cut": answer.cut,
         "by": asked.by,
         "sql": answer.sql,
         "command": asked.command,

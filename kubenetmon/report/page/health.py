@@ -10,15 +10,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kubenetmon.clickhouse.table import literal
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
-from kubenetmon.report.answers import Column
-from kubenetmon.report.flows import Flows
+from kubenetmon.report.answers import Answer, Column, render
+from kubenetmon.report.flows import SIDE_COLUMNS, Flows
 from kubenetmon.report.questions import Question
 from kubenetmon.report.scope import Scope
 
 GAP_SECONDS = 120
 """The shortest time without rows that counts as a gap: reports come once a minute."""
+
+
+_METRICS = {
+    "received": catalogue.SERVER_RECEIVED.name,
+    "committed": catalogue.SERVER_COMMITTED.name,
+    "ignored": catalogue.SERVER_IGNORED.name,
+    "handed_back": catalogue.SERVER_HANDED_BACK.name,
+    "pending": catalogue.SERVER_PENDING.name,
+    "agents": catalogue.SERVER_AGENTS.name,
+    "held_batches": catalogue.HELD_BATCHES.name,
+    "exactly_once": catalogue.EXACTLY_ONCE.name,
+    "insert_errors": f'{catalogue.WORKER_ERRORS.name}{{type="flush_batch_failed"}}',
+    "insert_retries": catalogue.INSERT_RETRIES.name,
+    "batches": f"sum by (outcome) ({catalogue.SERVER_BATCHES.name})",
+}
+"""What each number is in Prometheus."""
+_COLUMNS = (Column("name"), Column("part"), Column("value", "count"), Column("metric"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +82,39 @@ class Health:
                 )
                 for outcome in ("committed", "retry_later", "rejected")
             },
+            "metrics": _METRICS,
             "live": {key: rates[key] for key in ("horizon", "nodes", "late_nodes", "interval")},
             **self.readiness.report(),
         }
 
+    def csv(self, now: float) -> str:
+        """The numbers of the document, one a line, each with its metric."""
+        document = self.document(now)
+        rows: list[tuple[str, str, object, str]] = []
+        for part in document["identity"]:
+            unit = str(part["unit"])
+            names = ("received", "committed", "handed_back", "pending", "unaccounted")
+            rows += [(name, unit, part[name], _METRICS.get(name, "")) for name in names]
+            rows += [
+                ("ignored", f"{unit}, {one}", n, _METRICS["ignored"]) for one, n in part["ignored"].items()
+            ]
+        single = ("agents", "held_batches", "exactly_once", "insert_errors", "insert_retries")
+        rows += [(name, "", int(document[name]), _METRICS[name]) for name in single]
+        rows += [("batches", outcome, n, _METRICS["batches"]) for outcome, n in document["batches"].items()]
+        live = document["live"]
+        rows += [(name, "", live[name], "") for name in ("horizon", "nodes", "interval")]
+        rows += [("late_node", name, 1, "") for name in live["late_nodes"]]
+        rows += [("check", name, int(one["ok"]), "") for name, one in document["checks"].items()]
+        return render(Answer("health", "Health of the metering", _COLUMNS, rows, int(now), int(now)), "csv")
+
 
 def _nodes(flows: Flows, scope: Scope) -> str:
     source, span = flows.source, f"toDateTime({scope.since}) AND toDateTime({scope.until - 1})"
+    filters = "".join(
+        f" AND local{SIDE_COLUMNS[key]} = {literal(value)}"
+        for key, value in scope.filters.items()
+        if key in ("node", "zone")
+    )
     return (
         "SELECT localNode AS node, toInt64(last_end) AS last_report, rows_stored, total, "
         "arrayMax(holes) AS longest_gap, arraySum(arrayFilter(one -> one >= "
@@ -85,7 +129,7 @@ def _nodes(flows: Flows, scope: Scope) -> str:
         f"FROM {source.name}\n"
         f"WHERE date >= toDate(toDateTime({scope.since}), 'UTC') - 1 AND intervalStartTime BETWEEN {span} "
         # The original's table has rows of pods that it did not know, and so of no node.
-        "AND localNode != ''\n"
+        f"AND localNode != ''{filters}\n"
         "GROUP BY localNode, begin\n)\nGROUP BY localNode\n)\n"
         f"ORDER BY last_report, node{f' LIMIT {scope.limit}' if scope.limit else ''}"
     )
@@ -108,6 +152,7 @@ NODES = Question(
     _nodes,
     (
         f"A gap is a time of {GAP_SECONDS} s or more, between a node's first and last rows of the span, "
-        "without rows: the node had nothing to report, or nobody reported.",
+        "without rows: the node had nothing to report, or nobody reported. The filters node and zone hold "
+        "here; namespace and app do not, a node reports for all of its pods.",
     ),
 )

@@ -25,8 +25,9 @@ async def print_views(source: TopSource, state: State, *, count: int, interval: 
 
 def table(view: TopView, state: State) -> str:
     """One answer; the first line says what it is."""
+    notes = [text.printable(note) for note in view.notes]
     if not view.horizon:
-        return "\n".join([f"{view.source}: no report of an agent has come yet", *view.notes])
+        return "\n".join([f"{view.source}: no report of an agent has come yet", *notes])
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(view.horizon))
     rows = [
         (
@@ -41,4 +42,4 @@ def table(view: TopView, state: State) -> str:
     heads = (state.by, "namespace", "path", "sent", "received")
     said = f"{view.source}: rates over {view.interval} s up to {moment} UTC, {view.nodes} nodes"
     body = text.table(heads, rows, right=(3, 4)) if rows else "Nothing was found."
-    return "\n".join([said, *view.notes, "", body])
+    return "\n".join([said, *notes, "", body])

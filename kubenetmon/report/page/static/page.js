@@ -51,13 +51,24 @@ function asker(scope) {
   };
 }
 
+// This server's own numbers come from its metrics: those are their queries, in Prometheus.
+async function health() {
+  const found = await fetchJson("api/health");
+  const link = (format) => `api/health?format=${format}`;
+  const open = (value, metrics = []) => openQuery({
+    title: "Health of the metering", link, forms: ["csv", "json"], command: "curl SERVER:8883/metrics",
+    sql: metrics.length ? metrics.join("\n") : "No metric has it; the CSV does.",
+  }, value);
+  return { ...found, link, open };
+}
+
 function openQuery(answer, value) {
   const at = (id) => document.getElementById(id);
   at("query-title").textContent = answer.title;
   at("query-value").textContent = value;
-  at("query-links").replaceChildren(
-    el("a", { href: answer.link("csv") }, "CSV"), " · ", el("a", { href: answer.link("json") }, "JSON"), " · ",
-    el("a", { href: answer.link("sql") }, "query as text"));
+  const names = { csv: "CSV", json: "JSON", sql: "query as text" };
+  at("query-links").replaceChildren(...(answer.forms || Object.keys(names)).flatMap((form, place) =>
+    [place ? " · " : "", el("a", { href: answer.link(form) }, names[form])]));
   at("query-command").textContent = answer.command || "Only this page asks it.";
   at("query-sql").textContent = answer.sql;
   at("query").showModal();
@@ -77,7 +88,7 @@ async function draw() {
   document.title = `${title} · kubenetmon`;
   main.dataset.state = "asking";
   const mine = running;
-  await show(main, asker(scope), fetchJson, scope);
+  await show(main, asker(scope), health, scope);
   if (mine === running) main.dataset.state = "done";
 }
 

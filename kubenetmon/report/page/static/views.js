@@ -1,4 +1,4 @@
-// The six views: each asks its questions and draws the answers.
+// The seven views: each asks its questions and draws the answers.
 import { stackedBars } from "./charts.js";
 import { PATHS, bar, colorOf, duration, el, exact, matrix, moment, nameOf, number, pathLabel, scrolling, show, swatch, table } from "./tables.js";
 
@@ -173,7 +173,7 @@ function cost(main, ask, _, scope) {
 // ---- Who talks to whom
 
 function talks(main, ask) {
-  const zones = panel("Zone to zone", { help: "Bytes from the zone in the row to the zone in the column. Off the diagonal they are charged for." });
+  const zones = panel("Zone to zone", { help: "Bytes from the zone in the row to the zone in the column. Off the diagonal they cross zones, which some clouds charge for: see Cost." });
   const apps = panel("App to app", { help: "The apps that move most; empty: outside of the cluster, or without a name." });
   const crossing = panel("Across zones", { wide: "tall" }), all = panel("All pairs", { wide: "tall" });
   place(main, zones, apps, crossing, all);
@@ -228,9 +228,10 @@ function balance(main, ask) {
     const bodies = [...groups.values()].map((rows) => el("tbody", {},
       el("tr", { class: "group" }, el("th", { colspan: "6", scope: "rowgroup" },
         `${rows[0][at.client] || "outside"} → ${rows[0][at.server]}`, " ",
-        el("span", { class: "muted" }, `${rows.length} replicas`))),
+        el("span", { class: "muted" }, rows.length < rows[0][at.replicas]
+          ? `${rows.length} of ${rows[0][at.replicas]} replicas` : `${rows.length} replicas`))),
       ...rows.map((row) => {
-        const even = 1 / rows.length, odd = row[at.odd];
+        const even = 1 / row[at.replicas], odd = row[at.odd];
         const share = (value) => [bar(value, { mark: even, hot: Boolean(odd) && odd !== "idle" }), number(value, "share", answer, "share")];
         return el("tr", {}, el("td", { class: "long", title: row[at.replica] }, row[at.replica]),
           el("td", { class: "number" }, number(row[at.connections], "count", answer, "connections")),
@@ -266,15 +267,15 @@ function throughput(main, ask) {
 
 // ---- Health
 
-function health(main, ask, fetchJson) {
+function health(main, ask, askHealth) {
   const state = panel("This server"), identity = panel("Is every byte accounted for?", {
     help: "received = committed + ignored + handed back + pending, since this process began.",
   });
   const nodes = panel("Reports by node", { wide: "tall" });
   place(main, identity, state, nodes);
-  const own = async () => {
+  const server = async () => {
     try {
-      const found = await fetchJson("api/health");
+      const found = await askHealth();
       if (found.absent) {
         state.node.remove();
         identity.body.classList.remove("wait");
@@ -291,7 +292,7 @@ function health(main, ask, fetchJson) {
       }
     }
   };
-  return Promise.all([own(), put(nodes, ask("nodes", { limit: 1000 }), (answer) => {
+  return Promise.all([server(), put(nodes, ask("nodes", { limit: 1000 }), (answer) => {
     const late = (value) => answer.until - value > 300;
     return table(answer, { columns: answer.columns.map((column, from) => (column.name === "last_report"
       ? { ...column, from, title: "last report", render: (value) => el("span", {}, moment(value), " ",
@@ -300,21 +301,33 @@ function health(main, ask, fetchJson) {
   })]);
 }
 
-const metricsLink = () => el("a", { href: "api/health" }, "JSON");
+// Links of a panel over this server's own numbers, and a number in it: value, kind, label and the metrics behind it.
+function ownLinks(one, found, ...metrics) {
+  one.links.replaceChildren(el("a", { href: found.link("csv") }, "CSV"), el("a", { href: found.link("json") }, "JSON"),
+    el("a", { href: found.link("json"), onclick: (event) => { event.preventDefault(); found.open("", metrics.map((name) => found.metrics[name])); } }, "query"));
+}
+
+const own = (found) => (value, kind, label, ...metrics) => number(value, kind,
+  { link: () => found.link("csv"), open: (text) => found.open(text, metrics) }, label);
 
 function drawIdentity(one, found) {
   one.body.classList.remove("wait");
-  one.links.replaceChildren(metricsLink());
+  const parts = ["received", "committed", "ignored", "handed_back", "pending"];
+  ownLinks(one, found, ...parts);
+  const shown = own(found);
   const rows = found.identity.map((part) => {
     const kind = part.unit === "bytes" ? "bytes" : "count";
     const ignored = Object.entries(part.ignored).filter(([, amount]) => amount);
-    const all = ignored.reduce((sum, [, amount]) => sum + amount, 0);
-    const value = (amount) => el("td", { class: "number" }, el("a", { href: "api/health", tabindex: "-1", title: exact(amount, kind) }, show(amount, kind)));
-    return el("tr", {}, el("th", { scope: "row" }, part.unit), value(part.received), value(part.committed), value(all),
-      value(part.handed_back), value(part.pending),
-      el("td", {}, el("span", { class: `tag ${part.unaccounted ? "bad" : "good"}` },
-        part.unaccounted ? `${exact(part.unaccounted, kind)} unaccounted for: a defect, please report it` : "equal")),
-      el("td", { class: "muted" }, ignored.map(([reason, amount]) => `${reason} ${show(amount, kind)}`).join(", ")));
+    const amounts = { ...part, ignored: ignored.reduce((sum, [, amount]) => sum + amount, 0) };
+    const metric = (name, more = "") => `sum(${found.metrics[name]}{unit="${part.unit}"${more}})`;
+    const equation = `${metric("received")} - ${parts.slice(1).map((name) => metric(name)).join(" - ")}`;
+    return el("tr", {}, el("th", { scope: "row" }, part.unit),
+      ...parts.map((name) => el("td", { class: "number" },
+        shown(amounts[name], kind, `${name.replace("_", " ")}, ${part.unit}`, metric(name)))),
+      el("td", {}, el("span", { class: `tag ${part.unaccounted ? "bad" : "good"}` }, part.unaccounted
+        ? shown(part.unaccounted, kind, "unaccounted for: a defect, please report it", equation) : "equal")),
+      el("td", { class: "muted" }, ...ignored.flatMap(([reason, amount], place) => [place ? ", " : "", `${reason} `,
+        shown(amount, kind, `ignored, ${reason}, ${part.unit}`, metric("ignored", `, reason="${reason}"`))])));
   });
   const heads = ["", "received", "committed", "ignored", "handed back", "pending", "", "ignored, by reason"].map((text, at) =>
     el("th", { scope: "col", class: at > 0 && at < 6 ? "number" : null }, text));
@@ -323,21 +336,26 @@ function drawIdentity(one, found) {
 
 function drawState(one, found) {
   one.body.classList.remove("wait");
-  one.links.replaceChildren(metricsLink());
-  const live = found.live;
+  ownLinks(one, found, "agents", "batches", "held_batches", "insert_errors", "insert_retries", "exactly_once");
+  const shown = own(found), live = found.live;
   const lag = live.horizon ? Math.max(0, found.now - live.horizon) : null;
-  const state = (label, value, note, bad = false) => item(label, bad ? el("span", { class: "error" }, value) : value, note);
+  const state = (label, value, note, kind, metric, bad = false) => {
+    const link = shown(value, kind, label.toLowerCase(), ...(metric ? [found.metrics[metric]] : []));
+    return item(label, bad ? el("span", { class: "error" }, link) : link, note);
+  };
   const checks = Object.entries(found.checks).map(([name, check]) => el("tr", {}, el("th", { scope: "row" }, name),
     el("td", {}, el("span", { class: `tag ${check.ok ? "good" : "bad"}` }, check.ok ? "well" : "not well")), el("td", {}, check.detail)));
   one.body.replaceChildren(
     el("dl", { class: "figures" },
-      state("Agents connected", String(found.agents), `${live.nodes} nodes reported of late`),
-      state("Behind", lag === null ? "no report yet" : duration(lag), live.interval ? `reports cover ${duration(live.interval)}` : ""),
-      state("Late nodes", String(live.late_nodes.length), live.late_nodes.slice(0, 3).join(", ") || "none", live.late_nodes.length > 0),
-      state("Batches committed", show(found.batches.committed, "count"), `${show(found.batches.retry_later, "count")} to be sent again`),
-      state("Batches held", String(found.held_batches), found.held_batches ? "ClickHouse refuses them" : "none", found.held_batches > 0),
-      state("Failed inserts", show(found.insert_errors, "count"), `${show(found.insert_retries, "count")} retries`),
-      state("Exactly once", found.exactly_once ? "yes" : "no", found.exactly_once ? "the window covers repeats" : "the deduplication window is short", !found.exactly_once)),
+      state("Agents connected", found.agents, `${live.nodes} nodes reported of late`, "count", "agents"),
+      state("Behind", lag === null ? "no report yet" : lag, live.interval ? `reports cover ${duration(live.interval)}` : "",
+        lag === null ? "text" : "seconds", ""),
+      state("Late nodes", live.late_nodes.length, live.late_nodes.slice(0, 3).join(", ") || "none", "count", "", live.late_nodes.length > 0),
+      state("Batches committed", found.batches.committed, `${show(found.batches.retry_later, "count")} to be sent again`, "count", "batches"),
+      state("Batches held", found.held_batches, found.held_batches ? "ClickHouse refuses them" : "none", "count", "held_batches", found.held_batches > 0),
+      state("Failed inserts", found.insert_errors, `${show(found.insert_retries, "count")} retries`, "count", "insert_errors"),
+      state("Exactly once", found.exactly_once ? "yes" : "no", found.exactly_once ? "the window covers repeats" : "the deduplication window is short",
+        "text", "exactly_once", !found.exactly_once)),
     el("details", { open: true }, el("summary", {}, "Checks"), scrolling(el("table", {}, el("tbody", {}, ...checks)), "Checks")));
 }
 
