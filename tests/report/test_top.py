@@ -1,61 +1,27 @@
-"""`kubenetmon top` against a real server's page, a real table and a real terminal."""
+"""`kubenetmon top` against a real server's page and a real table."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import pty
-import select
-import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from fcntl import ioctl
 from pathlib import Path
 
 import pytest
 
 from kubenetmon.clickhouse.schema import SchemaOptions, apply
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
-from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.errors import KubenetmonError
 from kubenetmon.http import HttpServer
 from kubenetmon.metrics import Metrics
 from kubenetmon.readiness import Readiness
 from kubenetmon.report.top.sources import StreamSource, TableSource
-from kubenetmon.server.moved import Digest, Workload
-from kubenetmon.server.rates import Rates, RatesPage
+from kubenetmon.server.moved import Digest
+from tests.beds.live_server import live_server, workload
 from tests.beds.virtual_clock import VirtualClock
 
 COMMAND = (sys.executable, "-m", "kubenetmon", "top")
-
-
-def _workload(app: str, path: str = "cross-zone") -> Workload:
-    return Workload("shop", app, f"{app}-0", "node-a", "zone-1", path)
-
-
-@asynccontextmanager
-async def _server(local: bool = True) -> AsyncIterator[tuple[str, Rates]]:
-    rates = Rates(clock=SYSTEM_CLOCK)
-    http = HttpServer(0, metrics=Metrics([]), readiness=Readiness(), host="127.0.0.1")
-    (http.add_local_page if local else http.add_page)(
-        RatesPage.PATH, RatesPage(rates, clock=SYSTEM_CLOCK).page
-    )
-    task = asyncio.create_task(http.run())
-    await asyncio.wait_for(http.listening.wait(), 5)
-    end = int(time.time()) // 10 * 10
-    rates.add(
-        Digest("node-a", end - 10, end, {_workload("frontend"): (1e6, 2e6), _workload("catalog"): (2e6, 1e6)})
-    )
-    try:
-        yield f"127.0.0.1:{http.port}", rates
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _plain(*arguments: str) -> tuple[int, str, str]:
@@ -67,7 +33,7 @@ async def _plain(*arguments: str) -> tuple[int, str, str]:
 
 
 async def test_the_stream_needs_no_clickhouse_and_no_terminal() -> None:
-    async with _server() as (address, _):
+    async with live_server() as (address, _):
         status, out, _ = await _plain("--server", address, "--sort", "sent")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()[4:]] == ["catalog", "frontend"]
@@ -75,7 +41,7 @@ async def test_the_stream_needs_no_clickhouse_and_no_terminal() -> None:
 
 
 async def test_two_servers_add_up() -> None:
-    async with _server() as (one, _), _server() as (two, _):
+    async with live_server() as (one, _), live_server() as (two, _):
         source = StreamSource([one, two])
         view = await source.fetch("namespace")
         await source.close()
@@ -83,7 +49,7 @@ async def test_two_servers_add_up() -> None:
 
 
 async def test_a_report_is_told_when_it_is_settled_and_nothing_else_is_sent() -> None:
-    async with _server() as (one, rates), _server() as (two, _):
+    async with live_server() as (one, rates), live_server() as (two, _):
         source = StreamSource([one, two])
         first = await source.fetch("app")
         waiting = asyncio.create_task(source.fetch("app"))
@@ -91,7 +57,7 @@ async def test_a_report_is_told_when_it_is_settled_and_nothing_else_is_sent() ->
         assert not waiting.done(), "nothing is new"
         began = time.monotonic()
         end = first.horizon + 10
-        rates.add(Digest("node-a", end - 10, end, {_workload("new"): (5e5, 0.0)}))
+        rates.add(Digest("node-a", end - 10, end, {workload("new"): (5e5, 0.0)}))
         assert "new" in {row.name for row in (await waiting).rows}
         assert time.monotonic() - began < 4
         assert {row.name for row in (await source.fetch("namespace")).rows} == {"shop"}
@@ -120,98 +86,6 @@ async def test_what_is_no_server_of_ours_is_one_clear_line(body: bytes) -> None:
     await source.close()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-class _Terminal:
-    """A real terminal of the kernel's with `kubenetmon top` on it; what it writes is kept."""
-
-    def __init__(self, *arguments: str, columns: int = 100, lines: int = 20) -> None:
-        self.process = os.getpid()
-        pid, self.file = pty.fork()
-        if pid == 0:
-            os.environ.update(TERM="xterm-256color", LC_ALL="C.UTF-8")
-            os.execv(COMMAND[0], [*COMMAND, *arguments])
-        self.process, self.written = pid, b""
-        self.resize(columns, lines)
-
-    def resize(self, columns: int, lines: int) -> None:
-        ioctl(self.file, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-
-    async def until(self, text: str, seconds: float = 20.0) -> None:
-        deadline = time.monotonic() + seconds
-        while text.encode() not in self.written:
-            assert time.monotonic() < deadline, f"{text!r} is not in {self.written[-2000:]!r}"
-            await self.read(0.1)
-
-    async def read(self, seconds: float) -> int:
-        deadline, before = time.monotonic() + seconds, len(self.written)
-        while time.monotonic() < deadline:
-            if select.select([self.file], [], [], 0)[0]:
-                try:
-                    self.written += os.read(self.file, 65536)
-                except OSError:
-                    break
-            await asyncio.sleep(0.02)
-        return len(self.written) - before
-
-    def press(self, keys: str) -> None:
-        self.written = b""
-        os.write(self.file, keys.encode())
-
-    async def ended(self) -> int:
-        for _ in range(200):
-            pid, status = os.waitpid(self.process, os.WNOHANG)  # noqa: ASYNC222
-            if pid:
-                os.close(self.file)
-                return os.waitstatus_to_exitcode(status)
-            await self.read(0.05)
-        os.kill(self.process, signal.SIGKILL)
-        raise AssertionError("it does not end")
-
-
-async def test_on_a_terminal_it_filters_sorts_resizes_and_gives_the_terminal_back() -> None:
-    async with _server() as (address, _):
-        terminal = _Terminal("--server", address, "--interval", "500ms")
-        await terminal.until("frontend")
-        await terminal.until("▁" if "▁" in terminal.written.decode(errors="replace") else "█")
-        terminal.press("/cat")
-        await terminal.until("filter")
-        terminal.press("\r")
-        await terminal.until("units")
-        terminal.press("b")
-        await terminal.until("POD")
-        terminal.written = b""
-        terminal.resize(50, 10)
-        await terminal.until("catalog")
-        terminal.press("q")
-        assert await terminal.ended() == 0
-        assert b"\x1b[?1049l" in terminal.written, "the alternate screen is left"
-
-
-async def test_a_server_that_goes_away_is_said_and_waited_for() -> None:
-    async with _server() as (address, _):
-        terminal = _Terminal("--server", address, "--interval", "200ms")
-        await terminal.until("frontend")
-        terminal.written = b""
-    await terminal.until("no server answers")
-    terminal.press("\x03")
-    assert await terminal.ended() == 0
-
-
-async def test_a_slow_line_suffices() -> None:
-    async with _server() as (address, rates):
-        terminal = _Terminal("--server", address, "--interval", "200ms")
-        await terminal.until("frontend")
-        await terminal.read(1.0)
-        # Nothing new: only the age of the data is written, once a second.
-        assert await terminal.read(3.0) < 3 * 100
-        end = int(time.time()) // 10 * 10
-        many = {_workload(f"app-{number}"): (1e6 * number, 2e6) for number in range(200)}
-        rates.add(Digest("node-a", end - 10, end, many))
-        # A report that changes everything is one picture, however often the source is asked.
-        assert await terminal.read(3.0) < 100 * 20 * 3
-        terminal.press("q")
-        assert await terminal.ended() == 0
 
 
 @pytest.mark.chdb

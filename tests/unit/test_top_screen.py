@@ -49,9 +49,12 @@ def test_the_filter_works_while_it_is_typed_and_escape_drops_it() -> None:
         state = state.pressed(key)
         seen.append(_names(state))
     assert seen[-1] == ["frontend"]
-    assert "filter: fr_" in _screen(state)
+    # It is typed in the last line: no row moves for it.
+    assert _screen(state).splitlines()[-1].startswith("filter: fr_   1 row   enter keeps it")
     assert state.pressed("backspace").needle == "f"
-    assert "filter: fr" in _screen(state.pressed("enter"))
+    assert "filter: fr (escape drops it)   q quit" in _screen(state.pressed("enter"))
+    tail = State(typing=True, needle="a-long-name-of-a-workload")
+    assert _screen(tail, width=20).splitlines()[-1] == "-name-of-a-workload_"
     assert state.pressed("enter").pressed("s").sort == "sent"
     assert len(_names(state.pressed("escape"))) == 3
 
@@ -69,6 +72,43 @@ def test_the_first_lines_say_what_when_and_how_much() -> None:
     assert "over 60 s" in text
     assert "internet 1.40 GiB/s" in text
     assert "12.0 Gbit/s" in _screen(State(bits=True))
+
+
+def test_columns_stand_still_while_one_filters_and_scrolls() -> None:
+    rows = [*ROWS, TopRow("a-long-namespace", "a-long-name-of-a-workload", "class:PARTNERS", 1.0, 1.0)]
+    view = replace(VIEW, rows=rows)
+    heads = {
+        next(line for line in _screen(state, view=view).splitlines() if line.startswith("APP"))
+        for state in (State(), State(needle="front"), State(needle="no such thing"), State(at=3))
+    }
+    assert len(heads) == 1
+
+
+@pytest.mark.parametrize("width", [40, 60, 79, 120])
+def test_what_there_is_no_room_for_is_left_out_as_a_whole(width: int) -> None:
+    title, *_, foot = _screen(State(paused=True), width=width).splitlines()
+    assert title.endswith("10 s ago, PAUSED")
+    assert ("127.0.0.1" in title) == ("127.0.0.1:8883" in title)
+    assert foot.startswith("q quit   / filter")
+    said = "no server answers at 127.0.0.1:8883 (connection refused): name its metrics port"
+    shown = [line.text for line in lines(VIEW, State(), width, 20, NOW, error=said) if line.text[:1] in "! "]
+    assert " ".join(" ".join(shown).split()) == f"! {said}"
+
+
+def test_units_are_told_where_there_is_little_room() -> None:
+    screen = _screen(State(), width=50)
+    assert "SENT/s*  RECV/s*" in screen
+    assert "1.4GiB" in screen
+    assert "12Gbit" in _screen(State(bits=True), width=50)
+
+
+def test_equal_names_are_told_apart_without_a_column_for_namespaces() -> None:
+    view = replace(VIEW, rows=[*ROWS, TopRow("test", "frontend", "internet", 5.0, 5.0)])
+    screen = _screen(State(), width=79, view=view)
+    assert "NAMESPACE" not in screen
+    assert "shop/frontend" in screen
+    assert "test/frontend" in screen
+    assert "shop/catalog" not in screen
 
 
 def test_before_the_first_report_it_says_so() -> None:
@@ -144,7 +184,8 @@ def test_rates_have_units() -> None:
     assert rate(12) == "12 B/s"
     assert rate(1536) == "1.50 KiB/s"
     assert rate(1_250_000, bits=True) == "10.0 Mbit/s"
-    assert rate(1536, short=True) == "1.5K"
+    assert rate(1536, short=True) == "1.5KiB"
+    assert rate(1_250_000, bits=True, short=True) == "10Mbit"
 
 
 def test_several_servers_are_one_view_that_ends_where_all_have_data() -> None:

@@ -5,7 +5,9 @@ Names come from the cluster: what is not printable is shown escaped, so that no 
 
 from __future__ import annotations
 
+import textwrap
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -16,9 +18,13 @@ from kubenetmon.report.text import printable, size, text_width
 from kubenetmon.report.top.arguments import SORTS
 from kubenetmon.report.top.view import TopRow, TopView
 
+_SHORT_BYTES = ("B", "KiB", "MiB", "GiB", "TiB")
+_SHORT_BITS = ("bit", "kbit", "Mbit", "Gbit", "Tbit")
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = "_.:-=+*#"
-HELP = "t s r n p sort   / filter   b by   u units   space pause   q quit"
+HELP = ("q quit", "/ filter", "t s r n p sort", "b by", "u units", "space pause")
+"""The keys, the most wanted first: what there is no room for is left out from the end."""
+_WIDEST_PATH = 16
 
 
 class Style(Enum):
@@ -28,6 +34,7 @@ class Style(Enum):
     DIM = "dim"
     HEAD = "head"
     TITLE = "title"
+    PROMPT = "prompt"
     WARNING = "warning"
 
 
@@ -118,31 +125,49 @@ def lines(
     """The whole screen, at most `height` lines of at most `width` columns."""
     rows = chosen(view, state)
     head = [_title(view, state, width, now), _sums(view, rows, state, width)]
-    if error:
-        head.append(Line(_cut(f"! {error}", width), Style.WARNING))
-    head += [Line(_cut(f"! {note}", width), Style.WARNING) for note in view.notes[:2]]
-    if state.typing or state.needle:
-        cursor = "_" if state.typing else ""
-        head.append(Line(_cut(f"filter: {state.needle}{cursor}", width), Style.TITLE))
+    for said in (*([error] if error else []), *view.notes[:2]):
+        head += [Line(_cut(part, width), Style.WARNING) for part in _wrapped(f"! {said}", width)]
     room = max(0, height - len(head) - 2)
     at = min(state.at, max(0, len(rows) - room))
-    layout = _Layout(width, rows[at : at + room], state)
-    body = [layout.row(row, unicode) for row in rows[at : at + room]]
+    shown = rows[at : at + room]
+    layout = _Layout(width, view, state)
+    body = [layout.row(row, unicode) for row in shown]
     if not body:
-        body = [Line(_cut(_nothing(view, state), width), Style.DIM)]
-    more = f"{at + 1}-{at + len(layout.rows)} of {len(rows)}   " if len(rows) > room and rows else ""
+        body = [Line(_cut(part, width), Style.DIM) for part in _wrapped(_nothing(view, state), width)]
     screen = [*head, layout.head(), *body]
     screen += [Line("")] * (height - 1 - len(screen))
-    foot = "enter: keep the filter   escape: drop it" if state.typing else HELP
-    return [*screen[: max(0, height - 1)], Line(_cut(more + foot, width), Style.DIM)][:height]
+    more = f"{at + 1}-{at + len(shown)} of {len(rows)}" if len(rows) > len(shown) else ""
+    return [*screen[: max(0, height - 1)], _foot(state, more, len(rows), width)][:height]
+
+
+def _foot(state: State, more: str, found: int, width: int) -> Line:
+    """The filter while it is typed, where nothing moves for it; else which rows these are, and the keys."""
+    if state.typing:
+        typed = f"filter: {state.needle}_"
+        hint = f"{found} row{'s' if found != 1 else ''}   enter keeps it   escape drops it"
+        # The end of what is typed is what one looks at.
+        over = max(0, text_width(printable(typed)) - width)
+        fits = text_width(printable(typed)) + 3 + len(hint) <= width
+        return Line(_cut(f"{typed}   {hint}" if fits else printable(typed)[over:], width), Style.PROMPT)
+    parts = [f"filter: {state.needle} (escape drops it)"] if state.needle else []
+    parts += [more] if more else []
+    keys = list(HELP)
+    while len(keys) > 1 and text_width(printable("   ".join([*parts, *keys]))) > width:
+        keys.pop()
+    return Line(_cut("   ".join([*parts, *keys]), width), Style.TITLE if state.needle else Style.DIM)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """What is said in full, in words, over as many lines as it needs (three at most)."""
+    return textwrap.wrap(printable(text), max(1, width), subsequent_indent="  "[: max(0, width - 1)])[:3]
 
 
 def rate(value: float, *, bits: bool = False, short: bool = False) -> str:
-    """Bytes/s with a binary unit, or bit/s with a decimal one; nothing for none. `short`: a letter for it."""
+    """Bytes/s with a binary unit, or bit/s with a decimal one; nothing for none. `short`: without `/s`."""
     if not value:
         return ""
     if short:
-        return _short(value * 8, 1000) if bits else _short(value, 1024)
+        return _short(value * 8, 1000, _SHORT_BITS) if bits else _short(value, 1024, _SHORT_BYTES)
     if not bits:
         return f"{size(value)}/s" if value >= 1024 else f"{value:.0f} B/s"
     amount, units = value * 8, iter(("bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"))
@@ -152,12 +177,11 @@ def rate(value: float, *, bits: bool = False, short: bool = False) -> str:
     return f"{amount:.1f} {unit}" if unit != "bit/s" else f"{amount:.0f} {unit}"
 
 
-def _short(value: float, step: int) -> str:
-    letters = iter(("", "K", "M", "G", "T"))
-    letter = next(letters)
-    while value >= step and letter != "T":
-        value, letter = value / step, next(letters)
-    return f"{value:.0f}{letter}" if value >= 10 or not letter else f"{value:.1f}{letter}"
+def _short(value: float, step: int, units: Sequence[str]) -> str:
+    at = 0
+    while value >= step and at < len(units) - 1:
+        value, at = value / step, at + 1
+    return f"{value:.0f}{units[at]}" if value >= 10 or not at else f"{value:.1f}{units[at]}"
 
 
 def sparkline(history: Sequence[float], width: int, *, unicode: bool = True) -> str:
@@ -178,13 +202,15 @@ def sparkline(history: Sequence[float], width: int, *, unicode: bool = True) -> 
 
 
 class _Layout:
-    """Which columns there is room for, and how wide they are."""
+    """Which columns there is room for, and how wide they are: by all rows, so that columns stand still while
+    one scrolls and filters."""
 
-    def __init__(self, width: int, rows: Sequence[TopRow], state: State) -> None:
-        self.rows, self._state, self._width = rows, state, width
-        self._path = max([len("PATH"), *(len(row.path_name) for row in rows)])
+    def __init__(self, width: int, view: TopView, state: State) -> None:
+        rows = view.rows
+        self._state, self._width = state, width
+        self._path = min(_WIDEST_PATH, max([len("same zone"), *(text_width(row.path_name) for row in rows)]))
         self._short = width < 60
-        self._rate = 6 if self._short else 12
+        self._rate = 7 if self._short else 12
         left = width - self._path - 2 * (self._rate + 2) - 2
         self._space = 0
         wanted = max([0, *(text_width(printable(row.namespace)) for row in rows)])
@@ -193,13 +219,23 @@ class _Layout:
         left -= self._space + 2 if self._space else 0
         self._spark = min(60, left - 26) if left >= 36 else 0
         left -= self._spark + 2 if self._spark else 0
-        self._name = max(8, left)
+        # Without a column for them, namespaces are told where a name alone says too little.
+        self._ambiguous: set[str] = set()
+        if not self._space:
+            names = {(row.name, row.namespace) for row in rows}
+            self._ambiguous = {name for name, many in Counter(name for name, _ in names).items() if many > 1}
+        longest = max([24, *(text_width(self._named(row)) for row in rows)])
+        self._name = max(8, min(left, longest))
+
+    def _named(self, row: TopRow) -> str:
+        name = printable(row.name) or "-"
+        return f"{printable(row.namespace)}/{name}" if row.name in self._ambiguous else name
 
     def head(self) -> Line:
         sort = self._state.sort
         names = {"name": self._state.by.upper(), "path": "PATH", "sent": "SENT", "received": "RECEIVED"}
         if self._short:
-            names["received"] = "RECV"
+            names |= {"sent": "SENT/s", "received": "RECV/s"}
         # The mark says by which column it is sorted; the sum of both directions marks both.
         shown = {
             key: f"{name}*" if sort == key or (sort == "total" and key in ("sent", "received")) else name
@@ -211,10 +247,9 @@ class _Layout:
     def row(self, row: TopRow, unicode: bool) -> Line:
         bits = self._state.bits
         spark = sparkline(row.history, self._spark, unicode=unicode) if self._spark else ""
-        name = printable(row.name) or "-"
         return Line(
             self._join(
-                name,
+                self._named(row),
                 printable(row.namespace),
                 row.path_name,
                 rate(row.sent, bits=bits, short=self._short),
@@ -234,16 +269,23 @@ class _Layout:
 
 
 def _title(view: TopView, state: State, width: int, now: float) -> Line:
-    left = f"kubenetmon top by {state.by}   {view.source}"
+    """What it is on the left, how new on the right; what there is no room for is left out as a whole."""
+    name, source = f"kubenetmon top by {state.by}", printable(view.source)
     if not view.horizon:
-        return Line(_cut(left, width), Style.TITLE)
-    age = max(0, int(now) - view.horizon)
+        return Line(_cut(f"{name}   {source}", width), Style.TITLE)
+    age = f"{max(0, int(now) - view.horizon)} s ago" + (", PAUSED" if state.paused else "")
     until = time.strftime("%H:%M:%S", time.gmtime(view.horizon))
-    right = f"{view.nodes} node{'s' if view.nodes != 1 else ''}, to {until} UTC, {age} s ago"
-    if state.paused:
-        right += ", PAUSED"
-    gap = width - text_width(left) - len(right)
-    return Line(_cut(left + " " * gap + right if gap >= 2 else f"{right}   {left}", width), Style.TITLE)
+    nodes = f"{view.nodes} node{'s' if view.nodes != 1 else ''}"
+    for left, right in (
+        (f"{name}   {source}", f"{nodes}, to {until} UTC, {age}"),
+        (name, f"{nodes}, to {until} UTC, {age}"),
+        (name, f"{nodes}, {age}"),
+        (f"by {state.by}", age),
+    ):
+        gap = width - text_width(left) - len(right)
+        if gap >= 2:
+            break
+    return Line(_cut(left + " " * max(2, gap) + right, width), Style.TITLE)
 
 
 def _sums(view: TopView, rows: Sequence[TopRow], state: State, width: int) -> Line:

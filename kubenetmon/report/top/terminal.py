@@ -12,18 +12,20 @@ import contextlib
 import curses
 import locale
 import os
+import select
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from kubenetmon.clock import Clock
-from kubenetmon.errors import KubenetmonError
+from kubenetmon.errors import ConfigurationError, KubenetmonError
 from kubenetmon.report.top.screen import State, Style, lines
 from kubenetmon.report.top.sources import TopSource
 from kubenetmon.report.top.view import TopView
 
 _ESCAPE_MILLISECONDS = 100
 """How long a terminal's escape sequence may take to arrive; the escape key is known after that."""
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _KEYS = {
     curses.KEY_UP: "up",
     curses.KEY_DOWN: "down",
@@ -37,7 +39,8 @@ _CHARACTERS = {"\n": "enter", "\r": "enter", "\x1b": "escape", "\x7f": "backspac
 
 
 async def show(source: TopSource, state: State, *, interval: float, clock: Clock) -> None:
-    """Show the source's answers, one every `interval` seconds at most, until `q` or Ctrl-C."""
+    """Show the source's answers, one every `interval` seconds at most, until `q`, Ctrl-C, a signal that ends
+    or a terminal that is gone. Raises `ConfigurationError` where the terminal is not known here."""
     async with _terminal() as screen:
         await _View(screen, source, state, interval, clock).run()
 
@@ -52,25 +55,40 @@ class _View:
         self._error = ""
         self._unicode = "UTF" in (locale.nl_langinfo(locale.CODESET) or "").upper()
         self._styles = _styles()
-        self._quit = asyncio.Event()
+        self._quit: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refresh = asyncio.Event()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_reader(sys.stdin.fileno(), self._read_keys)
-        loop.add_signal_handler(signal.SIGWINCH, self._resized)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._quit.set)
+        loop.add_reader(sys.stdin.fileno(), self._guarded, self._read_keys)
+        loop.add_signal_handler(signal.SIGWINCH, self._guarded, self._resized)
+        for number in _ENDING:
+            loop.add_signal_handler(number, self._end)
         fetching = asyncio.create_task(self._fetch())
         try:
             self._draw()
-            await self._quit.wait()
+            await asyncio.wait((self._quit, fetching), return_when=asyncio.FIRST_COMPLETED)
+            if not self._quit.done():
+                fetching.result()
+            self._quit.result()
         finally:
             fetching.cancel()
             await asyncio.gather(fetching, return_exceptions=True)
             loop.remove_reader(sys.stdin.fileno())
-            for number in (signal.SIGWINCH, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.SIGWINCH, *_ENDING):
                 loop.remove_signal_handler(number)
+
+    def _end(self) -> None:
+        if not self._quit.done():
+            self._quit.set_result(None)
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        """What goes wrong in a callback of the loop ends the view, instead of being printed across it."""
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - `run` raises it
+            if not self._quit.done():
+                self._quit.set_exception(error)
 
     async def _fetch(self) -> None:
         while True:
@@ -109,7 +127,7 @@ class _View:
         self._draw()
 
     def _read_keys(self) -> None:
-        before = self._state
+        before, got_any = self._state, False
         while True:
             try:
                 got = self._screen.get_wch()
@@ -117,13 +135,22 @@ class _View:
                 break
             key = _KEYS.get(got, "") if isinstance(got, int) else _CHARACTERS.get(got, got)
             if key == "q" and not self._state.typing:
-                self._quit.set()
+                self._end()
                 return
             self._state = self._state.pressed(key)
+            got_any = True
+        if not got_any and self._hung_up():
+            self._end()
         if self._state.by != before.by:
             self._refresh.set()
         if self._state != before:
             self._take()
+
+    def _hung_up(self) -> bool:
+        """Whether the terminal is gone: it would be readable for ever, with nothing to read."""
+        poll = select.poll()
+        poll.register(sys.stdin.fileno(), 0)
+        return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
     def _resized(self) -> None:
         size = os.get_terminal_size(sys.stdin.fileno())
@@ -155,12 +182,14 @@ def _styles() -> dict[Style, int]:
         Style.DIM: curses.A_DIM,
         Style.HEAD: curses.A_REVERSE,
         Style.TITLE: curses.A_BOLD,
+        Style.PROMPT: curses.A_REVERSE | curses.A_BOLD,
         Style.WARNING: curses.A_BOLD,
     }
     if curses.has_colors() and not os.environ.get("NO_COLOR"):
         curses.start_color()
         curses.use_default_colors()
-        curses.init_pair(1, curses.COLOR_YELLOW, -1)
+        # Red can be read on black and on white; yellow cannot on white.
+        curses.init_pair(1, curses.COLOR_RED, -1)
         styles[Style.WARNING] |= curses.color_pair(1)
     return styles
 
@@ -169,6 +198,13 @@ def _styles() -> dict[Style, int]:
 async def _terminal() -> AsyncIterator[curses.window]:
     locale.setlocale(locale.LC_ALL, "")
     os.environ.setdefault("ESCDELAY", str(_ESCAPE_MILLISECONDS))
+    name = os.environ.get("TERM", "")
+    try:
+        curses.setupterm(name or "unknown", sys.stdout.fileno())
+    except curses.error:
+        raise ConfigurationError(
+            f"TERM={name!r:.40}: this machine does not know that terminal: try TERM=xterm, or use --count 1"
+        ) from None
     screen = curses.initscr()
     try:
         curses.noecho()
@@ -179,7 +215,10 @@ async def _terminal() -> AsyncIterator[curses.window]:
             curses.curs_set(0)
         yield screen
     finally:
-        screen.keypad(False)
-        curses.echo()
-        curses.nocbreak()
-        curses.endwin()
+        with contextlib.suppress(curses.error):  # a terminal that is gone takes none of them
+            screen.keypad(False)
+        with contextlib.suppress(curses.error):
+            curses.echo()
+            curses.nocbreak()
+        with contextlib.suppress(curses.error):
+            curses.endwin()
