@@ -97,7 +97,7 @@ def _rate(inventory: Inventory, ranges: RangeTable, config: AttributionConfig, p
 def _changes() -> tuple[float, float]:
     """CPU seconds of one change: a pod goes, or another takes its address."""
     inventory = inventory_of(json.dumps(cluster.document()).encode())
-    pods = [record.pod for record in list(inventory._pods.values())[:_CHANGES]]
+    pods = [record.pod for record in list(inventory._pods.held.values())[:_CHANGES]]
     spent = []
     for every in (0, _BATCH_EVERY):
         now = _START + every
