@@ -11,7 +11,7 @@ import pytest
 import yaml
 from helm_python import Config, HelmError
 
-from tests.beds.kubernetes import ApiRefusedError, Cluster
+from tests.beds.kubernetes import ApiRefusedError, Cluster, running_cluster
 from tests.beds.manifests import Object, chart
 from tests.unit.test_documented_commands import installs, merged
 
@@ -24,6 +24,13 @@ TOO_NEW: dict[str, Any] = {
     "serviceMonitors": {"enabled": False},
     "alerts": {"enabled": False},
 }
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """One of its own: Helm takes nothing that others have made, such as the session's roles."""
+    with running_cluster() as cluster:
+        yield cluster
 
 
 @contextmanager
