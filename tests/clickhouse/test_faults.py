@@ -39,11 +39,9 @@ async def until_stat(site: FaultySite, name: str, count: int) -> None:
 @pytest.mark.parametrize("at", ["data", "before_commit", "after_commit"])
 async def test_clickhouse_killed_in_a_block(site: FaultySite, at: str) -> None:
     await site.commit()
-    await site.front.fault(at, "stall", kind="insert", times=0, bytes=50_000)
-    begun = (await site.front.command())["inserts"]
+    await site.front.fault(at, "stall", kind="insert", times=0, bytes=5_000)  # of some 10,000
     batches = [asyncio.create_task(site.commit(days=2)) for _ in range(3)]
-    await until_stat(site, "commits" if at == "after_commit" else "inserts", begun + 1)
-    await asyncio.sleep(0.1)
+    await until_stat(site, "faults", 1)
     await site.kill_clickhouse()
     await site.start_clickhouse()
     await asyncio.gather(*batches)
@@ -78,11 +76,19 @@ async def test_an_exception_behind_progress_is_no_success(site: FaultySite) -> N
     await site.each_batch_once()
 
 
-@pytest.mark.parametrize("after", [1, 2_000, 100_000])
-@pytest.mark.parametrize("side", ["to_upstream", "to_client"])
+@pytest.mark.parametrize(
+    ("side", "after"),
+    [
+        ("to_upstream", 1),
+        ("to_upstream", 2_000),
+        ("to_upstream", 100_000),
+        ("to_client", 1),
+        ("to_client", 300),
+    ],
+)
 async def test_connections_are_reset(site: FaultySite, side: str, after: int) -> None:
     await site.commit()
-    getattr(site.proxy, side).cut_after_bytes(min(after, 300) if side == "to_client" else after)
+    getattr(site.proxy, side).cut_after_bytes(after)
     await asyncio.gather(*(site.commit() for _ in range(3)))
     for _ in range(3):
         batches = [asyncio.create_task(site.commit()) for _ in range(2)]

@@ -7,7 +7,9 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import pytest_asyncio
 
@@ -120,6 +122,57 @@ async def test_every_block_once_through_what_passes(
     await running.until("network_flows_0 on")
 
 
+async def test_attempts_become_rarer_and_do_not_come_together(front: RunningFront, running: Running) -> None:
+    """Else a ClickHouse with too much to do would have more to do for it."""
+    patient = Running(
+        replace(running.config, first_delay=0.1, longest_delay=0.5, held_delay=60), running.sink
+    )
+    await patient.inserter.wait_schema()
+    await front.fault("query", "exception", code=252, kind="insert", times=0)
+    tried: list[float] = []
+    insert = running.sink.insert
+
+    async def counting(*arguments: Any) -> None:
+        tried.append(asyncio.get_running_loop().time())
+        await insert(*arguments)
+
+    running.sink.insert = counting  # type: ignore[method-assign]
+    one = asyncio.create_task(patient.commit("one"))
+    await asyncio.sleep(2.5)
+    assert 4 <= len(tried) <= 12
+    pauses = np.diff(tried)
+    assert pauses[:2].mean() < pauses[-2:].mean()
+    assert pauses[-1] >= 0.25
+    tried.clear()
+    many = [asyncio.create_task(patient.commit(f"many-{number}")) for number in range(10)]
+    await asyncio.sleep(1.5)
+    assert np.ptp(tried[-10:]) > 0.05, "all at once"
+    await front.command(heal=True)
+    assert set(await asyncio.gather(one, *many)) == {CommitOutcome.COMMITTED}
+    assert await patient.total() == 110
+    del running.sink.insert
+    await patient.end()
+
+
+async def test_as_many_inserts_at_once_as_there_are_workers_share_as_many_connections(
+    front: RunningFront, running: Running
+) -> None:
+    four = Running(replace(running.config, workers=4), running.sink)
+    await four.inserter.wait_schema()
+    before = await front.command()
+    await front.fault("before_commit", "delay", kind="insert", seconds=0.05, times=0)
+    batches = [asyncio.create_task(four.commit(f"node-{number}")) for number in range(30)]
+    most = 0
+    while not all(batch.done() for batch in batches):
+        seen = await front.command()
+        most = max(most, seen["inserts"] - before["inserts"] - (seen["commits"] - before["commits"]))
+        await asyncio.sleep(0.005)
+    assert 3 <= most <= 4
+    assert (await front.command())["connections"] - before["connections"] <= 5
+    assert await four.total() == 300
+    await four.end()
+
+
 async def test_an_outage_is_waited_out(front: RunningFront, running: Running) -> None:
     await running.commit("before")
     await front.command(listen=False, drop=True)
@@ -160,6 +213,7 @@ async def test_a_dropped_table_is_held_until_mended(
     assert running.metrics.value(catalogue.HELD_BATCHES) == 0
     complaints = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert 1 <= len(complaints) <= 4  # a line per kind of trouble, not per attempt
+    assert 60 in {getattr(record, "clickhouse_code", None) for record in complaints}
     assert any("takes rows again" in record.message for record in caplog.records)
 
 
