@@ -18,6 +18,7 @@ import pytest
 
 from kubenetmon.clickhouse.block import Column, Constant, Values, encode
 from kubenetmon.clickhouse.deduplication_log import forget_tokens_without_part
+from kubenetmon.clickhouse.insert_settings import insert_settings
 from kubenetmon.clickhouse.schema import SchemaOptions, apply, read_table
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 from tests.clickhouse.embedded_victim import SETTINGS
@@ -43,9 +44,15 @@ class Victim:
     """A process that inserts until killed."""
 
     def __init__(
-        self, path: Path, first: int, environment: Mapping[str, str] | None = None, *, days: int = 1
+        self,
+        path: Path,
+        first: int,
+        environment: Mapping[str, str] | None = None,
+        *,
+        days: int = 1,
+        view: bool = False,
     ) -> None:
-        arguments = [str(path), *map(str, (first, ROWS, days))]
+        arguments = [str(path), *map(str, (first, ROWS, days, int(view)))]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.clickhouse.embedded_victim", *arguments],
             stdout=subprocess.PIPE,
@@ -84,18 +91,23 @@ def output_of(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-async def each_batch_once(path: Path, next_batch: int, *, days: int = 1) -> None:
-    """Send the batch again whose outcome is unknown, and the next; every batch must be there once."""
+async def each_batch_once(path: Path, next_batch: int, *, days: int = 1, view: bool = False) -> None:
+    """Send the batch again whose outcome is unknown, and the next; every batch must be there once, and in
+    the view."""
     sink = EmbeddedSink(path)
     try:
         table = await read_table(sink, "default", "network_flows_0")
         for number in (next_batch, next_batch + 1):
             block = encode(rows_of(f"batch-{number}", days), table, ROWS)
-            await sink.insert("default", "network_flows_0", block, f"token-{number}", SETTINGS)
+            token = f"token-{number}"
+            settings = insert_settings(table, token, {}) if view else SETTINGS
+            await sink.insert("default", "network_flows_0", block, token, settings)
         rows = await sink.query("SELECT localNode, sum(bytes) FROM network_flows_0 GROUP BY localNode")
+        viewed = await sink.query("SELECT node, sum(total) FROM by_node GROUP BY node") if view else rows
     finally:
         await sink.close()
     assert dict(rows) == {f"batch-{number}": ROWS for number in range(next_batch + 2)}
+    assert dict(viewed) == dict(rows)
 
 
 async def test_random_kills(tmp_path: Path) -> None:
@@ -146,6 +158,18 @@ async def test_killed_within_a_batch_over_midnight(
     environment = {"LD_PRELOAD": str(kill_at_rename), "KILL_AT": str(part), "KILL_WHEN": when}
     assert Victim(path, 0, environment, days=2).wait() == [0]
     await each_batch_once(path, 1, days=2)
+
+
+@pytest.mark.parametrize("part", [3, 4])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_killed_between_a_table_and_its_view(
+    tmp_path: Path, kill_at_rename: Path, when: str, part: int
+) -> None:
+    """The second batch's part is in the table, or in the view too, or in neither."""
+    path = tmp_path / "engine"
+    environment = {"LD_PRELOAD": str(kill_at_rename), "KILL_AT": str(part), "KILL_WHEN": when}
+    assert Victim(path, 0, environment, view=True).wait() == [0]
+    await each_batch_once(path, 1, view=True)
 
 
 @pytest.mark.parametrize("repair", [True, False])
