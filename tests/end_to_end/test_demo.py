@@ -97,11 +97,11 @@ def test_the_demo_answers_with_equal_sums_and_offers_the_page(tmp_path: Path) ->
     assert lines[-1] == "To look at these answers as a page: kubenetmon demo --page"
     words = [" ".join(line.split()) for line in lines]
     for beginning in (
-        "backup-0 - INTER_REGION ec2 ",
-        "backup-0 s3 aws us-west-2 INTRA_REGION ",
+        "shop/backup-0 - INTER_REGION ec2 ",
+        "shop/backup-0 s3 aws us-west-2 INTRA_REGION ",
         "checkout us-west-2b frontend us-west-2a ",
         "catalog only receives 0 ",
-        "checkout catalog catalog-5f6b-8qv2m ",
+        "shop/checkout shop/catalog shop/catalog-5f6b-8qv2m ",
         "node-a 20",
         "cross-zone aws/cross-zone-out ",
     ):
