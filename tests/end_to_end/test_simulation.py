@@ -35,6 +35,17 @@ async def test_an_outage_in_a_smaller_time(tmp_path: Path) -> None:
     assert len(figures.waits) <= 50 * 8
 
 
+async def test_an_outage_that_fills_all_that_the_server_may_hold(tmp_path: Path) -> None:
+    """Agents keep more than its bounds, 32 MiB of messages and 32 MiB of blocks: it takes that and no more."""
+    plan = Plan(agents=25, flows=10_000, interval=3, seconds=4, outage=15, time_scale=10)
+    figures = await simulate(plan, tmp_path, say=False)
+    print(render(plan, figures))
+    assert figures.exact
+    assert figures.held_memory > 25_000_000, "the bound was not reached"
+    assert figures.server_memory < SERVER_MEMORY
+    assert figures.wait(1.0) >= 12, "nothing waited through the outage"
+
+
 async def test_agents_report_less_often_when_the_table_bears_no_more(tmp_path: Path) -> None:
     async with site(tmp_path) as running:
         server = running.replica(
