@@ -1,4 +1,5 @@
-"""Measure everything and print the table; fails only when something cannot be measured."""
+"""Measure everything and print the table; fails when something cannot be measured, and with `--strict` also
+when a bound is not reached."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ _PARTS = ("agent", "bursts", "encoder", "server", "fleet", "attribution", "range
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kubenetmon-bench"
 
 
-def main() -> int:
-    """Run; the exit code."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line (or `arguments`) says; the exit code."""
     real_ranges = SHARED_DATA / "cloud-ranges"
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--flows", type=int, default=100_000, help="flows on the agent's node (100000)")
@@ -47,7 +48,10 @@ def main() -> int:
     parser.add_argument(
         "--keep", type=Path, default=_CACHE, metavar="DIR", help=f"where those rows are kept ({_CACHE})"
     )
-    options = parser.parse_args()
+    parser.add_argument(
+        "--strict", action="store_true", help="exit with 1 when a bound is not reached; for a quiet machine"
+    )
+    options = parser.parse_args(arguments)
     parts = options.only or _PARTS
     hide_test_packages()
     network.require_machine()
@@ -61,6 +65,10 @@ def main() -> int:
     finally:
         network.remove_own()
     print(render(lines))
+    missed = [line.work for line in lines if not line.reached]
+    if missed and options.strict:
+        print(f"not reached: {'; '.join(missed)}", file=sys.stderr)
+        return 1
     return 0
 
 

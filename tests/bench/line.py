@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A measurement beside its target. `reached` is for people: later work decides what to demand."""
+    """A measurement beside its target. `reached` is for people, and for `--strict`."""
 
     work: str
     measured: str
