@@ -2,6 +2,8 @@
 
 Where processes have to wait for a processor, because others use the machine, times from seal to commit say
 little of the server: then the server is judged by the share of a processor that it takes, and it is said.
+What is compared with what the agents sealed is what the servers count as committed: ClickHouse keeps nothing
+here. Its own sums are compared by `python -m tests.simulate` without `--discard`.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ async def test_an_outage_in_a_smaller_time(tmp_path: Path) -> None:
 
 
 async def test_an_outage_that_fills_all_that_the_server_may_hold(tmp_path: Path) -> None:
-    """Agents keep more than its bounds, 32 MiB of messages and 32 MiB of blocks: it takes that and no more."""
+    """Agents keep more than 32 MiB of messages and 32 MiB of blocks: it takes that and no more."""
     plan = Plan(agents=25, flows=10_000, interval=3, seconds=4, outage=15, time_scale=10)
     figures = await simulate(plan, tmp_path, say=False)
     print(render(plan, figures))
