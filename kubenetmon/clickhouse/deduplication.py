@@ -46,7 +46,7 @@ async def read_deduplication(
     weakest = own
     targets = await _all_targets(sink, [storage, (database, table)])
     if targets is None:
-        obstacle = f"{database}.{table} fills more than {_MAX_VIEWS} tables by views: not all were looked at"
+        obstacle = f"{database}.{table} has more than {_MAX_VIEWS} materialized views: not all were looked at"
         return own, Deduplication(0, 0, obstacle=obstacle), True, shards
     for target in targets:
         rows = await sink.query(_table_query(*target))
@@ -127,22 +127,23 @@ async def read_partitions(sink: Sink, database: str, table: str) -> tuple[Partit
 
 async def _all_targets(sink: Sink, tables: list[tuple[str, str]]) -> list[tuple[str, str]] | None:
     """Where views on these tables write to, and views on those, and so on; None: too many to look at."""
-    targets: dict[tuple[str, str], None] = {}
+    targets: list[tuple[str, str]] = []
     looked_at: set[tuple[str, str]] = set()
     while tables:
         table = tables.pop(0)
         if table in looked_at:
             continue
-        if len(targets) > _MAX_VIEWS:
-            return None
         looked_at.add(table)
         found = await _view_targets(sink, *table)
-        targets |= dict.fromkeys(found)
+        targets += found
+        if len(targets) > _MAX_VIEWS:
+            return None
         tables += found
-    return list(targets) if len(targets) <= _MAX_VIEWS else None
+    return list(dict.fromkeys(targets))
 
 
 async def _view_targets(sink: Sink, database: str, table: str) -> list[tuple[str, str]]:
+    """One for each view on the table, up to one more than are looked at."""
     rows = await sink.query(
         "SELECT view_database, view FROM system.tables "  # noqa: S608 - quoted
         "ARRAY JOIN dependencies_database AS view_database, dependencies_table AS view "

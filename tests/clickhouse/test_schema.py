@@ -195,21 +195,23 @@ async def test_views_on_what_views_fill_count_too(engine: EmbeddedSink, database
     assert (await read_table(engine, database, "network_flows_0")).deduplication.blocks == 100_000
 
 
-async def test_more_views_than_are_looked_at_are_said(engine: EmbeddedSink, database: str) -> None:
+@pytest.mark.parametrize("own", [True, False], ids=["a target each", "one target"])
+async def test_more_views_than_are_looked_at_are_said(engine: EmbeddedSink, database: str, own: bool) -> None:
     await apply(engine, SchemaOptions(database))
+    storage = "ENGINE = MergeTree ORDER BY b SETTINGS non_replicated_deduplication_window = 100000"
+    await engine.query(f"CREATE TABLE {database}.target (b UInt64) {storage}")
     for number in range(51):
+        where = storage if own else f"TO {database}.target"
         await engine.query(
-            f"CREATE MATERIALIZED VIEW {database}.view_{number} ENGINE = MergeTree ORDER BY b "
-            f"SETTINGS non_replicated_deduplication_window = 100000 "
+            f"CREATE MATERIALIZED VIEW {database}.view_{number} {where} "
             f"AS SELECT bytes AS b FROM {database}.network_flows_0"
         )
     table = await read_table(engine, database, "network_flows_0")
     assert table.own_window.blocks == 100_000
     assert table.deduplication.blocks == 0
-    assert "fills more than 50 tables" in table.deduplication.remedy()
-    assert any(
-        "fills more than 50 tables" in finding for finding in await check(engine, SchemaOptions(database))
-    )
+    assert "more than 50 materialized views" in table.deduplication.remedy()
+    findings = await check(engine, SchemaOptions(database))
+    assert any("more than 50 materialized views" in finding for finding in findings)
     await engine.query(f"DROP VIEW {database}.view_50 SYNC")
     table = await read_table(engine, database, "network_flows_0")
     assert table.deduplication.blocks == 100_000
