@@ -60,7 +60,8 @@ def may_have_stored(error: KubenetmonError, schema: TableSchema | None) -> bool:
     """Whether the rows of an insert that failed so may be in the table.
 
     What ClickHouse refuses it refuses before it has stored anything, but for a view, which throws when the
-    table has its rows already; too many parts it finds before it takes the first row.
+    table has its rows already; too many parts it finds before it takes the first row (ClickHouse,
+    src/Storages/MergeTree/MergeTreeSink.cpp, onStart).
     """
     if not isinstance(error, ClickHouseError | ClickHouseUnreachableError) or error.before_rows:
         return False

@@ -111,7 +111,8 @@ class ServerConfig:
     clickhouse_drop_held_after: float | None = _key(
         None,
         values.duration,
-        "Drop a batch that ClickHouse has refused for so long, and count its bytes; unset: never",
+        "Drop a batch that ClickHouse has refused for so long, and count its bytes, though an earlier server "
+        "may have stored it; unset: never",
     )
     kubernetes_source: str = _key(
         "auto",
