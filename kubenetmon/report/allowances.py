@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kubenetmon.errors import ConfigurationError
-from kubenetmon.report.files import number, text_of, texts_of
+from kubenetmon.report.files import named_entry, number, text_of, texts_of
 
 Key = TypeVar("Key", bound=Hashable)
 SCOPES = ("account", "region")
@@ -87,11 +87,7 @@ def shared(total: int, wanted: Mapping[Key, int]) -> dict[Key, int]:
 
 def read_allowance(raw: Any, path: Path) -> Allowance:
     """One allowance of a file. Raises `ConfigurationError`."""
-    if not isinstance(raw, dict):
-        raise ConfigurationError(f"{path}: an allowance must be a map, not {raw!r:.60}")
-    name = text_of(raw, "id", path)
-    if unknown := raw.keys() - _KNOWN:
-        raise ConfigurationError(f"{path}: {name}: unknown key {min(map(str, unknown))!r}")
+    name = named_entry(raw, "an allowance", _KNOWN, path)
     if raw.get("scope") not in SCOPES:
         raise ConfigurationError(
             f"{path}: {name}: scope {raw.get('scope')!r:.40} is not one of {', '.join(SCOPES)}"

@@ -100,8 +100,7 @@ class Bill:
         return self._reckoned.explained()
 
     def _of(self, line: Line) -> list[Price]:
-        found = self._find(line.transfer, line.way)
-        return found if line.own else [one for one in found if one.path != "processing"]
+        return charged(self._find(line.transfer, line.way), own=line.own)
 
     def _meter(self, price: Price, line: Line) -> Meter:
         return Meter(price, line.transfer.region if self._by_region(price) else "", line.month)
@@ -113,6 +112,12 @@ class Bill:
                 meter = self._meter(price, line)
                 summed[meter] = summed.get(meter, 0) + line.bytes
         return summed
+
+
+def charged(found: Sequence[Price], *, own: bool) -> list[Price]:
+    """Of the entries that price a transfer those that one end pays: what processes it does so once a byte, at
+    the end that the bytes are counted at."""
+    return [one for one in found if own or one.path != "processing"]
 
 
 class Reckoning:

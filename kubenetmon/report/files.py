@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,16 @@ def text_of(entry: dict[str, Any], key: str, path: Path) -> str:
     if not isinstance(value, str) or not value:
         raise ConfigurationError(f"{path}: {key} is missing or not text in {str(entry)[:80]}")
     return value
+
+
+def named_entry(raw: Any, what: str, known: Set[str], path: Path) -> str:
+    """The `id` of an entry, which must be a map of known keys. Raises `ConfigurationError`."""
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{path}: {what} must be a map, not {raw!r:.60}")
+    name = text_of(raw, "id", path)
+    if unknown := raw.keys() - known:
+        raise ConfigurationError(f"{path}: {name}: unknown key {min(map(str, unknown))!r}")
+    return name
 
 
 def texts_of(entry: dict[str, Any], key: str, name: str, path: Path) -> tuple[str, ...]:

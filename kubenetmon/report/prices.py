@@ -27,7 +27,7 @@ from typing import Any
 
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.report.allowances import Allowance, read_allowance
-from kubenetmon.report.files import number, read_document, text_of, texts_of
+from kubenetmon.report.files import named_entry, number, read_document, text_of, texts_of
 
 PATHS = ("same-zone", "cross-zone", "region-service", "inter-region", "internet", "processing")
 WAYS = ("out", "in", "both")
@@ -239,11 +239,7 @@ def _check_allowances(allowances: Iterable[Allowance], entries: Iterable[Price],
 
 
 def _price(raw: Any, path: Path) -> Price:
-    if not isinstance(raw, dict):
-        raise ConfigurationError(f"{path}: a price must be a map, not {raw!r:.60}")
-    name = text_of(raw, "id", path)
-    if unknown := raw.keys() - _KNOWN:
-        raise ConfigurationError(f"{path}: {name}: unknown key {min(map(str, unknown))!r}")
+    name = named_entry(raw, "a price", _KNOWN, path)
     for key, allowed in (("path", PATHS), ("way", WAYS)):
         own_class = key == "path" and text_of(raw, key, path).startswith("class:")
         if text_of(raw, key, path) not in allowed and not own_class:

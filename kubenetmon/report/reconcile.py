@@ -26,7 +26,7 @@ from pathlib import Path
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.report.answers import Answer, Column
-from kubenetmon.report.bill import decimal
+from kubenetmon.report.bill import charged, decimal
 from kubenetmon.report.cost import FLAGS, PATH_OF_TRANSFER, bill_of
 from kubenetmon.report.flows import Flows, Source, Span
 from kubenetmon.report.prices import Price, PriceList, Transfer
@@ -259,9 +259,7 @@ async def _hidden_headers(
     found: dict[str, int] = {}
     for way, own, cloud, region, other_region, path, service, flags, *estimates in rows:
         transfer = Transfer(cloud, region, other_region, path, service, tuple(json.loads(flags)))
-        for price in prices.of(transfer, str(way)):
-            if price.path == "processing" and not own:
-                continue  # a connection passes what processes it once, as `Bill` has it
+        for price in charged(prices.of(transfer, str(way)), own=bool(own)):
             estimate = int(estimates[sizes.index(mtu or price.mtu)])
             found[price.item] = found.get(price.item, 0) + estimate
     return found

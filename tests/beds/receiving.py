@@ -14,7 +14,15 @@ from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.metrics import Metrics
 from kubenetmon.metrics.catalogue import COMMON_METRICS, SERVER_METRICS
 from kubenetmon.model import ARRAY_NAMES, BatchIdentity, FlowBatch, FlowRecords
-from kubenetmon.proto import FlowArrays, L4Endpoint, Observation, ObservedFlow, ObservedTuple, Outcome
+from kubenetmon.proto import (
+    SUBMIT_METHOD,
+    FlowArrays,
+    L4Endpoint,
+    Observation,
+    ObservedFlow,
+    ObservedTuple,
+    Outcome,
+)
 from kubenetmon.proto import FlowBatch as FlowBatchMessage
 from kubenetmon.readiness import Readiness
 from kubenetmon.server.doorway import Doorway
@@ -24,6 +32,15 @@ from kubenetmon.server.verdict import Verdict
 
 NOW = 1_800_000_000
 COMMITTED = Verdict(Outcome.COMMITTED)
+SUBMIT_HEADERS = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", SUBMIT_METHOD),
+    (":authority", "test"),
+    ("te", "trailers"),
+    ("content-type", "application/grpc"),
+]
+"""Of a request, as HTTP/2 has them."""
 
 
 @dataclass

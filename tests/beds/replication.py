@@ -7,7 +7,8 @@ others at which address they may fetch its parts, and only the server's own main
 quorums and their errors are the engine's own.
 
 Nobody listens at that address, so a replica never has another's parts, and to fetch one ends the engine: of
-two replicas of a table each is told to leave its queue alone (`leave_queue`), and neither is restarted.
+two replicas of a table each is told to leave its queue alone (SYSTEM STOP REPLICATION QUEUES), and neither is
+restarted.
 """
 
 from __future__ import annotations

@@ -148,28 +148,17 @@ async def test_killed_at_the_renaming(
     await each_batch_once(path, next_batch)
 
 
+@pytest.mark.parametrize(("days", "view"), [(2, False), (1, True)], ids=["over midnight", "table and view"])
 @pytest.mark.parametrize("part", [3, 4])
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_killed_within_a_batch_over_midnight(
-    tmp_path: Path, kill_at_rename: Path, when: str, part: int
+async def test_killed_within_a_batch_of_two_parts(
+    tmp_path: Path, kill_at_rename: Path, when: str, part: int, days: int, view: bool
 ) -> None:
-    """Of the second batch's two parts none, one or both are in place."""
+    """Of the second batch's parts none, one or both are in place."""
     path = tmp_path / "engine"
     environment = {"LD_PRELOAD": str(kill_at_rename), "KILL_AT": str(part), "KILL_WHEN": when}
-    assert Victim(path, 0, environment, days=2).wait() == [0]
-    await each_batch_once(path, 1, days=2)
-
-
-@pytest.mark.parametrize("part", [3, 4])
-@pytest.mark.parametrize("when", ["before", "after"])
-async def test_killed_between_a_table_and_its_view(
-    tmp_path: Path, kill_at_rename: Path, when: str, part: int
-) -> None:
-    """The second batch's part is in the table, or in the view too, or in neither."""
-    path = tmp_path / "engine"
-    environment = {"LD_PRELOAD": str(kill_at_rename), "KILL_AT": str(part), "KILL_WHEN": when}
-    assert Victim(path, 0, environment, view=True).wait() == [0]
-    await each_batch_once(path, 1, view=True)
+    assert Victim(path, 0, environment, days=days, view=view).wait() == [0]
+    await each_batch_once(path, 1, days=days, view=view)
 
 
 @pytest.mark.parametrize("repair", [True, False])

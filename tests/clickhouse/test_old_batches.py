@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,25 @@ async def rig(
             await one.task
 
 
+@contextlib.contextmanager
+def an_answer_lost(rig: Rig) -> Iterator[None]:
+    """The engine takes the first block, and nobody hears of it."""
+    insert, lost = rig.engine.insert, []
+
+    async def losing(*arguments: Any) -> None:
+        await insert(*arguments)
+        if not lost:
+            lost.append(arguments)
+            raise ClickHouseUnreachableError("the answer is lost")
+
+    rig.engine.insert = losing  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del rig.engine.insert
+    assert lost
+
+
 async def push_tokens_out(rig: Rig, blocks: int = 4) -> None:
     """Blocks of other nodes, until the table has forgotten all tokens before."""
     table = await rig.inserter.wait_schema()
@@ -160,17 +179,8 @@ async def test_what_the_table_cannot_tell_is_held_and_shown(rig: Any) -> None:
 
 async def test_what_is_held_is_still_held_when_its_agent_sends_it_again(rig: Any) -> None:
     one = await rig(window=0)
-    insert = one.engine.insert
-
-    async def losing(*arguments: Any) -> None:
-        await insert(*arguments)
-        raise ClickHouseUnreachableError("the answer is lost")
-
-    one.engine.insert = losing
-    try:
+    with an_answer_lost(one):
         assert await one.commit("short", seconds=5) is CommitOutcome.UNDECIDED
-    finally:
-        del one.engine.insert
     for _ in range(3):
         assert await one.commit("short", seconds=5) is CommitOutcome.UNDECIDED
     assert await one.total() == SUM
@@ -193,20 +203,8 @@ async def test_an_answer_lost_after_a_look_is_the_tokens_to_decide(rig: Any) -> 
     async with asyncio.timeout(20):
         while not one.inserter._target.remembers(0.0):  # noqa: ASYNC110 - until those have been counted
             await asyncio.sleep(0.01)
-    insert, lost = one.engine.insert, []
-
-    async def losing(*arguments: Any) -> None:
-        await insert(*arguments)
-        if not lost:
-            lost.append(arguments)
-            raise ClickHouseUnreachableError("the answer is lost")
-
-    one.engine.insert = losing
-    try:
+    with an_answer_lost(one):
         assert await one.commit("short", seconds=5) is CommitOutcome.COMMITTED
-    finally:
-        del one.engine.insert
-    assert lost
     assert await one.total() == SUM
     assert one.found("absent") == 1
 

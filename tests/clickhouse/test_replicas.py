@@ -158,9 +158,8 @@ async def test_the_engine_killed_at_random_neither_loses_nor_doubles(replicas: R
     amid = 0
     for _ in range(8):
         await asyncio.sleep(0.2 + chance.random())
-        seen = await replicas.fronts[0].command()
+        amid += (await replicas.fronts[0].command())["under_way"] > 0
         await replicas.restart(1)
-        amid += seen["inserts"] > seen["commits"]
     over.set()
     await asyncio.gather(*workers)
     assert amid >= 4, "few inserts were under way: little was tried"

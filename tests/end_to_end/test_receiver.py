@@ -38,7 +38,7 @@ from kubenetmon.server.receiver import ReceiverConfig
 from kubenetmon.server.submit import LEFT_BEHIND_OVERHEAD, SLICE_BYTES
 from kubenetmon.server.verdict import Verdict
 from tests.beds.proxy import TcpProxy
-from tests.beds.receiving import Rig, batch_message, framed, observation, running_receiver
+from tests.beds.receiving import SUBMIT_HEADERS, Rig, batch_message, framed, observation, running_receiver
 
 QUICK = ReceiverConfig(stop_grace=2.0, message_timeout=1.0)
 
@@ -353,15 +353,7 @@ async def submitting(rig: Rig) -> AsyncIterator[HttpStream]:
     async with connected(rig.port) as channel:
         protocol = await channel.__connect__()
         stream = protocol.processor.connection.create_stream()
-        headers = [
-            (":method", "POST"),
-            (":scheme", "http"),
-            (":path", SUBMIT_METHOD),
-            (":authority", "test"),
-            ("te", "trailers"),
-            ("content-type", "application/grpc"),
-        ]
-        await stream.send_request(headers, _processor=protocol.processor)
+        await stream.send_request(SUBMIT_HEADERS, _processor=protocol.processor)
         yield stream
 
 

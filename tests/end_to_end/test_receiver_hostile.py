@@ -40,21 +40,12 @@ from kubenetmon.proto import PUSH_METHOD, SUBMIT_METHOD, FlowCollectorStub, Outc
 from kubenetmon.server.push import ANSWER_OVERHEAD, BATCH_OVERHEAD
 from kubenetmon.server.receiver import ReceiverConfig
 from kubenetmon.server.verdict import Verdict
-from tests.beds.receiving import Rig, batch_message, framed, observation, running_receiver
+from tests.beds.receiving import SUBMIT_HEADERS, Rig, batch_message, framed, observation, running_receiver
 
 QUICK = ReceiverConfig(stop_grace=2.0, message_timeout=0.5)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 LONGEST_STALL = 1.0
 """Seconds; generous, for this runs beside other work on few cores."""
-
-HEADERS = [
-    (":method", "POST"),
-    (":scheme", "http"),
-    (":path", SUBMIT_METHOD),
-    (":authority", "test"),
-    ("te", "trailers"),
-    ("content-type", "application/grpc"),
-]
 
 
 @pytest.fixture
@@ -83,7 +74,7 @@ class RawClient:
 
     async def request(self, path: str = SUBMIT_METHOD, extra: list[tuple[str, str]] | None = None) -> int:
         stream = self.h2.get_next_available_stream_id()
-        headers = [(name, path if name == ":path" else value) for name, value in HEADERS]
+        headers = [(name, path if name == ":path" else value) for name, value in SUBMIT_HEADERS]
         self.h2.send_headers(stream, [*headers, *(extra or [])])
         await self.flush()
         return stream
@@ -213,7 +204,7 @@ def rapid_reset() -> bytes:
     encoder = h2.connection.H2Connection().encoder
     out = bytearray()
     for i in range(10_000):
-        frame = HeadersFrame(2 * i + 1, encoder.encode(HEADERS))
+        frame = HeadersFrame(2 * i + 1, encoder.encode(SUBMIT_HEADERS))
         frame.flags.add("END_HEADERS")
         out += frame.serialize() + RstStreamFrame(2 * i + 1, error_code=8).serialize()
     return bytes(out)
@@ -221,14 +212,14 @@ def rapid_reset() -> bytes:
 
 def empty_data_flood() -> bytes:
     encoder = h2.connection.H2Connection().encoder
-    frame = HeadersFrame(1, encoder.encode(HEADERS))
+    frame = HeadersFrame(1, encoder.encode(SUBMIT_HEADERS))
     frame.flags.add("END_HEADERS")
     return frame.serialize() + DataFrame(1, b"").serialize() * 50_000
 
 
 def padding_flood() -> bytes:
     encoder = h2.connection.H2Connection().encoder
-    headers = HeadersFrame(1, encoder.encode(HEADERS))
+    headers = HeadersFrame(1, encoder.encode(SUBMIT_HEADERS))
     headers.flags.add("END_HEADERS")
     padded = DataFrame(1, b"", pad_length=200)
     padded.flags.add("PADDED")
@@ -237,7 +228,7 @@ def padding_flood() -> bytes:
 
 def endless_headers() -> bytes:
     encoder = h2.connection.H2Connection().encoder
-    first = HeadersFrame(1, encoder.encode(HEADERS))
+    first = HeadersFrame(1, encoder.encode(SUBMIT_HEADERS))
     more = b"".join(
         ContinuationFrame(1, encoder.encode([(f"x-{i}", "y" * 1000)])).serialize() for i in range(2000)
     )
@@ -247,7 +238,7 @@ def endless_headers() -> bytes:
 def header_bomb() -> bytes:
     """One entry of the dynamic table, referred to thousands of times (a HPACK bomb)."""
     encoder = h2.connection.H2Connection().encoder
-    block = encoder.encode([*HEADERS, ("x", "y" * 3900)]) + b"\xbe" * 12_000
+    block = encoder.encode([*SUBMIT_HEADERS, ("x", "y" * 3900)]) + b"\xbe" * 12_000
     frame = HeadersFrame(1, block)
     frame.flags.add("END_HEADERS")
     return frame.serialize()
@@ -265,7 +256,7 @@ def many_streams() -> bytes:
     encoder = h2.connection.H2Connection().encoder
     out = bytearray()
     for i in range(1000):
-        frame = HeadersFrame(2 * i + 1, encoder.encode(HEADERS))
+        frame = HeadersFrame(2 * i + 1, encoder.encode(SUBMIT_HEADERS))
         frame.flags.add("END_HEADERS")
         out += frame.serialize()
     return bytes(out)
@@ -688,7 +679,7 @@ async def test_streams_reset_as_they_begin_leave_nothing(
         for _ in range(30):
             stream = client.h2.get_next_available_stream_id()
             client.h2.send_headers(
-                stream, [(name, path if name == ":path" else value) for name, value in HEADERS]
+                stream, [(name, path if name == ":path" else value) for name, value in SUBMIT_HEADERS]
             )
             client.h2.send_data(stream, b"\0\0\0\1\0" + b"x" * 9000)
             client.h2.reset_stream(stream)

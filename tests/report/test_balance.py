@@ -45,7 +45,7 @@ def _calls(client: End, server: End, connections: int, each: int) -> list[Flow]:
 async def _asked(sink: EmbeddedSink, flows: list[Flow], **scope: Any) -> list[dict[str, Any]]:
     await sink.query("CREATE DATABASE balance")
     try:
-        await apply(sink, SchemaOptions("balance", ipv6=True))
+        await apply(sink, SchemaOptions("balance", ipv6=True, ttl_days=0))
         nodes = frozenset(end.node for flow in flows for end in (flow.client, flow.server))
         await sink.query(World(nodes, True, flows).insert("balance.network_flows_0"))
         source = await read_source(sink, "balance", "network_flows_0")

@@ -63,7 +63,7 @@ async def table(sink: EmbeddedSink, *sent: tuple[End, int, int]) -> AsyncIterato
     """A table in which each (end, bytes, at) went out to the internet."""
     name = f"free_{next(_names)}"
     await sink.query(f"CREATE DATABASE {name}")
-    await apply(sink, SchemaOptions(name, ipv6=True))
+    await apply(sink, SchemaOptions(name, ipv6=True, ttl_days=0))
     flows = [
         Flow(end, INTERNET, 40_000 + number, 443, amount, 0, at)
         for number, (end, amount, at) in enumerate(sent)

@@ -95,7 +95,7 @@ async def test_a_month_of_each_path_is_what_the_list_says(
     total: str,
 ) -> None:
     await sink.query(f"CREATE DATABASE {cloud}")
-    await apply(sink, SchemaOptions(cloud, ipv6=True))
+    await apply(sink, SchemaOptions(cloud, ipv6=True, ttl_days=0))
     world = World(frozenset(("n1", "n2")), True, _flows(cloud, region, abroad))
     await sink.query(world.insert(f"{cloud}.network_flows_0"))
     source = await read_source(sink, cloud, "network_flows_0")
