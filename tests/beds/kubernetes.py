@@ -40,19 +40,19 @@ def find_binaries() -> tuple[Path, Path]:
     """kube-apiserver and etcd. Raises `FileNotFoundError` that says how to get what is missing.
 
     KUBEBUILDER_ASSETS names a directory with both, as for envtest; else the cache that
-    tests/beds/build-kube-apiserver.sh fills, and etcd from the PATH (Debian: etcd-server).
+    tests/beds/build-kubernetes.sh fills, and etcd from the PATH (Debian: etcd-server).
     """
     places = []
     if assets := os.environ.get("KUBEBUILDER_ASSETS"):
         places.append(Path(assets))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    places.append(cache / "kubenetmon" / f"kube-apiserver-{API_SERVER_VERSION}")
+    places.append(cache / "kubenetmon" / f"kubernetes-{API_SERVER_VERSION}")
     server = next(
         (place / "kube-apiserver" for place in places if (place / "kube-apiserver").is_file()), None
     )
     if server is None:
         raise FileNotFoundError(
-            "needs kube-apiserver: run tests/beds/build-kube-apiserver.sh or set KUBEBUILDER_ASSETS"
+            "needs kube-apiserver: run tests/beds/build-kubernetes.sh or set KUBEBUILDER_ASSETS"
         )
     etcd = next((place / "etcd" for place in places if (place / "etcd").is_file()), None)
     on_path = shutil.which("etcd")
