@@ -11,6 +11,8 @@ import importlib.util
 import logging
 import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from tests.beds.shipped import hide_test_packages
 hide_test_packages()
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+BUILD_IMAGE = Path(__file__).parent / "beds" / "build-image.sh"
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +78,12 @@ def _missing_image() -> str | None:
     return None
 
 
+def _missing_nodes() -> str | None:
+    from tests.beds.node import missing
+
+    return missing()
+
+
 def _missing_keeper() -> str | None:
     from tests.beds.replication import missing
 
@@ -85,6 +94,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "root": _missing_root,
     "apiserver": _missing_apiserver,
     "image": _missing_image,
+    "nodes": _missing_nodes,
     "chdb": _missing_chdb,
     "keeper": _missing_keeper,
     "promtool": _missing_promtool,
@@ -111,3 +121,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def shared_data() -> Path:
     """The development data; use with the marker `shared`."""
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def image() -> Iterator[Path]:
+    """The image, built once from the Dockerfile without a container engine; with the marker `image`.
+
+    A directory with its `root` and `config.json`; KUBENETMON_TEST_IMAGE names one made before.
+    """
+    if made := os.environ.get("KUBENETMON_TEST_IMAGE"):
+        yield Path(made)
+        return
+    directory = Path(tempfile.mkdtemp(prefix="kubenetmon-image-", dir="/var/tmp"))
+    try:
+        command = (BUILD_IMAGE, directory)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+        assert done.returncode == 0, done.stderr
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

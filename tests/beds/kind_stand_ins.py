@@ -59,7 +59,9 @@ class Call:
 class StandIns:
     """A directory for PATH, and what was called."""
 
-    def __init__(self, directory: Path, kubeconfig: Path | None, *, fault: str = "") -> None:
+    def __init__(
+        self, directory: Path, kubeconfig: Path | None, *, fault: str = "", nodes: bool = False
+    ) -> None:
         assert fault in FAULTS
         self.programs = directory / "programs"
         self.programs.mkdir(parents=True)
@@ -67,6 +69,7 @@ class StandIns:
         surroundings = {
             "KUBENETMON_STAND_INS": str(directory),
             "KUBENETMON_STAND_INS_FAULT": fault,
+            "KUBENETMON_STAND_INS_NODES": str(int(nodes)),
             "KUBECONFIG": str(kubeconfig or ""),
             "PYTHONPATH": str(ROOT),
         }
@@ -75,10 +78,11 @@ class StandIns:
             program = self.programs / name
             program.write_text(f'#!/bin/sh\n{exported}exec "{sys.executable}" -m {__name__} {name} "$@"\n')
             program.chmod(0o755)
-        sleep = self.programs / "sleep"
-        sleep.write_text("#!/bin/sh\n")
-        sleep.chmod(0o755)
-        for name in _TOOLS:
+        if not nodes:
+            sleep = self.programs / "sleep"
+            sleep.write_text("#!/bin/sh\n")
+            sleep.chmod(0o755)
+        for name in (*_TOOLS, *(["sleep"] if nodes else [])):
             found = shutil.which(name)
             assert found is not None, name
             (self.programs / name).symlink_to(found)
@@ -89,7 +93,9 @@ class StandIns:
         lines = record.read_text().splitlines() if record.exists() else []
         return [Call(program, tuple(arguments)) for program, *arguments in map(json.loads, lines)]
 
-    def run(self, *arguments: str, without: str = "") -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, without: str = "", patience: float = 100.0
+    ) -> subprocess.CompletedProcess[str]:
         """deploy/kind/run with these programs; `without` is one that the machine lacks."""
         if without:
             (self.programs / without).unlink()
@@ -97,7 +103,7 @@ class StandIns:
             [ROOT / "deploy" / "kind" / "run", *arguments],
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=patience,
             check=False,
             stdin=subprocess.DEVNULL,
             env={"PATH": str(self.programs), "HOME": str(self.directory)},
@@ -114,7 +120,7 @@ def _known_to_the_test_api(documents: str) -> str:
     objects: list[Any] = [one for one in yaml.safe_load_all(documents) if one is not None]
     for one in objects:
         if one["kind"] == "DaemonSet":
-            one["spec"]["updateStrategy"]["rollingUpdate"] = {"maxUnavailable": 1}
+            one["spec"]["updateStrategy"]["rollingUpdate"] = {"maxUnavailable": "100%"}
     return yaml.safe_dump_all(objects)
 
 
@@ -164,6 +170,11 @@ def kubectl(arguments: list[str], fault: str) -> int:
     assert arguments[0] == "--context", "which cluster?"
     assert arguments[1].startswith("kind-")
     arguments = arguments[2:]
+    if os.environ["KUBENETMON_STAND_INS_NODES"] == "1":
+        if arguments[0] == "apply":
+            return _apply(arguments[1:])
+        given = sys.stdin.read() if "-" in arguments else None
+        return _say(_kubectl(*arguments, given=given))
     namespace = "default"
     if arguments[0] == "-n":
         namespace, arguments = arguments[1], arguments[2:]

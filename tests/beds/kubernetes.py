@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.beds.ports import free_port
 
 API_SERVER_VERSION = "1.20.2"
+SERVICE_RANGE = "198.18.0.0/16"
 SERVER_ACCOUNT = "system:serviceaccount:kubenetmon-server:kubenetmon-server"
 
 _START_TIMEOUT = 60.0
@@ -71,6 +72,9 @@ class ApiRefusedError(Exception):
 
 class Cluster:
     """kube-apiserver and etcd; `api_server_flags` are added to the server's command line."""
+
+    names: tuple[str, ...] = ()
+    """What the API's certificate is for, beside this machine's own address."""
 
     def __init__(self, *api_server_flags: str, users: tuple[str, ...] = (SERVER_ACCOUNT, "nobody")) -> None:
         self._api_server, self._etcd = find_binaries()
@@ -115,8 +119,6 @@ class Cluster:
             "kube-apiserver",
             str(self._api_server),
             f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=192.0.2.1",
             f"--secure-port={self.port}",
             f"--cert-dir={self.directory / 'certificates'}",
             f"--tls-cert-file={self.directory / 'server.crt'}",
@@ -126,13 +128,21 @@ class Cluster:
             f"--service-account-key-file={self.directory / 'accounts.key'}",
             f"--service-account-signing-key-file={self.directory / 'accounts.key'}",
             "--service-account-issuer=https://kubernetes.default.svc",
-            "--service-cluster-ip-range=198.18.0.0/16",
-            "--disable-admission-plugins=ServiceAccount",
+            f"--service-cluster-ip-range={SERVICE_RANGE}",
             "--allow-privileged=true",
-            "--endpoint-reconciler-type=none",
+            *self._without_nodes(),
             *self._flags,
         )
         self._wait_ready()
+
+    def _without_nodes(self) -> tuple[str, ...]:
+        """Flags of an API that pods never ask, and whose pods have no controller to make their tokens."""
+        return (
+            "--bind-address=127.0.0.1",
+            "--advertise-address=192.0.2.1",
+            "--endpoint-reconciler-type=none",
+            "--disable-admission-plugins=ServiceAccount",
+        )
 
     def kill_api_server(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End kube-apiserver at once."""
@@ -471,7 +481,7 @@ class Cluster:
     def _write_secrets(self) -> None:
         authority = trustme.CA()
         authority.cert_pem.write_to_path(self.certificate_authority)
-        certificate = authority.issue_cert("127.0.0.1", "localhost")
+        certificate = authority.issue_cert("127.0.0.1", "localhost", *self.names)
         certificate.private_key_pem.write_to_path(self.directory / "server.key")
         for part in certificate.cert_chain_pems:
             part.write_to_path(self.directory / "server.crt", append=True)
