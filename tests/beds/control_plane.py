@@ -1,8 +1,9 @@
 """A control plane that runs workloads: the API of `tests.beds.kubernetes`, controller manager and scheduler.
 
 Contract: `ControlPlane` owns a bridge on this machine at which nodes (`tests.beds.node`) are plugged in, and
-the processes; `stop` ends and removes them. Pods reach the API at its service's address, with the token that
-kubelet mounts; names are answered by `tests.beds.cluster_dns` at the bridge's address.
+the processes; `stop` ends and removes them, and sets back the three of this machine's sysctls that kubelets
+set. Pods reach the API at its service's address, with the token that kubelet mounts; names are answered by
+`tests.beds.cluster_dns` at the bridge's address.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from tests.beds.ports import free_port
 BRIDGE = "kubenetmon0"
 ADDRESS = "172.31.255.1"
 POD_RANGE = "10.244.0.0/16"
+# https://github.com/kubernetes/kubernetes/blob/v1.20.2/pkg/util/sysctl/sysctl.go
+_SYSCTLS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops")
 _API_SERVICE = SERVICE_RANGE.replace(".0.0/16", ".0.1")
 
 
@@ -37,12 +40,13 @@ class ControlPlane(Cluster):
 
     names = (ADDRESS, _API_SERVICE, "kubernetes.default.svc")
 
-    def __init__(self, *api_server_flags: str) -> None:
-        super().__init__(*api_server_flags)
+    def __init__(self, place: Path) -> None:
+        super().__init__(place=place)
         self.nodes: list[Neighbour] = []
         """Those at work."""
         self._others: list[subprocess.Popen[bytes]] = []
         self._bridged = False
+        self._sysctls = {one: Path("/proc/sys", one).read_text() for one in _SYSCTLS}
 
     @property
     def programs(self) -> Path:
@@ -58,6 +62,7 @@ class ControlPlane(Cluster):
 
     def start(self) -> None:
         """Return once workloads can be made."""
+        subprocess.run(["ip", "link", "delete", BRIDGE], check=False, capture_output=True)  # of a killed run
         ip("link", "add", BRIDGE, "type", "bridge")
         self._bridged = True
         ip("address", "add", f"{ADDRESS}/24", "dev", BRIDGE)
@@ -97,6 +102,8 @@ class ControlPlane(Cluster):
         super().stop()
         if self._bridged:
             ip("link", "delete", BRIDGE)
+        for name, value in self._sysctls.items():
+            Path("/proc/sys", name).write_text(value)
 
     def wait_for(self, happened: Callable[[], bool], what: str, patience: float = 60.0) -> None:
         """Until it has; raises `TimeoutError` that says what has not."""

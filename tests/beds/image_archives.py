@@ -12,17 +12,21 @@ of the embedded engine, under the names that the kind overlay asks for. kubenetm
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import io
 import json
+import platform
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PROGRAMS = Path(__file__).with_name("images")
 _ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -37,41 +41,69 @@ class Image:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write(archive: Path, images: Sequence[Image], scratch: Path) -> None:
-    """One archive of them all. `scratch` is an empty directory's path, gone afterwards."""
-    scratch.mkdir()
+def write(archive: IO[bytes], images: Sequence[Image]) -> None:
+    """One archive of them all, as a stream: a layer's files must stay as they are meanwhile."""
     layers: dict[Path, str] = {}
-    with tarfile.open(archive, "w") as file:
-        for image in images:
-            for layer in image.layers:
-                if layer not in layers:
-                    packed = scratch / "layer.tar"
-                    # Owners by number: whose they are on this machine is of no concern.
-                    command = ("tar", "--numeric-owner", "-C", str(layer), "-cf", str(packed), ".")
-                    subprocess.run(command, check=True)
-                    layers[layer] = _digest(packed)
-                    file.add(packed, f"{layers[layer]}.tar")
+    with tarfile.open(fileobj=archive, mode="w|") as file:
+        for layer in dict.fromkeys(layer for image in images for layer in image.layers):
+            digest, size = hashlib.sha256(), 0
+            with _packed(layer) as content:
+                while part := content.read(1 << 20):
+                    digest.update(part)
+                    size += len(part)
+            layers[layer] = digest.hexdigest()
+            with _packed(layer) as content:
+                _add(file, f"{layers[layer]}.tar", content, size)
         manifest = []
         for image in images:
             config = json.dumps(
                 {
-                    "architecture": _ARCHITECTURE[
-                        subprocess.check_output(["uname", "-m"], text=True).strip()
-                    ],
+                    "architecture": _ARCHITECTURE[platform.machine()],
                     "os": "linux",
                     "config": dict(image.config),
                     "rootfs": {
                         "type": "layers",
-                        "diff_ids": [f"sha256:{layers[one]}" for one in image.layers],
+                        "diff_ids": [f"sha256:{layers[layer]}" for layer in image.layers],
                     },
                 }
             ).encode()
             name = f"{hashlib.sha256(config).hexdigest()}.json"
-            _add(file, name, config)
-            files = [f"{layers[one]}.tar" for one in image.layers]
+            _add(file, name, io.BytesIO(config), len(config))
+            files = [f"{layers[layer]}.tar" for layer in image.layers]
             manifest.append({"Config": name, "RepoTags": [image.name], "Layers": files})
-        _add(file, "manifest.json", json.dumps(manifest).encode())
-    shutil.rmtree(scratch)
+        listed = json.dumps(manifest).encode()
+        _add(file, "manifest.json", io.BytesIO(listed), len(listed))
+
+
+def load(images: Sequence[Image], directory: Path) -> None:
+    """Lay there what containerd keeps of images, unpacked, in the namespace of Kubernetes."""
+    with tempfile.TemporaryDirectory() as state:
+        socket = Path(state) / "sock"
+        command = [
+            "containerd",
+            "--root",
+            str(directory),
+            "--state",
+            f"{state}/state",
+            "--address",
+            str(socket),
+        ]
+        with (Path(state) / "log").open("wb") as log:
+            containerd = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 30
+            while not socket.exists():
+                assert time.monotonic() < deadline, (Path(state) / "log").read_text()
+                time.sleep(0.05)
+            ctr = ["ctr", "--address", str(socket), "--namespace", "k8s.io", "images", "import", "-"]
+            with subprocess.Popen(ctr, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as loading:
+                assert loading.stdin is not None
+                write(loading.stdin, images)
+                loading.stdin.close()
+                assert loading.wait() == 0
+        finally:
+            containerd.terminate()
+            containerd.wait(10)
 
 
 def stand_ins(root: Path, directory: Path) -> list[Image]:
@@ -123,12 +155,17 @@ def _layer(directory: Path, programs: Mapping[str, str] | None = None) -> Path:
     return directory
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+@contextlib.contextmanager
+def _packed(layer: Path) -> Iterator[IO[bytes]]:
+    # Owners by number: whose they are on this machine is of no concern. The order is the same each time.
+    command = ["tar", "--numeric-owner", "--sort=name", "-C", str(layer), "-c", "."]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as tar:
+        assert tar.stdout is not None
+        yield tar.stdout
+        assert tar.wait() == 0
 
 
-def _add(file: tarfile.TarFile, name: str, content: bytes) -> None:
+def _add(file: tarfile.TarFile, name: str, content: IO[bytes], size: int) -> None:
     entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    file.addfile(entry, io.BytesIO(content))
+    entry.size = size
+    file.addfile(entry, content)

@@ -71,15 +71,21 @@ class ApiRefusedError(Exception):
 
 
 class Cluster:
-    """kube-apiserver and etcd; `api_server_flags` are added to the server's command line."""
+    """kube-apiserver and etcd; `api_server_flags` are added to the server's command line. Their directory is
+    made in `place`, or where temporary files are."""
 
     names: tuple[str, ...] = ()
     """What the API's certificate is for, beside this machine's own address."""
 
-    def __init__(self, *api_server_flags: str, users: tuple[str, ...] = (SERVER_ACCOUNT, "nobody")) -> None:
+    def __init__(
+        self,
+        *api_server_flags: str,
+        users: tuple[str, ...] = (SERVER_ACCOUNT, "nobody"),
+        place: Path | None = None,
+    ) -> None:
         self._api_server, self._etcd = find_binaries()
         self._flags = api_server_flags
-        self.directory = Path(tempfile.mkdtemp(prefix="kubenetmon-kubernetes-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="kubenetmon-kubernetes-", dir=place))
         self.port, self._etcd_port, self._etcd_peer_port = free_port(), free_port(), free_port()
         self._etcd_process: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None

@@ -3,12 +3,12 @@
 Contract: `Node` owns a network namespace plugged into the control plane's bridge, a mount namespace with a
 /run and a /var of its own, and a process namespace whose end is the node's: `kill` ends everything on it at
 once, as pulling the plug does, `stop` removes what is left besides. Pods get addresses of the node's own
-range by CNI's ptp plugin; other nodes' ranges are routes. Images are loaded from archives; there is no
-registry.
+range by CNI's ptp plugin; other nodes' ranges are routes. There is no registry: `images` is what containerd
+has of them (`tests.beds.image_archives.load`), of which each node gets the files that change, and links to
+the rest.
 
 Needs root, Debian's containerd, runc, containernetworking-plugins, iptables and conntrack, and the programs
-that tests/beds/build-kubernetes.sh builds. kubelet sets three of this machine's sysctls
-(vm.overcommit_memory, kernel.panic, kernel.panic_on_oops); `stop` sets them back.
+that tests/beds/build-kubernetes.sh builds.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +27,6 @@ import yaml
 from tests.beds.control_plane import ADDRESS, BRIDGE, POD_RANGE, ControlPlane, ip
 from tests.beds.kubernetes import find_binaries
 
-_SYSCTLS = ("vm/overcommit_memory", "kernel/panic", "kernel/panic_on_oops")
 _PLUGINS = "/usr/lib/cni"
 NODE_PROGRAMS = ("kubelet", "kube-proxy", "kube-controller-manager", "kube-scheduler")
 # In the node's mount namespace. What the machine has below /run and /var is the machine's.
@@ -67,10 +64,19 @@ def missing() -> str | None:
 
 
 class Node:
-    """One node; `number` (1 to 200) tells it from others. Taints as kubelet's --register-with-taints."""
+    """One node; `number` (1 to 200) tells it from others. `place` is where its directory is made, on the file
+    system of `images`, which is neither /run nor /var. Taints as kubelet's --register-with-taints."""
 
     def __init__(
-        self, plane: ControlPlane, name: str, number: int, *, labels: Mapping[str, str], taints: str = ""
+        self,
+        plane: ControlPlane,
+        name: str,
+        number: int,
+        place: Path,
+        *,
+        images: Path,
+        labels: Mapping[str, str],
+        taints: str = "",
     ) -> None:
         self.name = name
         self.address = f"{ADDRESS.rpartition('.')[0]}.{10 + number}"
@@ -79,13 +85,14 @@ class Node:
         self._plane = plane
         self._labels, self._taints = labels, taints
         self._process: subprocess.Popen[bytes] | None = None
-        # Short: sockets below it are bound by path.
-        self.directory = Path(tempfile.mkdtemp(prefix=f"kn-{number}-", dir="/tmp"))
+        self.directory = place / name
+        self.directory.mkdir()
         self._wire = f"{BRIDGE}.{number}"
-        self._sysctls = {one: Path("/proc/sys", one).read_text() for one in _SYSCTLS}
+        self._images = images
 
     def start(self) -> None:
-        """Let it boot; images can be loaded at once."""
+        """Let it boot."""
+        subprocess.run(["ip", "netns", "delete", self.name], check=False, capture_output=True)
         ip("netns", "add", self.name)
         ip("link", "add", self._wire, "type", "veth", "peer", "name", "eth0", "netns", self.name)
         ip("link", "set", self._wire, "master", BRIDGE, "up")
@@ -106,16 +113,6 @@ class Node:
         self._configure_network()
         self._plane.wait_for(self._ready, f"node {self.name} ready")
 
-    def load(self, archive: Path) -> None:
-        """Images, as `kind load image-archive` does."""
-        deadline = time.monotonic() + 30
-        socket = Path(f"/proc/{self._first_process()}/root/run/containerd/containerd.sock")
-        while not socket.exists():
-            assert time.monotonic() < deadline, (self.directory / "containerd.log").read_text()
-            time.sleep(0.1)
-        command = ("ctr", "--address", str(socket), "--namespace", "k8s.io", "images", "import", str(archive))
-        subprocess.run(command, check=True, capture_output=True, text=True)
-
     def kill(self) -> None:
         """Pull the plug."""
         if self._process is not None:
@@ -131,8 +128,6 @@ class Node:
             self._plane.nodes.remove(self)
         subprocess.run(["ip", "netns", "delete", self.name], check=False, capture_output=True)
         subprocess.run(["ip", "link", "delete", self._wire], check=False, capture_output=True)
-        for name, value in self._sysctls.items():
-            Path("/proc/sys", name).write_text(value)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _boot(self) -> None:
@@ -148,7 +143,9 @@ class Node:
             *([f"--register-with-taints={self._taints}"] if self._taints else []),
         )
         own = ("--mount", "--pid", "--fork", "--kill-child")
-        command = ["nsenter", f"--net=/run/netns/{self.name}", "unshare", *own, "sh", "-c", _INIT, "node"]
+        # Whatever ends the tests ends the node.
+        command = ["setpriv", "--pdeathsig", "KILL", "nsenter", f"--net=/run/netns/{self.name}"]
+        command += ["unshare", *own, "sh", "-c", _INIT, "node"]
         with (self.directory / "node.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, str(self.directory), *kubelet],
@@ -163,16 +160,14 @@ class Node:
         programs = self._plane.programs
         for name in ("kubelet", "kube-proxy"):
             (self.directory / name).symlink_to(programs / name)
-        for name in (
-            "lib/kubelet",
-            "lib/containerd",
-            "lib/cni",
-            "log/pods",
-            "log/containers",
-            "tmp",
-            "cache",
-        ):
+        for name in ("lib/kubelet", "lib/cni", "log/pods", "log/containers", "tmp", "cache"):
             (self.directory / "var" / name).mkdir(parents=True)
+        kept = self.directory / "var" / "lib" / "containerd"
+        subprocess.run(["cp", "-a", "--link", str(self._images), str(kept)], check=True)
+        for database in list(kept.glob("io.containerd.*/*.db")):
+            content = database.read_bytes()
+            database.unlink()
+            database.write_bytes(content)
         (self.directory / "cni").mkdir()
         config = yaml.safe_load(self._plane.kubeconfig().read_text())
         config["clusters"][0]["cluster"]["server"] = f"https://{ADDRESS}:{self._plane.port}"
@@ -280,16 +275,3 @@ conf_dir = "{self.directory}/cni"
         """What a command says in the node's network namespace."""
         command = ("nsenter", f"--net=/run/netns/{self.name}", *command)
         return subprocess.run(command, check=True, capture_output=True, text=True, input=given).stdout
-
-    def _first_process(self) -> int:
-        """The node's first process."""
-        assert self._process is not None
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            children = (
-                Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-            )
-            if children:
-                return int(children[0])
-            time.sleep(0.05)
-        raise TimeoutError(f"node {self.name} has no first process")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
+import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.beds.control_plane import ControlPlane
-from tests.beds.image_archives import Image, stand_ins, write
+from tests.beds.image_archives import Image, load, stand_ins
 from tests.beds.manifests import DEPLOY, kubectl
 from tests.beds.node import Node
 
@@ -29,10 +30,10 @@ class Kind:
         self.nodes: dict[str, Node] = {}
         self.kubeconfig = plane.kubeconfig()
 
-    def kubectl(self, *arguments: str, given: str | None = None) -> str:
-        """What the real kubectl says; raises with what it complains of."""
-        done = self.started(*arguments).communicate(given)
-        return done[0]
+    def kubectl(self, *arguments: str) -> str:
+        """What the real kubectl says; raises `CalledProcessError`."""
+        command = [str(kubectl()), "--kubeconfig", str(self.kubeconfig), *arguments]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def started(self, *arguments: str) -> subprocess.Popen[str]:
         """kubectl at work."""
@@ -52,35 +53,38 @@ class Kind:
         }
 
 
-@pytest.fixture(scope="session")
-def kind(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kind]:
-    """What `kind create cluster` and `kind load` leave."""
-    directory = tmp_path_factory.mktemp("images")
-    root, archive = image / "root", directory / "images.tar"
-    config = json.loads((image / "config.json").read_text())["OCIv1"]["config"]
-    images = [Image("docker.io/library/kubenetmon:kind", [root], config), *stand_ins(root, directory)]
-    write(archive, images, directory / "scratch")
-    wanted = yaml.safe_load((DEPLOY / "kind" / "cluster.yaml").read_text())["nodes"]
-    plane = ControlPlane()
-    made: list[Node] = []
+@contextlib.contextmanager
+def memory() -> Iterator[Path]:
+    """A directory in memory: two gigabytes that are thrown away need not reach the disk."""
+    place = Path(tempfile.mkdtemp(prefix="kubenetmon-nodes-"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6g", "tmpfs", str(place)], check=True)
     try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        place.rmdir()
+
+
+@pytest.fixture(scope="session")
+def kind(image: Path) -> Iterator[Kind]:
+    """What `kind create cluster` and `kind load` leave."""
+    config = json.loads((image / "config.json").read_text())["OCIv1"]["config"]
+    ours = Image("docker.io/library/kubenetmon:kind", [image / "root"], config)
+    wanted = yaml.safe_load((DEPLOY / "kind" / "cluster.yaml").read_text())["nodes"]
+    with contextlib.ExitStack() as ends:
+        place = ends.enter_context(memory())
+        images = place / "images"
+        load([ours, *stand_ins(image / "root", place)], images)
+        plane = ControlPlane(place)
+        ends.callback(plane.stop)
         plane.start()
         whole = Kind(plane)
         for number, (name, one) in enumerate(zip(_NAMES, wanted, strict=True), start=1):
-            taints = _TAINTS.get(one["role"], "")
-            node = Node(plane, name, number, labels=one.get("labels", {}), taints=taints)
-            made.append(node)
+            labels, taints = one.get("labels", {}), _TAINTS.get(one["role"], "")
+            node = Node(plane, name, number, place, images=images, labels=labels, taints=taints)
+            ends.callback(node.stop)
             node.start()
             whole.nodes[name] = node
-        with ThreadPoolExecutor() as threads:
-            loads = [threads.submit(node.load, archive) for node in made]
-            for node in made:
-                node.join()
-            for load in loads:
-                load.result()
-        archive.unlink()
+        for node in whole.nodes.values():
+            node.join()
         yield whole
-    finally:
-        for node in made:
-            node.stop()
-        plane.stop()

@@ -82,10 +82,9 @@ class Talk:
 
     def end(self) -> dict[str, tuple[int, int]]:
         """Close it; bytes and packets that passed, by node."""
-        assert self._client.stdin is not None
-        self._client.stdin.close()
-        assert self._client.wait(30) == 0
-        assert self._server.wait(30) == 0
+        for process in (self._client, self._server):
+            process.communicate(timeout=30)
+            assert process.returncode == 0
         seen = {}
         for node in self._nodes:
             time.sleep(0.2)  # the last acknowledgements
