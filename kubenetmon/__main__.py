@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from kubenetmon import cli
-from kubenetmon.errors import KubenetmonError
+from kubenetmon.errors import KubenetmonError, printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return cli.run(sys.argv[1:] if arguments is None else arguments)
     except KubenetmonError as error:
-        print(f"kubenetmon: {error}", file=sys.stderr)
+        print(printable(f"kubenetmon: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

@@ -9,10 +9,10 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kubenetmon import __version__, logs
-from kubenetmon.errors import ConfigurationError
+from kubenetmon.errors import ConfigurationError, printable
 
 if TYPE_CHECKING:
     from kubenetmon.config.server import ServerConfig
@@ -44,8 +44,15 @@ def run(arguments: Sequence[str]) -> int:
     return _run_role(options)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its commands' parsers are of this class too."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kubenetmon",
         description=_DESCRIPTION,
         epilog=_EPILOG,

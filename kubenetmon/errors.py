@@ -1,8 +1,8 @@
 """The errors that reach an operator.
 
-Contract: `str(error)` is one line that names the thing at fault and says what to do. `__main__` prints it
-and exits with `exit_code`; a traceback is never part of a message. Errors that stay inside one part of the
-program are defined in that part and derive from these.
+Contract: `str(error)` is one line that names the thing at fault and says what to do. `__main__` prints it,
+`printable`, and exits with `exit_code`; a traceback is never part of a message. Errors that stay inside one
+part of the program are defined in that part and derive from these.
 """
 
 from __future__ import annotations
@@ -32,6 +32,16 @@ class ProtocolError(KubenetmonError):
 
 class SchemaError(ConfigurationError):
     """The table in ClickHouse lacks what the rows need."""
+
+
+def printable(text: str) -> str:
+    """The text with line ends and control characters as they are written in Python.
+
+    Errors and notes quote what others wrote: no server, file or pod may move the cursor of who reads them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def cannot_listen(what: str, host: str, port: int, error: OSError) -> str:

@@ -13,6 +13,8 @@ from typing import Literal, TextIO
 
 import msgspec
 
+from kubenetmon.errors import printable
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _LEVELS = {"WARNING": "warn", "CRITICAL": "fatal"}
 
@@ -41,14 +43,14 @@ class JsonFormatter(logging.Formatter):
 
 
 class PlainFormatter(logging.Formatter):
-    """Time, level, message and extra fields for a person at a terminal."""
+    """Time, level, message and extra fields for a person at a terminal, who sees no control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         extra = "".join(f" {name}={value}" for name, value in _extra(record).items())
-        text = f"{_time(record)} {record.levelname.lower():7} {record.getMessage()}{extra}"
+        lines = [f"{_time(record)} {record.levelname.lower():7} {record.getMessage()}{extra}"]
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        return text
+            lines += self.formatException(record.exc_info).split("\n")
+        return "\n".join(map(printable, lines))
 
 
 def configure(

@@ -18,7 +18,7 @@ from kubenetmon.app.sinks import EMBEDDED_PREFIX, make_sink
 from kubenetmon.clickhouse.local_queries import LocalQuerySink, answers
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.config.server import ServerConfig
-from kubenetmon.errors import ConfigurationError, MachineError
+from kubenetmon.errors import ConfigurationError, MachineError, printable
 from kubenetmon.report.answers import Answer, render
 from kubenetmon.report.arguments import scope_of
 from kubenetmon.report.cost import cost
@@ -29,7 +29,6 @@ from kubenetmon.report.prices import read_prices
 from kubenetmon.report.questions import QUESTIONS, ask, refuse_options, statement
 from kubenetmon.report.reconcile import read_bill, reconcile
 from kubenetmon.report.scope import Scope
-from kubenetmon.report.text import printable
 
 _CONNECT_TIMEOUT = 10.0
 _READ_TIMEOUT = 60.0

@@ -11,6 +11,7 @@ from kubenetmon.clickhouse.rollups import coverage_of
 from kubenetmon.clickhouse.schema import SchemaOptions
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.config.server import ServerConfig
+from kubenetmon.errors import printable
 from kubenetmon.report import views
 
 
@@ -43,7 +44,7 @@ async def run_schema(
         if with_views and await coverage_of(sink, wanted.database, wanted.table) is None:
             findings.append("there are no rollups: run `kubenetmon schema apply --views`")
         for finding in findings:
-            print(finding)
+            print(printable(finding))
         return 2 if findings else 0
     finally:
         await sink.close()

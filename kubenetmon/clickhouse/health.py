@@ -22,6 +22,8 @@ OLD_BATCHES_CHECK = "old batches"
 _LEAST_BETWEEN_WAKES = 1.0
 _NO_OLD_BATCHES = "none waits for a decision"
 _SHOWN_FOR = 600.0
+_AWAY_FOR = 120.0
+"""How long a refused batch counts that went back to its agent, which sends it again within a minute."""
 
 
 class ClickHouseHealth:
@@ -33,6 +35,7 @@ class ClickHouseHealth:
         self._clock = clock
         self._troubles: set[tuple[str, int]] = set()
         self._failing = 0
+        self._away: dict[str, float] = {}
         self._last_wake = -_LEAST_BETWEEN_WAKES
         self._undecided_at: float | None = None
         self.in_trouble = asyncio.Event()
@@ -56,6 +59,18 @@ class ClickHouseHealth:
     def no_longer_fails(self) -> None:
         """One of those has settled."""
         self._failing -= 1
+
+    def went_back(self, token: str) -> None:
+        """One of those went back to its agent: ClickHouse takes rows again when this one has passed."""
+        self._failing -= 1
+        self._away[token] = self._clock.monotonic() + _AWAY_FOR
+
+    def came_again(self, token: str) -> bool:
+        """True where this batch is one of those, which counts as failing again until it has settled."""
+        if self._away.pop(token, None) is None:
+            return False
+        self._failing += 1
+        return True
 
     def failed(self, error: KubenetmonError) -> None:
         """An attempt or a look at the table has failed."""
@@ -93,7 +108,9 @@ class ClickHouseHealth:
         self._readiness.failed(OLD_BATCHES_CHECK, detail)
 
     def _well(self, state: str) -> None:
-        if self._failing:
+        now = self._clock.monotonic()
+        self._away = {token: until for token, until in self._away.items() if until > now}
+        if self._failing or self._away:
             return
         if self._troubles:
             logger.info("ClickHouse takes rows again")

@@ -187,6 +187,8 @@ class Inserter:
         try:
             batch = Attempts(block, token, tracer, place, self._clock.monotonic())
             batch.held_since, batch.outcome_unknown = self._left.pop(token, (None, False))
+            if self._health.came_again(token):
+                batch.failing_since = batch.begun
             return await self._commit(batch)
         finally:
             self._under_way -= 1
@@ -219,6 +221,8 @@ class Inserter:
                     return CommitOutcome.DROPPED
                 if batch.place is not None and batch.place.wanted and not self._stopping.is_set():
                     self._remember(batch)
+                    self._health.went_back(batch.token)
+                    batch.failing_since = None
                     return CommitOutcome.YIELDED
             return CommitOutcome.HANDED_BACK
         finally:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kubenetmon.errors import printable
 from kubenetmon.report import text
 from kubenetmon.report.scope import moment
 
@@ -115,7 +116,7 @@ def render_rows(answer: Answer) -> str:
 def _wrapped(note: str) -> str:
     """A note in lines; what it is indented by, the following ones are by twice as much. Names in it move no
     cursor."""
-    note = text.printable(note)
+    note = printable(note)
     indent = len(note) - len(note.lstrip())
     return textwrap.fill(
         note,

@@ -47,7 +47,12 @@ def add_scope(
     )
     parser.add_argument("--until", default="now", metavar="TIME", help="the end, not included (default: now)")
     for key in ("namespace", "app", "node", "zone"):
-        parser.add_argument(f"--{key}", default="", metavar="NAME", help=f"only this {key}{whose}")
+        parser.add_argument(
+            f"--{key}",
+            default="",
+            metavar="NAME",
+            help=f"only this {key}{whose}" + (", or cluster/node" if key == "node" else ""),
+        )
     parser.add_argument("--by", choices=keys, default="", help="what to group by")
     parser.add_argument(
         "--limit",

@@ -21,7 +21,7 @@ from kubenetmon.report.bill import NO_PRICE, Bill, Charge, Line, decimal, month_
 from kubenetmon.report.flows import Flows, Source, Span, name_of
 from kubenetmon.report.prices import Price, PriceList, Transfer
 from kubenetmon.report.questions import OBSERVATION
-from kubenetmon.report.scope import Scope, month_start, next_month
+from kubenetmon.report.scope import KEYS, Scope, month_start, next_month
 from kubenetmon.report.statements import end_filter
 from kubenetmon.report.text import size
 
@@ -77,12 +77,12 @@ def statement(flows: Flows, scope: Scope, by: str) -> str:
         )
     )
     name = f"if(matching, if(way = 'out', {pays['out']['key']}, {pays['in']['key']}), '')"
-    return flows.define() + (
+    return flows.define(by) + (
         "SELECT toUnixTimestamp(toDateTime(toStartOfMonth(intervalStartTime, 'UTC'), 'UTC')) AS month, way, "
         "(way = 'out') = (direction = 'out') AS own, "
         f"{chosen}, {name} AS name, {PATH_OF_TRANSFER} AS path, remoteCloudService AS service, "
         f"{FLAGS} AS flags, sum(bytes) AS total\n"
-        f"FROM (\n{flows.transfers('zone', 'region', 'cloud', 'app', 'pod', 'namespace', 'node')}\n)\n"
+        f"FROM (\n{flows.transfers('region', 'cloud', 'cluster', *KEYS)}\n)\n"
         "ARRAY JOIN ['out', 'in'] AS way\n"
         # What is not ours does not pay on our bill.
         "WHERE connectionClass = 'INTRA_VPC' OR own\n"

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from kubenetmon.config.duration import parse_duration
-from kubenetmon.errors import ConfigurationError, KubenetmonError
+from kubenetmon.errors import ConfigurationError, KubenetmonError, printable
 
 PATH = "/debug/explain"
 _SECONDS = 10.0
@@ -101,7 +101,7 @@ def _ask(server: str, question: Question) -> dict[str, Any]:
 
 def render(answer: dict[str, Any]) -> str:
     """The server's answer for people."""
-    return "\n".join([*_known(answer), *_checked(answer.get("check"))])
+    return "\n".join(map(printable, [*_known(answer), *_checked(answer.get("check"))]))
 
 
 def _known(answer: dict[str, Any]) -> list[str]:

@@ -55,7 +55,7 @@ class Limits:
             return columns, list(rows), []
         judged, unknown = [], 0
         for row in rows:
-            name, bandwidth = self.of_node(str(row[0]))
+            name, bandwidth = self.of_node(str(row[0]).rpartition("/")[2])
             if bandwidth is None:
                 unknown += 1
                 judged.append((*row, name, None, None, ""))

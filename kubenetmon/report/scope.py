@@ -28,9 +28,9 @@ _DATE_FORMS = ("%Y-%m", "%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S")
 class Scope:
     """`by` is one of `KEYS`, or empty for the question's own. Filters are exact names, empty for all.
 
-    `namespace`, `app`, `node` and `zone` go together: one end of a connection matches all of them. `limit` is
-    the number of rows, 0 for all. `service` and `client` are for the questions that say so. Raises
-    `ConfigurationError`.
+    `namespace`, `app`, `node` (or `cluster/node`) and `zone` go together: one end of a connection matches all
+    of them. `limit` is the number of rows, 0 for all. `service` and `client` are for the questions that say
+    so. Raises `ConfigurationError`.
     """
 
     since: int
@@ -61,8 +61,10 @@ class Scope:
 
     @property
     def filters(self) -> dict[str, str]:
-        """The filters that are set, by key."""
-        named = {"namespace": self.namespace, "app": self.app, "node": self.node, "zone": self.zone}
+        """The filters that are set, by key; `cluster/node` is both, since a node's own name has no slash."""
+        cluster, _, node = self.node.rpartition("/")
+        named = {"namespace": self.namespace, "app": self.app, "node": node, "cluster": cluster}
+        named["zone"] = self.zone
         return {key: value for key, value in named.items() if value}
 
 

@@ -13,6 +13,15 @@ from kubenetmon.report.flows import SIDE_COLUMNS, Flows, in_namespace, name_of, 
 from kubenetmon.report.scope import Scope
 
 
+def shared_nodes_only(relation: str, column: str) -> str:
+    """A relation of a row for each node, with the cluster before a name only where two rows have that name.
+    `column` has the cluster before every name; a node's own has no slash."""
+    named = f"SELECT *, splitByChar('/', {column})[-1] AS bare FROM (\n{relation}\n)"
+    counted = f"SELECT *, count() OVER (PARTITION BY bare) AS namesakes FROM (\n{named}\n)"
+    shown = f"if(namesakes > 1, {column}, bare) AS {column}"
+    return f"SELECT * EXCEPT ({column}, bare, namesakes), {shown}\nFROM (\n{counted}\n)"
+
+
 def _limited(scope: Scope) -> str:
     return f"\nLIMIT {scope.limit}" if scope.limit else ""
 
@@ -42,7 +51,7 @@ def _local_filter(scope: Scope) -> str:
 def cross_zone(flows: Flows, scope: Scope) -> str:
     """Bytes from zone to zone."""
     key = scope.by or "app"
-    return flows.define() + (
+    return flows.define(key) + (
         f"SELECT {name_of(key, 'source')} AS source, sourceAvailabilityZone AS source_zone, "
         f"{name_of(key, 'destination')} AS destination, destinationAvailabilityZone AS destination_zone, "
         "sum(bytes) AS total, total / greatest(1, sum(total) OVER ()) AS share\n"
@@ -57,7 +66,7 @@ def cross_zone(flows: Flows, scope: Scope) -> str:
 def _service(flows: Flows, scope: Scope) -> str:
     key = scope.by or "app"
     wanted = f"remoteCloudService = {literal(scope.service)}" if scope.service else "remoteCloudService != ''"
-    return flows.define() + (
+    return flows.define(key) + (
         f"SELECT {name_of(key, 'local')} AS local, remoteCloudService AS service, remoteCloud AS cloud, "
         "remoteRegion AS region, connectionClass AS class, sumIf(bytes, direction = 'out') AS sent, "
         "sumIf(bytes, direction = 'in') AS received\n"
@@ -76,7 +85,7 @@ def s3(flows: Flows, scope: Scope) -> str:
 def openers(flows: Flows, scope: Scope) -> str:
     """Who opens, who only receives."""
     key = scope.by or "app"
-    return flows.define() + (
+    return flows.define(key) + (
         f"SELECT {name_of(key)} AS end, multiIf(opens > 0 AND accepts > 0, 'opens and receives', "
         "opens > 0, 'opens', accepts > 0, 'only receives', 'unclear') AS role, "
         f"{flows.connections_if('opened = 1')} AS opens, {flows.connections_if('opened = -1')} AS accepts, "
@@ -151,7 +160,7 @@ def balance(flows: Flows, scope: Scope) -> str:
 def top(flows: Flows, scope: Scope) -> str:
     """Who sends to whom."""
     key = scope.by or "app"
-    return flows.define() + (
+    return flows.define(key) + (
         f"SELECT {name_of(key, 'source')} AS source, {name_of(key, 'destination')} AS destination, "
         "connectionClass AS class, remoteCloudService AS service, "
         "sum(bytes) AS total, total / greatest(1, sum(total) OVER ()) AS share\n"
@@ -191,7 +200,8 @@ _REASONS = (
 
 def unattributed(flows: Flows, scope: Scope) -> str:
     """What lacks a label, and which."""
-    name = name_of(scope.by or "app", "local")
+    key = scope.by or "app"
+    name = name_of(key, "local")
     reasons = ", ".join(f"if({condition}, {literal(reason)}, '')" for reason, condition in _REASONS)
     by_address = (
         f"SELECT reason, {name} AS local, remoteAddress, sum(bytes) AS volume, "
@@ -202,7 +212,7 @@ def unattributed(flows: Flows, scope: Scope) -> str:
         "ARRAY JOIN arrayFilter(one -> one != '', reasons) AS reason\n"
         "GROUP BY reason, local, remoteAddress"
     )
-    return flows.define() + (
+    return flows.define(key) + (
         "SELECT reason, local, argMax(if(remoteAddress = toIPv6('::'), '', "
         "replaceOne(toString(remoteAddress), '::ffff:', '')), "
         "(remoteAddress != toIPv6('::'), volume, remoteAddress)) AS example, "
@@ -236,6 +246,8 @@ def throughput(flows: Flows, scope: Scope) -> str:
         "arrayReverseSort(anyIf(each, NOT sending))[rank] AS high_in\n"
         f"FROM (\n{ends}\n)\nGROUP BY name"
     )
+    if key == "node":
+        together = shared_nodes_only(together, "name")
     return (
         "SELECT name, if(peak_out >= peak_in, at_out, at_in) AS peak_minute, "
         "peak_out * 8 / 60 AS peak_sent, peak_in * 8 / 60 AS peak_received, "

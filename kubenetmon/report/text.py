@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Sequence
 
+from kubenetmon.errors import printable
+
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] | None = None) -> str:
     """Columns under their heads; those in `right` (the last one unless told) to the right; an empty cell is a
@@ -32,15 +34,6 @@ def _padded(row: Sequence[str], widths: Sequence[int], right: Collection[int]) -
         blank = " " * (width - text_width(value))
         padded.append(blank + value if column in right else value + blank)
     return padded
-
-
-def printable(value: str) -> str:
-    """The text with control characters as they are written in Python."""
-    return (
-        value
-        if value.isprintable()
-        else "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in value)
-    )
 
 
 def text_width(value: str) -> int:

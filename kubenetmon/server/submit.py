@@ -5,8 +5,9 @@ last one is in ClickHouse. What was received is committed however the stream end
 cut by the network, stopped by us, or refused for a message that cannot be read): an original agent has
 already reset the kernel's counters it reports, so that what is dropped here is lost for ever. The one
 exception is the little that a stream may send unasked (16 kB), where it breaks off while it waits for memory
-and more than a hundred others have done so before it: that is counted as ignored. A client that sends the
-stream again is counted twice; only Push is exact.
+and more than a hundred others have done so before it: that is counted as ignored. What comes before the
+handler reads is not received (record 28). A client that sends the stream again is counted twice; only Push is
+exact.
 """
 
 from __future__ import annotations

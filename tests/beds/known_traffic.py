@@ -30,6 +30,7 @@ class End:
     service: str = ""
     cloud: str = "aws"
     region: str = "us-west-2"
+    cluster: str = "main"
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ class World:
         if self.ours:
             addresses.append(f"toIPv6({quote(end.address if six else '::')})")
         texts = [
-            end.cloud, end.region, "main", labels.zone, labels.node, labels.namespace, labels.pod, labels.app
+            end.cloud, end.region, end.cluster, labels.zone, labels.node, labels.namespace, labels.pod,
+            labels.app,
         ]  # fmt: skip
         return [*map(quote, texts), *addresses, str(port)]
 

@@ -70,8 +70,8 @@ _COLUMNS = (
 async def fill(
     sink: Sink, start: int, minutes: int, *, every: int = 1, seed: int = 7, ipv6: bool = True
 ) -> World:
-    """Make the table and put in `minutes` minutes from `start` (Unix seconds), one in `every`."""
-    await apply(sink, SchemaOptions(ipv6=ipv6))
+    """Make a table that keeps rows for ever; put in `minutes` minutes from `start` (Unix seconds)."""
+    await apply(sink, SchemaOptions(ipv6=ipv6, ttl_days=0))
     chance, world = random.Random(seed), World()
     for app, (_, replicas) in APPS.items():
         world.pods[app] = [

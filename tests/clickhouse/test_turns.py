@@ -14,12 +14,16 @@ from typing import TypeVar
 import pytest
 import pytest_asyncio
 
+from kubenetmon.clickhouse.health import ClickHouseHealth
+from kubenetmon.clickhouse.inserter import CommitOutcome
+from kubenetmon.clickhouse.sinks import ClickHouseError
 from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.clock import SYSTEM_CLOCK
 from kubenetmon.metrics import catalogue
 from kubenetmon.model import BatchIdentity, FlowBatch
 from kubenetmon.proto import Outcome
+from kubenetmon.readiness import Readiness
 from kubenetmon.server.attribution import AttributionConfig, Attributor
 from kubenetmon.server.inventory import Inventory, InventoryConfig
 from kubenetmon.server.node_prefixes import Network
@@ -34,6 +38,8 @@ from kubenetmon.server.unattributed import Unattributed
 from kubenetmon.server.verdict import Verdict
 from tests.beds.attribution import Flow, Tuple, batch_of
 from tests.beds.clickhouse_front import RunningFront
+from tests.beds.virtual_clock import VirtualClock
+from tests.clickhouse.conftest import make_block
 from tests.clickhouse.test_inserter import Running, quick
 
 pytestmark = [pytest.mark.chdb, pytest.mark.asyncio(loop_scope="module")]
@@ -165,6 +171,50 @@ async def test_what_is_refused_makes_room_where_memory_is_full(running: Running)
     await asyncio.gather(*refused)
     assert await rig.sums() == {"good": 5 * EACH, "bad": 6 * EACH}
     rig.pipeline.close()
+
+
+class Crowded:
+    """Room that others wait for."""
+
+    wanted = True
+
+    def step_aside(self) -> None:
+        """The turn is nobody's here."""
+
+
+async def test_ready_says_trouble_until_what_went_back_has_come_again_and_passed(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rig = Rig(running)
+    await rig.refuse_bad("localNode != 'node'")
+    block = make_block(await running.inserter.wait_schema(), 1)
+    for _ in range(2):
+        outcome = await running.inserter.commit(block, "refused", None, Crowded())
+        assert outcome is CommitOutcome.YIELDED
+        until = time.monotonic() + 0.8  # the table is read again several times
+        while time.monotonic() < until:
+            assert "469" in running.detail()
+            await asyncio.sleep(0.01)
+    await rig.mend()
+    assert await running.inserter.commit(block, "refused", None, Crowded()) is CommitOutcome.COMMITTED
+    assert "469" not in running.detail()
+    assert [one.message for one in caplog.records].count("ClickHouse takes rows again") == 1
+    rig.pipeline.close()
+
+
+async def test_what_went_back_and_never_comes_again_is_trouble_for_two_minutes_only() -> None:
+    clock, readiness = VirtualClock(), Readiness()
+    health = ClickHouseHealth("ch:9000", readiness=readiness, clock=clock)
+    health.began_to_fail()
+    health.failed(ClickHouseError(469, "violated"))
+    health.went_back("gone")
+    health.looked("as it should be")
+    assert health.troubled
+    await clock.advance(121)
+    health.looked("as it should be")
+    assert not health.troubled
+    assert not health.came_again("gone")
 
 
 async def test_what_nobody_else_keeps_stays(running: Running) -> None:

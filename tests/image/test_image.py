@@ -18,10 +18,10 @@ import yaml
 
 import kubenetmon
 from kubenetmon.demo.network import Namespace
+from tests.beds.charts import release
 from tests.beds.machine import COUNTERS, TALK, machine_and_peer
 from tests.beds.manifests import ROOT, pick, render_chart
 from tests.beds.server_process import RANGES
-from tests.unit.test_manifests import release
 
 pytestmark = [pytest.mark.root, pytest.mark.image, pytest.mark.slow, pytest.mark.timeout(900)]
 

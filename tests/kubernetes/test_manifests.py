@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.beds import resource_models
+from tests.beds.charts import everything, release
 from tests.beds.kubernetes import ApiRefusedError, Cluster
 from tests.beds.manifests import Object, pick
-from tests.unit.test_manifests import everything, release
 
 pytestmark = pytest.mark.apiserver
 

@@ -21,12 +21,12 @@ import pytest
 import yaml
 
 from kubenetmon.demo.network import Namespace
+from tests.beds.charts import environment
 from tests.beds.kubernetes import Cluster
 from tests.beds.machine import COUNTERS, MACHINE, TALK, machine_and_peer
-from tests.beds.manifests import ROOT, pick, render_chart
+from tests.beds.manifests import BASE_VALUES, ROOT, pick, render_chart
 from tests.beds.ports import free_port
 from tests.beds.server_process import RANGES
-from tests.unit.test_manifests import BASE_VALUES, environment
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.root, pytest.mark.slow]
 

@@ -26,10 +26,9 @@ from kubenetmon.server.access import AccessConfig, Reviewed, TokenAccess
 from kubenetmon.server.kubernetes_source import Kubeconfig
 from kubenetmon.server.token_review import CHECK, TokenReviewer, TokenReviewerConfig
 from tests.beds.kubernetes import SERVER_ACCOUNT, Cluster
-from tests.beds.manifests import render_chart
+from tests.beds.manifests import BASE_VALUES, render_chart
 from tests.beds.receiving import Rig, batch_message, observation, running_receiver
 from tests.kubernetes.conftest import Follower, eventually, following
-from tests.unit.test_manifests import BASE_VALUES
 
 pytestmark = pytest.mark.apiserver
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from tests.report.known_tables import sink, table
 __all__ = ["page", "sink", "table"]
 
 MINUTES = 360
+HOUR = 3600
+DAY = 24 * HOUR
 
 
 @dataclass
@@ -65,7 +68,7 @@ async def _limits() -> Limits:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     sink = DescribedSink(tmp_path_factory.mktemp("page"))
-    until = 1_800_057_600  # 16:00 UTC
+    until = int(time.time()) // DAY * DAY - 8 * HOUR  # yesterday, 16:00 UTC: rollups keep days, not for ever
     start = until - MINUTES * 60
 
     async def filled() -> page_world.World:

@@ -91,7 +91,7 @@ async def test_what_is_no_server_of_ours_is_one_clear_line(body: bytes) -> None:
 @pytest.mark.chdb
 async def test_the_table_shows_what_the_stream_would(tmp_path: Path) -> None:
     sink = EmbeddedSink(tmp_path / "engine")
-    await apply(sink, SchemaOptions(ipv6=True))
+    await apply(sink, SchemaOptions(ipv6=True, ttl_days=0))
     minute = 1_800_000_000
     columns = (
         "date, intervalStartTime, intervalSeconds, proto, direction, connectionClass, connectionFlags, "

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.beds.charts import environment
 from tests.beds.manifests import DEPLOY, pick, render_chart
 from tests.unit.test_documented_commands import commands, installs, merged, rendered
-from tests.unit.test_manifests import environment
 
 README_ARGUMENTS: list[str] = []
 (MIGRATION_ARGUMENTS,) = [

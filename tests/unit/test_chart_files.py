@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from kubenetmon.config.server import KEYS
+from tests.beds.charts import WITH_FILES, effective, release
 from tests.beds.manifests import Object, pick, server_settings
 from tests.unit.test_documented_commands import installs, merged
-from tests.unit.test_manifests import WITH_FILES, effective, release
 
 FILES = PurePosixPath("/etc/kubenetmon-server/files")
 OF_THE_IMAGE = (PurePosixPath("/usr/share/kubenetmon"), PurePosixPath("/var/cache/kubenetmon"))

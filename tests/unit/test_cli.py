@@ -6,7 +6,9 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -90,6 +92,60 @@ def test_mistakes_are_one_line_and_exit_2(
     assert result.returncode == 2
     assert says in result.stderr
     assert "Traceback" not in result.stderr
+
+
+HOSTILE = "\x1b[2J\r\nkubenetmon: all is well\x07\x9b1A\x7f\u202e\u2028 caf\u00e9"
+SAFE = "\\x1b[2J\\r\\nkubenetmon: all is well\\x07\\x9b1A\\x7f\\u202e\\u2028 café"
+"""Clears the screen, moves the cursor, writes from right to left; and as it is shown."""
+
+
+def test_what_a_server_says_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    """`top` quotes the body of an answer that is none."""
+
+    class Hostile(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(HOSTILE.encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Hostile) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        assert main(["top", "--server", f"127.0.0.1:{server.server_port}"]) == 1
+        server.shutdown()
+    said = capsys.readouterr()
+    assert SAFE in said.err
+    assert all(line.isprintable() for line in (said.out + said.err).split("\n"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--role", HOSTILE),
+        (HOSTILE,),
+        ("ask", "top", HOSTILE),
+        ("--config", f"/{HOSTILE}", "--role", "server"),
+    ],
+)
+def test_no_mistake_is_quoted_unescaped(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert "x1b[2J" in result.stderr
+    assert all(line.isprintable() for line in result.stderr.split("\n"))
+
+
+def test_plain_log_lines_are_safe_on_a_terminal_and_tracebacks_keep_their_lines() -> None:
+    try:
+        raise ValueError(HOSTILE.replace("\n", ""))
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "f", 1, "said %s", (HOSTILE,), sys.exc_info())
+    record.body = HOSTILE
+    lines = logs.PlainFormatter().format(record).split("\n")
+    assert lines[0].endswith(f" error   said {SAFE} body={SAFE}")
+    assert lines[1] == "Traceback (most recent call last):"
+    assert all(line.isprintable() for line in lines)
 
 
 def test_schema_takes_names_and_a_size_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from helm_python import parse_set_string
 
+from tests.beds.charts import ORIGINAL_AGENT, ORIGINAL_SERVER, environment
 from tests.beds.manifests import ROOT, Object, pick, render_chart
-from tests.unit.test_manifests import ORIGINAL_AGENT, ORIGINAL_SERVER, environment
 
 PAGES = ("README.md", "docs/migration.md")
 GIVEN_VALUES = {"server-values.yaml": ORIGINAL_SERVER, "agent-values.yaml": ORIGINAL_AGENT}

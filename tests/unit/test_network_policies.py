@@ -11,9 +11,9 @@ import pytest
 from kubenetmon.config.server import ServerConfig
 from kubenetmon.server.ranges.fetch import URLS
 from tests.beds import manifests
+from tests.beds.charts import ORIGINAL_SERVER, effective, objects_of_server, overlay
 from tests.beds.manifests import Object, pick, render_chart
 from tests.beds.policies import Peer, allows
-from tests.unit.test_manifests import ORIGINAL_SERVER, effective, objects_of_server, overlay
 
 NODE = Peer("10.0.0.7")
 OUTSIDE = Peer("203.0.113.9")

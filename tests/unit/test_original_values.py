@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.beds.charts import ORIGINAL_AGENT, ORIGINAL_SERVER
 from tests.beds.manifests import PARTS, chart
-from tests.unit.test_manifests import ORIGINAL_AGENT, ORIGINAL_SERVER
 
 pytestmark = pytest.mark.shared
 

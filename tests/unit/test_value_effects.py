@@ -15,9 +15,9 @@ import pytest
 
 from kubenetmon.config.server import KEYS
 from tests.beds import manifests
+from tests.beds.charts import ORIGINAL_AGENT, ORIGINAL_SERVER, effective, environment, release
 from tests.beds.manifests import BASE_VALUES, Object, render_chart
 from tests.unit.test_documented_commands import merged
-from tests.unit.test_manifests import ORIGINAL_AGENT, ORIGINAL_SERVER, effective, environment, release
 
 ABSENT = object()
 POD = "spec template spec"

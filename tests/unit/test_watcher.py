@@ -1,131 +1,21 @@
-"""The watcher where no real API server can be made to misbehave so: hostile answers, files, settings."""
+"""The watcher where no real API server can be made to misbehave so: hostile answers, lists, patience."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from aiohttp import web
 
-from kubenetmon.errors import ConfigurationError
-from kubenetmon.metrics.catalogue import WATCH_RELISTS, WATCH_SKIPPED
+from kubenetmon.metrics.catalogue import WATCH_SKIPPED
 from kubenetmon.server import kubernetes
 from kubenetmon.server.inventory import KINDS
-from kubenetmon.server.kubernetes import KubernetesClient, LineSplitter
-from kubenetmon.server.kubernetes_source import DumpFile, InCluster, Kubeconfig, choose_source
-from tests.kubernetes.conftest import IMPATIENT, Follower, eventually, following
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def pod(name: str, address: str, phase: str = "Running") -> dict[str, Any]:
-    return {
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": "default", "uid": name, "resourceVersion": "5"},
-        "spec": {"nodeName": "node-a"},
-        "status": {"phase": phase, "podIP": address},
-    }
-
-
-def listed(*items: object, version: str = "5", **metadata: str) -> web.Response:
-    return web.json_response({"metadata": {"resourceVersion": version, **metadata}, "items": items})
-
-
-def event(kind: str, known: object) -> bytes:
-    return json.dumps({"type": kind, "object": known}).encode() + b"\n"
-
-
-class FakeApi:
-    """An API server that answers as a test wants; kinds that the test does not care for are empty.
-
-    Without `streams` it knows nothing of lists as events, as before Kubernetes 1.27.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        lists: Handler,
-        watches: Handler,
-        streams: Handler | None = None,
-        nodes: Sequence[dict[str, Any]] = (),
-    ) -> None:
-        self._lists, self._watches, self._streams, self._nodes = lists, watches, streams, nodes
-        self._directory = directory
-        directory.mkdir(exist_ok=True)
-        self.watch_requests = 0
-        self.lists = 0
-        self.listed_at: list[float] = []
-        self.nodes_listed_at = 0.0
-        self.queries: list[dict[str, str]] = []
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Path]:
-        """Serve; gives a kubeconfig."""
-        application = web.Application()
-        application.router.add_get("/api/v1/{kind}", self._answer)
-        runner = web.AppRunner(application, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
-        config = self._directory / "kubeconfig"
-        content = {
-            "current-context": "c",
-            "contexts": [{"name": "c", "context": {"cluster": "c"}}],
-            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
-        }
-        config.write_text(yaml.safe_dump(content))
-        try:
-            yield config
-        finally:
-            await runner.cleanup()
-
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
-        watching = "watch" in request.query
-        self.queries.append({"kind": request.match_info["kind"], **request.query})
-        if "sendInitialEvents" in request.query:
-            if self._streams is None or request.match_info["kind"] != "pods":
-                return web.json_response({"kind": "Status", "code": 422}, status=422)
-            return await self._streams(request)
-        if request.match_info["kind"] != "pods":
-            if watching:
-                await asyncio.sleep(30)
-            if request.match_info["kind"] == "nodes":
-                self.nodes_listed_at = time.monotonic()
-            return listed(*(self._nodes if request.match_info["kind"] == "nodes" else ()))
-        self.watch_requests += watching
-        if not watching:
-            self.lists += 1
-            self.listed_at.append(time.monotonic())
-        return await (self._watches if watching else self._lists)(request)
-
-
-async def streamed(request: web.Request, *parts: bytes, then_wait: float = 30.0) -> web.StreamResponse:
-    response = web.StreamResponse()
-    await response.prepare(request)
-    for part in parts:
-        await response.write(part)
-    await asyncio.sleep(then_wait)
-    return response
-
-
-async def one_pod(request: web.Request) -> web.Response:
-    return listed(pod("kept", "10.1.0.1"))
-
-
-def relists(follower: Follower, reason: str) -> float:
-    return follower.metrics.value(WATCH_RELISTS, kind="pods", reason=reason)
+from tests.kubernetes.conftest import IMPATIENT, eventually, following
+from tests.unit.watching import FakeApi, bookmark, event, listed, one_pod, pod, relists, streamed
 
 
 async def test_garbage_in_a_watch_leads_to_a_new_list_and_takes_nothing_away(tmp_path: Path) -> None:
@@ -232,13 +122,6 @@ async def test_list_that_breaks_off_takes_nothing_away(tmp_path: Path) -> None:
     async with FakeApi(tmp_path, breaks_off, garbage).running() as config, following(config) as follower:
         await eventually(lambda: lists >= 4)
         assert [follower.owner("10.1.0.1"), follower.owner("10.1.0.2")] == ["a", "b"]
-
-
-def bookmark(version: str, *, ends_list: bool = False) -> bytes:
-    annotations = {"k8s.io/initial-events-end": "true"} if ends_list else {}
-    return event(
-        "BOOKMARK", {"kind": "Pod", "metadata": {"resourceVersion": version, "annotations": annotations}}
-    )
 
 
 async def test_list_comes_as_a_stream_where_the_api_can(tmp_path: Path) -> None:
@@ -367,146 +250,3 @@ async def test_replicas_that_start_at_once_list_the_pods_of_a_large_cluster_one_
     many = await waits(100)
     assert max(many) - min(many) > 0.1, "six all at once in a second's spread: once in ten thousand runs"
     assert min(await waits(0)) < 0.1, "where there are no nodes there is nothing to spread"
-
-
-@asynccontextmanager
-async def following_file(path: Path) -> AsyncIterator[Follower]:
-    follower = Follower(replace(IMPATIENT, kubernetes_source=f"file:{path}"))
-    task = asyncio.create_task(follower.watcher.run())
-    try:
-        yield follower
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-def write_dump(path: Path, *items: object) -> None:
-    path.write_text(json.dumps({"kind": "List", "items": items}))
-
-
-async def test_file_is_read_and_read_again_when_it_changes(tmp_path: Path) -> None:
-    path = tmp_path / "cluster.json"
-    write_dump(path, pod("a", "10.1.0.1"))
-    async with following_file(path) as follower:
-        await eventually(lambda: follower.readiness.ready)
-        assert follower.owner("10.1.0.1") == "a"
-        path.write_text('{"kind": "Li')
-        await eventually(lambda: not follower.check()["ok"])
-        assert str(path) in follower.check()["detail"]
-        assert follower.owner("10.1.0.1") == "a"
-        write_dump(path, pod("b", "10.1.0.2"))
-        await eventually(lambda: follower.owner("10.1.0.2") == "b")
-        assert follower.check()["ok"]
-        assert follower.inventory.counts()["pods"] == 1
-
-
-@pytest.mark.parametrize(
-    "content", [None, "", "{}", "kind: List", '{"kind": "Pod"}', '{"kind":"Status","items":[]}']
-)
-async def test_wrong_file_is_named_at_start(tmp_path: Path, content: str | None) -> None:
-    path = tmp_path / "cluster.json"
-    if content is not None:
-        path.write_text(content)
-    follower = Follower(replace(IMPATIENT, kubernetes_source=f"file:{path}"))
-    with pytest.raises(ConfigurationError, match=f"^kubernetes_source: .*{path}") as caught:
-        await follower.watcher.run()
-    assert "\n" not in str(caught.value)
-
-
-def test_source_is_found_where_none_is_set(tmp_path: Path) -> None:
-    config = tmp_path / ".kube" / "config"
-    home = {"HOME": str(tmp_path)}
-    with pytest.raises(
-        ConfigurationError, match=r"inside Kubernetes.* kubeconfig .*kubernetes_source: file:PATH"
-    ):
-        choose_source("", home)
-    config.parent.mkdir()
-    config.touch()
-    assert choose_source("", home) == Kubeconfig(str(config))
-    other = tmp_path / "other"
-    other.touch()
-    named = {**home, "KUBECONFIG": f"/nonexistent{os.pathsep}{other}"}
-    assert choose_source("", named) == Kubeconfig(named["KUBECONFIG"])
-    assert choose_source("", {**home, "KUBERNETES_SERVICE_HOST": "198.18.0.1"}) == InCluster()
-
-
-def test_source_that_is_set_is_taken(tmp_path: Path) -> None:
-    config = tmp_path / "config"
-    config.touch()
-    assert choose_source("in-cluster", {}) == InCluster()
-    assert choose_source(f"file:{config}", {}) == DumpFile(config)
-    assert choose_source(f"kubeconfig:{config}", {}) == Kubeconfig(str(config))
-    assert choose_source("kubeconfig", {"KUBECONFIG": str(config)}) == Kubeconfig(str(config))
-    for wrong in ("kubeconfig:/nonexistent", "file:", "kubectl", "in-cluster:x"):
-        with pytest.raises(ConfigurationError, match=r"^kubernetes_source: "):
-            choose_source(wrong, {})
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "{",
-        "[]",
-        "7",
-        "current-context: x",
-        "current-context: x\ncontexts: 7\nclusters: []",
-        yaml.safe_dump(
-            {
-                "current-context": "c",
-                "contexts": [{"name": "c", "context": {"cluster": "c"}}],
-                "clusters": [
-                    {
-                        "name": "c",
-                        "cluster": {"server": "https://127.0.0.1:1", "certificate-authority": "/nonexistent"},
-                    }
-                ],
-            }
-        ),
-    ],
-)
-async def test_kubeconfig_that_cannot_be_used_is_named(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "config"
-    path.write_text(content)
-    client = KubernetesClient(Kubeconfig(str(path)), connect_timeout=1, read_timeout=1)
-    with pytest.raises(
-        ConfigurationError, match=f"cannot use the Kubernetes source kubeconfig {path}: "
-    ) as caught:
-        await client.open()
-    assert "\n" not in str(caught.value)
-
-
-async def test_missing_service_account_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
-    client = KubernetesClient(InCluster(tmp_path), connect_timeout=1, read_timeout=1)
-    with pytest.raises(ConfigurationError, match=r"in-cluster: .*token"):
-        await client.open()
-
-
-def test_lines_are_cut_wherever_the_chunks_end() -> None:
-    text = b"one\n\ntwo three\nfour"
-    for size in range(1, len(text) + 1):
-        splitter = LineSplitter(100)
-        lines = [
-            line for start in range(0, len(text), size) for line in splitter.feed(text[start : start + size])
-        ]
-        assert lines == [b"one", b"", b"two three"]
-        assert splitter.feed(b"\n") == [b"four"]
-
-
-def test_line_that_is_too_long_becomes_an_empty_one() -> None:
-    splitter = LineSplitter(4)
-    assert splitter.feed(b"12345\n1234\n123") == [b"", b"1234"]
-    assert splitter.feed(b"45") == []
-    assert splitter.feed(b"678") == []
-    assert splitter.feed(b"9\nok\n") == [b"", b"ok"]
-
-
-def test_library_is_loaded_without_its_models() -> None:
-    program = (
-        "import sys; from kubenetmon.server.kubernetes import _library; library = _library();"
-        "print(library.config.load_kube_config, 'kubernetes_asyncio.client.models' in sys.modules)"
-    )
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert shown.split()[-1] == "False"

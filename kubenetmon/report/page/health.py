@@ -17,6 +17,7 @@ from kubenetmon.report.answers import Answer, Column, render
 from kubenetmon.report.flows import SIDE_COLUMNS, Flows
 from kubenetmon.report.questions import Question
 from kubenetmon.report.scope import Scope
+from kubenetmon.report.statements import shared_nodes_only
 
 GAP_SECONDS = 120
 """The shortest time without rows that counts as a gap: reports come once a minute."""
@@ -113,24 +114,28 @@ def _nodes(flows: Flows, scope: Scope) -> str:
     filters = "".join(
         f" AND local{SIDE_COLUMNS[key]} = {literal(value)}"
         for key, value in scope.filters.items()
-        if key in ("node", "zone")
+        if key in ("node", "cluster", "zone")
     )
-    return (
-        "SELECT localNode AS node, toInt64(last_end) AS last_report, rows_stored, total, "
-        "arrayMax(holes) AS longest_gap, arraySum(arrayFilter(one -> one >= "
+    reports = (
+        "SELECT concat(localCluster, '/', localNode) AS node, toInt64(last_end) AS last_report, "
+        "rows_stored, total, arrayMax(holes) AS longest_gap, arraySum(arrayFilter(one -> one >= "
         f"{GAP_SECONDS}, holes)) AS gaps, "
         f"countEqual(arrayMap(one -> one >= {GAP_SECONDS}, holes), 1) AS gap_count\n"
-        "FROM (\nSELECT localNode, sum(counted) AS rows_stored, sum(volume) AS total, "
+        "FROM (\nSELECT localCluster, localNode, sum(counted) AS rows_stored, sum(volume) AS total, "
         "arraySort(groupArray((begin, length))) AS reports, max(begin + length) AS last_end, "
         "arrayMap(at -> greatest(0, reports[at].1 - reports[at - 1].1 - reports[at - 1].2), "
         "range(2, length(reports) + 1)) AS found, if(empty(found), [toInt64(0)], found) AS holes\n"
-        "FROM (\nSELECT localNode, toInt64(toUnixTimestamp(intervalStartTime)) AS begin, "
+        "FROM (\nSELECT localCluster, localNode, toInt64(toUnixTimestamp(intervalStartTime)) AS begin, "
         "toInt64(max(intervalSeconds)) AS length, count() AS counted, sum(bytes) AS volume\n"
         f"FROM {source.name}\n"
         f"WHERE date >= toDate(toDateTime({scope.since}), 'UTC') - 1 AND intervalStartTime BETWEEN {span} "
         # The original's table has rows of pods that it did not know, and so of no node.
         f"AND localNode != ''{filters}\n"
-        "GROUP BY localNode, begin\n)\nGROUP BY localNode\n)\n"
+        "GROUP BY localCluster, localNode, begin\n)\nGROUP BY localCluster, localNode\n)"
+    )
+    return (
+        "SELECT node, last_report, rows_stored, total, longest_gap, gaps, gap_count\n"
+        f"FROM (\n{shared_nodes_only(reports, 'node')}\n)\n"
         f"ORDER BY last_report, node{f' LIMIT {scope.limit}' if scope.limit else ''}"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from kubenetmon.clock import Clock
+from kubenetmon.errors import printable
 from kubenetmon.report import text
 from kubenetmon.report.top.screen import State, chosen, rate
 from kubenetmon.report.top.sources import TopSource
@@ -25,7 +26,7 @@ async def print_views(source: TopSource, state: State, *, count: int, interval: 
 
 def table(view: TopView, state: State) -> str:
     """One answer; the first line says what it is."""
-    notes = [text.printable(note) for note in view.notes]
+    notes = [printable(note) for note in view.notes]
     if not view.horizon:
         return "\n".join([f"{view.source}: no report of an agent has come yet", *notes])
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(view.horizon))

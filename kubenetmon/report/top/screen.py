@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from kubenetmon.errors import printable
 from kubenetmon.report.paths import PATHS
 from kubenetmon.report.scope import KEYS
-from kubenetmon.report.text import printable, size, text_width
+from kubenetmon.report.text import size, text_width
 from kubenetmon.report.top.arguments import SORTS
 from kubenetmon.report.top.view import TopRow, TopView
 

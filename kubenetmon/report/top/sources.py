@@ -18,7 +18,7 @@ from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clock import Clock
 from kubenetmon.errors import MachineError
 from kubenetmon.report.cost import PATH_OF_TRANSFER
-from kubenetmon.report.flows import SIDE_COLUMNS, Flows, Span, read_source
+from kubenetmon.report.flows import SIDE_COLUMNS, Flows, Span, name_of, read_source
 from kubenetmon.report.scope import KEYS
 from kubenetmon.report.top.view import TopRow, TopView, merged
 
@@ -198,19 +198,21 @@ def _statement(flows: Flows, by: str, first: int, last: int) -> str:
         return f"if(sending, source{column}, destination{column})"
 
     name = end(by)
+    if by == "node":
+        name = f"if(sending, {name_of('node', 'source')}, {name_of('node', 'destination')})"
     space = end("namespace") if by in ("app", "pod") else "''"
     if by in ("app", "pod"):
         name = f"if({end(by)} != '', {end(by)}, {end('pod' if by == 'app' else 'app')})"
     minute = f"intDiv(toUnixTimestamp(intervalStartTime) - {first}, {_MINUTE})"
     count = (last - first) // _MINUTE + 1
-    return flows.define() + (
+    return flows.define(by) + (
         f"SELECT {space} AS space, {name} AS workload, "
         f"{PATH_OF_TRANSFER} AS path, "
         f"sumIf(bytes, sending AND intervalStartTime = toDateTime({last})) AS sent, "
         f"sumIf(bytes, NOT sending AND intervalStartTime = toDateTime({last})) AS received, "
         f"sumForEach(arrayMap(at -> if(at = {minute}, bytes, 0), range({count}))) AS minutes\n"
         "FROM (SELECT *, arrayJoin([true, false]) AS sending "
-        f"FROM (\n{flows.transfers('region', *KEYS)}\n))\n"
+        f"FROM (\n{flows.transfers('region', 'cluster', *KEYS)}\n))\n"
         f"WHERE {end('node')} != '' AND intervalStartTime >= toDateTime({first})\n"
         "GROUP BY space, workload, path\n"
         f"ORDER BY sent + received DESC, arraySum(minutes) DESC, space, workload, path LIMIT {_TABLE_ROWS}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from kubenetmon.errors import printable
 from kubenetmon.report.paths import PATHS
-from kubenetmon.report.text import printable
 
 
 @dataclass(frozen=True, slots=True)
