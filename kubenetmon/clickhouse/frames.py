@@ -28,6 +28,13 @@ _METHODS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
     "zstd": (0x90, lambda data: zstandard.ZstdCompressor(level=1).compress(data)),
 }
 
+_UNPACKING: dict[int, Callable[[bytes, int], bytes]] = {
+    0x02: lambda data, size: data,
+    0x82: lambda data, size: lz4.block.decompress(data, uncompressed_size=size),
+    0x90: lambda data, size: _unzstd(data, size),
+}
+"""By the method that a server's profile names (`network_compression_method`): none, LZ4 or LZ4HC, ZSTD."""
+
 CLIENT_DATA = b"\x02\x00"
 """Packet type Data, then the empty name of a temporary table."""
 
@@ -47,11 +54,11 @@ def data_packet(columns: int, rows: int, body: bytes, compression: Compression) 
 def frame_sizes(head: bytes) -> tuple[int, int]:
     """Bytes that follow the first `HEAD_BYTES` of a frame, and bytes that they unpack to.
 
-    Raises `ConnectionError` for a frame that is none, or made by another method than lz4, which servers are
-    asked for.
+    Raises `ConnectionError` for a frame that is none, or made by a method that no server uses between itself
+    and clients.
     """
     method, packed, unpacked = _HEADER.unpack_from(head, _HASH.size)
-    if method != _METHODS["lz4"][0] or packed < _HEADER.size:
+    if method not in _UNPACKING or packed < _HEADER.size:
         raise ConnectionError(f"the server sent a frame of method {method:#x} and {packed} bytes")
     return packed - _HEADER.size, unpacked
 
@@ -61,11 +68,20 @@ def unpack_frame(head: bytes, packed: bytes) -> bytearray:
     checksum = CityHash128(head[_HASH.size :] + packed)
     if _HASH.pack(checksum >> 64, checksum & 0xFFFFFFFFFFFFFFFF) != head[: _HASH.size]:
         raise ConnectionError("the server sent a frame whose checksum does not match")
-    _, unpacked = frame_sizes(head)
+    _, size = frame_sizes(head)
     try:
-        return bytearray(lz4.block.decompress(packed, uncompressed_size=unpacked))
-    except lz4.block.LZ4BlockError:
-        raise ConnectionError("the server sent a frame that does not unpack") from None
+        unpacked = _UNPACKING[head[_HASH.size]](packed, size)
+    except (lz4.block.LZ4BlockError, zstandard.ZstdError, ValueError):
+        unpacked = b""
+    if len(unpacked) != size:
+        raise ConnectionError("the server sent a frame that does not unpack")
+    return bytearray(unpacked)
+
+
+def _unzstd(data: bytes, size: int) -> bytes:
+    if zstandard.frame_content_size(data) != size:  # for so much room is made, whatever the limit
+        raise ValueError(f"not {size} bytes")
+    return zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:

@@ -21,22 +21,34 @@ from kubenetmon.errors import KubenetmonError
 
 Settings = Mapping[str, str | int]
 
-_NAMES = {code: name for name, code in vars(ErrorCode).items() if isinstance(code, int)}
+# A server does not send them over TCP, and asynch's are of 2019. ClickHouse, src/Common/ErrorCodes.cpp.
+_NAMES = {code: name for name, code in vars(ErrorCode).items() if isinstance(code, int)} | {
+    201: "QUOTA_EXCEEDED",
+    285: "TOO_FEW_LIVE_REPLICAS",
+    452: "SETTING_CONSTRAINT_VIOLATION",
+    469: "VIOLATED_CONSTRAINT",
+    497: "ACCESS_DENIED",
+    516: "AUTHENTICATION_FAILED",
+    691: "UNKNOWN_ELEMENT_OF_ENUM",
+    745: "SERVER_OVERLOADED",
+    774: "TABLE_IS_PERMANENTLY_READ_ONLY",
+}
 _TRAILING_NAME = re.compile(r"\(([A-Z][A-Z0-9_]+)\)\s*$")
 _NOISE = re.compile(r"(DB::Exception: |\s*\(version [^)]*\)|\.? ?Stack trace:.*)", re.DOTALL)
 
 
 class ClickHouseError(KubenetmonError):
-    """ClickHouse answered with an exception; `code` and `name` are ClickHouse's own."""
+    """ClickHouse answered with an exception; `code` and `name` are its own, the latter "" where not known."""
 
     before_rows = False
 
     def __init__(self, code: int, message: str) -> None:
         found = _TRAILING_NAME.search(_NOISE.sub("", message))
         self.code = code
-        self.name: str = found[1] if found else _NAMES.get(code, "UNKNOWN")
+        self.name: str = found[1] if found else _NAMES.get(code, "")
         self.message = one_line(message)
-        super().__init__(f"ClickHouse error {code} ({self.name}): {self.message}")
+        named = f" ({self.name})" if self.name else ""
+        super().__init__(f"ClickHouse error {code}{named}: {self.message}")
 
 
 class ClickHouseUnreachableError(KubenetmonError):

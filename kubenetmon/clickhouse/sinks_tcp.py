@@ -12,6 +12,7 @@ ones; those in use close when their request ends.
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -273,6 +274,8 @@ def _host_and_port(endpoint: str, default_port: int) -> tuple[str, int]:
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (int, float, str)):
         return value
+    if isinstance(value, datetime.datetime):
+        return str(value.replace(tzinfo=None))  # as ClickHouse writes it: the column's type names the zone
     if isinstance(value, (list, tuple)):
         return type(value)(_plain(one) for one in value)
     if isinstance(value, dict):

@@ -89,9 +89,11 @@ PACKED: dict[str, tuple[bytes, str]] = {
     "a frame of four gigabytes": (
         data(bytes(16) + struct.pack("<BII", 0x82, 0xFFFFFFFF, 9)), "larger than any"
     ),
-    "a frame of another method": (data(frame(b"x", method=0x90)), "method 0x90"),
+    "a frame of another method": (data(frame(b"x", method=0x91)), "method 0x91"),
     "a damaged frame": (data(bytes(16) + frame(b"xyz" * 9)[16:]), "checksum does not match"),
     "a frame that does not unpack": (data(frame(b"abc" * 50, unpacked=7)), "does not unpack"),
+    "a frame that says to be of zstd": (data(frame(b"abc" * 50, method=0x90)), "does not unpack"),
+    "a frame that is not as long as it says": (data(frame(b"abc" * 50, method=0x02)), "does not unpack"),
 }  # fmt: skip
 
 
