@@ -28,6 +28,7 @@ from pathlib import Path
 _BUILD = "bdc4640446f9e58ef835635e38764a5992cd4b3c"  # chdb-core 26.9.0, x86-64
 _KNOWN = 0x0EAD3C00  # PyInit__chdb, which the library exports: from it every other address is reckoned
 _GLOBAL_CONTEXT = 0x21FD60F8  # a shared_ptr<Context>: that of the process
+_CATALOG = 0x21FD65E8  # a pointer to the DatabaseCatalog of the process
 _OPERATOR_NEW = 0x0E6E5DC0
 _GET_LOGGER = 0x0E79B600  # (const std::string &) -> shared_ptr<Logger>
 _THREAD_POOL = 0x0E96E9C0  # ThreadPool(metric, metric, metric, size_t threads)
@@ -41,6 +42,7 @@ _NAMED_HTTP, _JUMP, _IS_INTERSERVER = 0x190973C0, "0f84eb020000", "0f8480000000"
 _HOST, _PORT, _SCHEME = 0x150, 0x168, 0x170
 _WORKER, _QUEUE = 0x0DB8, 0x1238
 
+_ALLOWS_ON_CLUSTER = 0x0910  # a byte of the catalog's, set by a server once its tables are loaded
 _DDL_WORKER_SIZE = 0x2F0
 _METRIC_OF_THREADS = 186  # DDLWorkerThreads: the queue's threads are counted among them
 _QUEUE_SIZE, _SHARD_SIZE, _HISTORY_SIZE = 0x1D8, 0xB0, 0x30
@@ -98,16 +100,15 @@ class Engine:
         construct = self._function(
             _DDL_WORKER, None, ctypes.c_void_p, ctypes.c_int, *[ctypes.c_void_p] * 10
         )
-        self._write(
-            self._context_control + 8,
-            (self._read(self._context_control + 8, 1)[0] + 1).to_bytes(8, "little"),
-        )
+        self._words(self._context_control + 8, self._read(self._context_control + 8, 1)[0] + 1)
         texts = [self._kept(text) for text in (queue, replicas, "distributed_ddl", "default", "DDLWorker")]
         construct(
             worker, 1, texts[0], texts[1], self._context, self._context_control, None, *texts[2:], None, None
         )
         self._function(_DDL_WORKER_STARTUP, None, ctypes.c_void_p)(worker)
-        self._write(self._shared + _WORKER, worker.to_bytes(8, "little"))
+        self._words(self._shared + _WORKER, worker)
+        (catalog,) = self._read(self._base + _CATALOG, 1)
+        self._write(catalog + _ALLOWS_ON_CLUSTER, b"\1")
 
     def lend_queue(self, shards: int = 4) -> None:
         """Keep asynchronous inserts in a queue, which is flushed when somebody says so or it has grown."""
