@@ -39,7 +39,7 @@ _DDL_WORKER_STARTUP = 0x1481AB00
 _NAMED_HTTP, _JUMP, _IS_INTERSERVER = 0x190973C0, "0f84eb020000", "0f8480000000"
 
 # Members of the part that all contexts share; a context's first member points to it.
-_HOST, _PORT, _SCHEME = 0x150, 0x168, 0x170
+_HOST, _PORT, _SCHEME, _CREDENTIALS = 0x150, 0x168, 0x170, 0x1B0
 _WORKER, _QUEUE = 0x0DB8, 0x1238
 
 _ALLOWS_ON_CLUSTER = 0x0910  # a byte of the catalog's, set by a server once its tables are loaded
@@ -84,6 +84,12 @@ class Engine:
         self._write(self._shared + _HOST, self._string("127.0.0.1"))
         self._write(self._shared + _PORT, port.to_bytes(2, "little"))
         self._write(self._shared + _SCHEME, self._string("http"))
+        # Credentials: a user's name and password to ask with, and a vector of such pairs that may ask. Here
+        # all are empty, which are two strings of zeros, and one pair may ask.
+        pair = self._new(0x30)
+        credentials = self._new(0x48)
+        self._words(credentials + 0x30, pair, pair + 0x30, pair + 0x30)
+        self._words(self._shared + _CREDENTIALS, credentials, 0)
         address = self._base + _NAMED_HTTP
         assert ctypes.string_at(address, 6).hex() == _JUMP
         page = address & -mmap.PAGESIZE
