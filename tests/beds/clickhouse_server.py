@@ -1,17 +1,17 @@
 """A ClickHouse server as a process of its own, speaking the native protocol itself.
 
-The library that chdb brings contains clickhouse-local, whose `SYSTEM START LISTEN TCP` opens the listener of a
-server: handshake, settings, packets, users, quotas and error codes are ClickHouse's own. Run as
-`python -m tests.beds.clickhouse_server DIRECTORY` it reads `config.xml` there as a server does, keeps its data
-in `data`, writes `server.log`, and serves until its standard input ends: so it ends with whoever started it.
+The library that chdb brings contains clickhouse-local, whose `SYSTEM START LISTEN TCP` opens a server's own
+listener: handshake, settings, packets, users, quotas and error codes are ClickHouse's. Run as `python -m
+tests.beds.clickhouse_server DIRECTORY` it reads `config.xml` there as a server does, keeps its data in `data`,
+writes `server.log`, and serves until its standard input ends: so it ends with whoever started it.
 
 A `ClickHouseServer` owns a directory, a port and at most one process; it starts none when made. `start`
 returns once the port answers; `stop` ends the process in order, `kill` as SIGKILL does; each may follow the
 other for ever, on the same data and port. Calls block for up to a second: coroutines use `asyncio.to_thread`
 where that matters.
 
-What it lacks of a server (clickhouse-local says so when asked): TLS, users made by SQL, `SYSTEM RELOAD CONFIG`.
-Its own statements run as the user `default`, which therefore exists and has no password.
+What it lacks of a server (clickhouse-local says so when asked): TLS, users made by SQL, `SYSTEM RELOAD
+CONFIG`. Its own statements run as the user `default`, which therefore exists and has no password.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The embedded engine, one for all tests of the process, and a table of the original's per test."""
+"""The embedded engine, a server and a front, each one for all tests of a module; a table for each test."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from kubenetmon.clickhouse.table import TableSchema
 from tests.beds.clickhouse_front import RunningFront, clickhouse_front
+from tests.beds.clickhouse_server import ClickHouseServer, User, clickhouse_server
 
 ORIGINAL_DDL = (Path(__file__).resolve().parents[1] / "data" / "network_flows_0.sql").read_text()
 INSERT_SETTINGS = {"insert_deduplicate": 1, "async_insert": 0}
-REAL_SERVER = os.environ.get("KUBENETMON_TEST_CLICKHOUSE", "")
+OTHER_SERVER = os.environ.get("KUBENETMON_TEST_CLICKHOUSE", "")
+"""host:port of a server of another version, for the tests that take `config` and need no faults."""
+USERS = [
+    User("forgetful", "forgets", profile={"deduplicate_insert": "disable"}),
+    User("ann", "first"),
+    User("bob", "second"),
+]
 DAY = 25_000  # far from the table's TTL
 _numbers = itertools.count()
 
@@ -60,29 +67,34 @@ def make_block(table: TableSchema, rows: int, *, day: int = DAY, bytes_each: int
     return encode(columns, table, rows)
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseServer]:
+    """A server for all tests of a module."""
+    with clickhouse_server(tmp_path_factory.mktemp("server"), users=USERS) as server:
+        yield server
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_front(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningFront | None]:
-    """A front for all tests of a module; None where a real server is to be used."""
-    if REAL_SERVER:
-        yield None
-        return
+async def shared_front(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningFront]:
+    """A front for all tests of a module."""
     async with clickhouse_front(tmp_path_factory.mktemp("front")) as front:
         yield front
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def front(shared_front: RunningFront | None) -> AsyncIterator[RunningFront]:
+async def front(shared_front: RunningFront) -> AsyncIterator[RunningFront]:
     """The front, for tests that need its faults."""
-    if shared_front is None:
-        pytest.skip("a real server has no faults on demand")
     yield shared_front
     await shared_front.command(heal=True, listen=True)
 
 
 @pytest.fixture
-def config(shared_front: RunningFront | None) -> TcpConfig:
-    """How to reach the front or the real server."""
-    endpoint = shared_front.endpoint if shared_front else REAL_SERVER
+def config(request: pytest.FixtureRequest) -> TcpConfig:
+    """How to reach the front in a test that asks for it, and in all others a server."""
+    if "front" in request.fixturenames:
+        endpoint = request.getfixturevalue("shared_front").endpoint
+    else:
+        endpoint = OTHER_SERVER or request.getfixturevalue("server").endpoint
     return TcpConfig((endpoint,), tls=None, request_timeout=20, dial_timeout=5)
 
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,37 +18,44 @@ from kubenetmon.clickhouse.inserter import CommitOutcome
 from kubenetmon.clickhouse.schema import SchemaOptions, apply
 from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from tests.beds.clickhouse_front import RunningFront, clickhouse_front
+from tests.beds.clickhouse_server import ClickHouseServer, User
 from tests.beds.proxy import TcpProxy
 from tests.clickhouse.conftest import DAY
 from tests.clickhouse.test_inserter import Running, quick
 
 ROWS = 5_000
 DATABASE = "faulty"
+METERING = User("metering", "of bytes & rows")
+"""Whom the inserter inserts as."""
+
+Site = TypeVar("Site", bound="FaultySite")
 
 
 class FaultySite:
-    """Front, proxy, table, view and inserter."""
+    """Server, proxy, table, view and inserter."""
+
+    user = METERING
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._fronts = contextlib.AsyncExitStack()
-        self._port = 0
-        self.front: RunningFront
+        self.server = ClickHouseServer(path, users=[METERING])
         self.proxy: TcpProxy
         self.running: Running
         self.direct: TcpSink
         """Around the proxy, for the test's own questions."""
         self.batches = 0
 
-    async def start_clickhouse(self, *options: str) -> None:
+    @property
+    def port(self) -> int:
+        """ClickHouse's."""
+        return self.server.port
+
+    async def start_clickhouse(self) -> None:
         """On the same port as before."""
-        port = ("--port", str(self._port)) if self._port else ()
-        self.front = await self._fronts.enter_async_context(clickhouse_front(self._path, *port, *options))
-        self._port = self.front.port
+        await asyncio.to_thread(self.server.start)
 
     async def kill_clickhouse(self) -> None:
         """SIGKILL."""
-        await self.front.kill()
+        await asyncio.to_thread(self.server.kill)
 
     async def commit(self, *, days: int = 1, rows: int = ROWS) -> None:
         """One batch more, whose rows lie on so many days; returns when it is committed."""
@@ -82,34 +89,62 @@ class FaultySite:
 
     async def close(self) -> None:
         await self.direct.close()
+        await self.kill_clickhouse()
+
+
+class FrontedSite(FaultySite):
+    """With the front instead of a server, for faults within ClickHouse."""
+
+    user = User()
+    front: RunningFront
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._path = path
+        self._fronts = contextlib.AsyncExitStack()
+
+    async def start_clickhouse(self) -> None:
+        started = clickhouse_front(self._path, "--port", str(self.port))
+        self.front = await self._fronts.enter_async_context(started)
+
+    async def kill_clickhouse(self) -> None:
+        await self.front.kill()
         await self._fronts.aclose()
 
 
 @contextlib.asynccontextmanager
-async def faulty_site(path: Path, *options: str, **tcp: Any) -> AsyncIterator[FaultySite]:
-    """A site whose table is empty; short timeouts, so that what hangs is soon given up."""
-    site = FaultySite(path / "engine")
-    await site.start_clickhouse(*options)
-    async with TcpProxy("127.0.0.1", site.front.port) as proxy:
+async def at_work(site: Site, *, schema_interval: float = 0.2, **tcp: Any) -> AsyncIterator[Site]:
+    """The site with an empty table; short timeouts, so that what hangs is soon given up."""
+    await site.start_clickhouse()
+    async with TcpProxy("127.0.0.1", site.port) as proxy:
         site.proxy = proxy
-        site.direct = TcpSink(TcpConfig((site.front.endpoint,), tls=None))
-        await apply(site.direct, SchemaOptions(DATABASE))
-        for statement in (
-            f"CREATE TABLE {DATABASE}.by_node (node String, total UInt64) ENGINE = SummingMergeTree "
-            "ORDER BY node SETTINGS non_replicated_deduplication_window = 1000",
-            f"CREATE MATERIALIZED VIEW {DATABASE}.to_by_node TO {DATABASE}.by_node AS "
-            f"SELECT localNode AS node, sum(bytes) AS total FROM {DATABASE}.network_flows_0 GROUP BY node",
-        ):
-            await site.direct.query(statement)
-        config = TcpConfig(
-            (f"{proxy.host}:{proxy.port}",),
-            tls=None,
-            **{"request_timeout": 2.0, "silence": 1.0, "dial_timeout": 1.0, **tcp},
-        )
-        site.running = Running(quick(DATABASE), TcpSink(config))
-        await site.running.inserter.wait_schema()
+        site.direct = TcpSink(TcpConfig((f"127.0.0.1:{site.port}",), tls=None))
         try:
-            yield site
+            await make_table_and_view(site.direct)
+            config = TcpConfig(
+                (f"{proxy.host}:{proxy.port}",),
+                tls=None,
+                username=site.user.name,
+                password=site.user.password,
+                **{"request_timeout": 2.0, "silence": 1.0, "dial_timeout": 1.0, **tcp},
+            )
+            site.running = Running(quick(DATABASE, schema_interval=schema_interval), TcpSink(config))
+            await site.running.inserter.wait_schema()
+            try:
+                yield site
+            finally:
+                await site.running.end()
         finally:
-            await site.running.end()
             await site.close()
+
+
+async def make_table_and_view(sink: TcpSink) -> None:
+    """The table, and a view on it that sums bytes by node."""
+    await apply(sink, SchemaOptions(DATABASE))
+    for statement in (
+        f"CREATE TABLE {DATABASE}.by_node (node String, total UInt64) ENGINE = SummingMergeTree "
+        "ORDER BY node SETTINGS non_replicated_deduplication_window = 1000",
+        f"CREATE MATERIALIZED VIEW {DATABASE}.to_by_node TO {DATABASE}.by_node AS "
+        f"SELECT localNode AS node, sum(bytes) AS total FROM {DATABASE}.network_flows_0 GROUP BY node",
+    ):
+        await sink.query(statement)

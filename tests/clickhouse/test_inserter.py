@@ -1,4 +1,4 @@
-"""The inserter through the front over the real engine: every block once, whatever fails in between."""
+"""The inserter and a server, or the front where a fault is wanted: every block once, whatever fails."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from kubenetmon.metrics import catalogue
 from kubenetmon.metrics.registry import Metrics
 from kubenetmon.readiness import Readiness
 from tests.beds.clickhouse_front import RunningFront
+from tests.beds.clickhouse_server import ClickHouseServer
 from tests.clickhouse.conftest import make_block
 
 pytestmark = [pytest.mark.chdb, pytest.mark.asyncio(loop_scope="module")]
@@ -260,25 +261,24 @@ async def test_what_may_be_there_is_not_dropped(
 
 
 async def test_a_profile_that_switches_deduplication_off_changes_nothing(
-    front: RunningFront, running: Running
+    server: ClickHouseServer, remote_table: TableSchema
 ) -> None:
     """ClickHouse 26's `deduplicate_insert` wins over `insert_deduplicate`, which alone would double."""
+    config = TcpConfig((server.endpoint,), tls=None, username="forgetful", password="forgets")
+    running = Running(quick(remote_table.database), TcpSink(config))
     table = await running.inserter.wait_schema()
-    await running.sink.query("SET deduplicate_insert = 'disable'")
-    try:
-        for _ in range(2):
-            await running.commit("ours")
-        assert await running.total() == 10
-        for _ in range(2):
-            only = {"insert_deduplicate": 1, "async_insert": 0}
-            await running.sink.insert(table.database, table.table, make_block(table, 10), "control", only)
-        assert await running.total() == 30
-    finally:
-        await running.sink.query("SET deduplicate_insert = 'enable'")
+    for _ in range(2):
+        await running.commit("ours")
+    assert await running.total() == 10
+    for _ in range(2):
+        only = {"insert_deduplicate": 1, "async_insert": 0}
+        await running.sink.insert(table.database, table.table, make_block(table, 10), "control", only)
+    assert await running.total() == 30
+    await running.end()
 
 
 async def test_servers_that_share_no_memory_of_tokens_are_named(
-    front: RunningFront, config: TcpConfig, remote_table: TableSchema
+    config: TcpConfig, remote_table: TableSchema
 ) -> None:
     several = replace(config, endpoints=(*config.endpoints, "127.0.0.1:1"))
     running = Running(quick(remote_table.database), TcpSink(several))
@@ -312,14 +312,16 @@ async def test_one_batch_that_is_refused_does_not_stop_the_others(
     assert await running.total() == 60
 
 
-async def test_wrong_credentials_at_start_are_a_reason_not_an_exit(front: RunningFront) -> None:
-    running = Running(quick("default"), TcpSink(TcpConfig((front.endpoint,), tls=None, password="wrong")))
+async def test_wrong_credentials_at_start_are_a_reason_not_an_exit(server: ClickHouseServer) -> None:
+    config = TcpConfig((server.endpoint,), tls=None, username="forgetful", password="wrong")
+    running = Running(quick("default"), TcpSink(config))
     await running.until("clickhouse_credentials_dir")
+    assert "516 (AUTHENTICATION_FAILED)" in running.detail()
     assert not running.readiness.ready
     await running.end()
 
 
-async def test_a_table_missing_at_start_is_waited_for(front: RunningFront, config: TcpConfig) -> None:
+async def test_a_table_missing_at_start_is_waited_for(config: TcpConfig) -> None:
     running = Running(quick("made_later"), TcpSink(config))
     await running.until("kubenetmon schema apply")
     assert running.metrics.value(catalogue.EXACTLY_ONCE) == 0
@@ -369,7 +371,7 @@ async def test_stop_hands_back_what_waits_and_what_is_held(
         await running.end()
 
 
-async def test_stop_releases_who_waits_for_the_table(front: RunningFront, config: TcpConfig) -> None:
+async def test_stop_releases_who_waits_for_the_table(config: TcpConfig) -> None:
     running = Running(quick("nothing_there"), TcpSink(config))
     waiting = asyncio.create_task(running.inserter.wait_schema())
     await running.until("kubenetmon schema apply")
