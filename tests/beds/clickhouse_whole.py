@@ -18,6 +18,7 @@ import json
 import os
 import sys
 import threading
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from tests.beds.replication import Keeper
 __all__ = ["WholeServer", "cluster", "missing"]
 
 CLUSTER = "main"
+_DDL, _DDL_REPLICAS = "/clickhouse/task_queue/ddl", "/clickhouse/task_queue/replicas"
 _FLUSH = "SYSTEM FLUSH ASYNC INSERT QUEUE"
 
 
@@ -61,7 +63,7 @@ class WholeServer(ClickHouseServer):
             self.config += (
                 f"<zookeeper><node><host>127.0.0.1</host><port>{keeper.port}</port></node>"
                 "<session_timeout_ms>4000</session_timeout_ms></zookeeper>"
-                "<distributed_ddl><path>/clickhouse/task_queue/ddl</path></distributed_ddl>"
+                f"<distributed_ddl><path>{_DDL}</path></distributed_ddl>"
             )
         self._with_keeper = keeper is not None
 
@@ -113,6 +115,9 @@ class _Parts(threading.Thread):
         self._directory = directory
         self._wanted = json.loads((directory / "whole.json").read_text())
         self.before, self.after = directory / "before", directory / "after"
+        self._engine = Engine(library())
+        self._engine.lend_identity(uuid.uuid5(uuid.NAMESPACE_URL, directory.as_uri()))
+        self._engine.lend_interserver(self._wanted["interserver"])
         for pipe in (self.before, self.after):
             pipe.unlink(missing_ok=True)
             os.mkfifo(pipe)
@@ -120,14 +125,12 @@ class _Parts(threading.Thread):
     def run(self) -> None:
         try:
             with self.before.open("wb"):  # the engine reads it: there is a context, and nothing listens yet
-                engine = Engine(library())
-                engine.lend_queue()
-                engine.lend_interserver(self._wanted["interserver"])
+                self._engine.lend_queue()
                 if self._wanted["keeper"]:
-                    engine.lend_ddl_worker("/clickhouse/task_queue/ddl", "/clickhouse/task_queue/replicas")
+                    self._engine.lend_ddl_worker(_DDL, _DDL_REPLICAS)
             with self.after.open("wb"):
                 asyncio.run(self._flush())
-                engine.take_queue_back()
+                self._engine.take_queue_back()
         except BaseException as error:  # noqa: BLE001 - half a server is none
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             os._exit(1)
