@@ -75,6 +75,12 @@ def _missing_image() -> str | None:
     return None
 
 
+def _missing_whole() -> str | None:
+    from tests.beds.engine_internals import missing
+
+    return missing()
+
+
 def _missing_keeper() -> str | None:
     from tests.beds.replication import missing
 
@@ -86,6 +92,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "apiserver": _missing_apiserver,
     "image": _missing_image,
     "chdb": _missing_chdb,
+    "whole": _missing_whole,
     "keeper": _missing_keeper,
     "promtool": _missing_promtool,
     "chromium": _missing_chromium,

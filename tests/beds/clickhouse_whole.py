@@ -24,15 +24,13 @@ from pathlib import Path
 
 from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from tests.beds.clickhouse_server import ClickHouseServer, User, library, serve
-from tests.beds.engine_internals import Engine, missing
+from tests.beds.engine_internals import Engine
 from tests.beds.ports import free_port
 from tests.beds.replication import Keeper
 
-__all__ = ["WholeServer", "cluster", "missing"]
-
 CLUSTER = "main"
 _DDL, _DDL_REPLICAS = "/clickhouse/task_queue/ddl", "/clickhouse/task_queue/replicas"
-_FLUSH = "SYSTEM FLUSH ASYNC INSERT QUEUE"
+FLUSH = "SYSTEM FLUSH ASYNC INSERT QUEUE"
 
 
 class WholeServer(ClickHouseServer):
@@ -145,7 +143,7 @@ class _Parts(threading.Thread):
         ended = asyncio.create_task(reader.read())
         while not ended.done():
             await asyncio.wait([ended], timeout=self._wanted["flush"] or None)
-            await sink.query(_FLUSH)
+            await sink.query(FLUSH)
         await sink.close()
 
 

@@ -108,9 +108,7 @@ class Engine:
         worker = self._new(_DDL_WORKER_SIZE)
         # (int threads, queue, replicas, context, configuration, its prefix, the Keeper's name, the logger's,
         # two metrics of which none is wanted); the context's reference is handed over.
-        construct = self._function(
-            _DDL_WORKER, None, ctypes.c_void_p, ctypes.c_int, *[ctypes.c_void_p] * 10
-        )
+        construct = self._function(_DDL_WORKER, None, ctypes.c_void_p, ctypes.c_int, *[ctypes.c_void_p] * 10)
         self._words(control + 8, self._read(control + 8, 1)[0] + 1)
         texts = [self._kept(text) for text in (queue, replicas, "distributed_ddl", "default", "DDLWorker")]
         construct(worker, 1, texts[0], texts[1], context, control, None, *texts[2:], None, None)
