@@ -106,7 +106,7 @@ def cluster(directory: Path, keeper: Keeper, shards: Sequence[int], flush: float
 
 
 class _Parts(threading.Thread):
-    """Puts the server together once the engine's first statement runs; takes it apart before its last ends."""
+    """Puts the server together when the engine's first statement runs, and takes it apart before its end."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(daemon=True)

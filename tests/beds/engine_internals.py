@@ -1,22 +1,22 @@
 """What only the server's own main gives a ClickHouse, given to the one in this process by its own functions.
 
-The library that chdb brings contains a server's parts without the few lines that assemble them: the worker of
-`ON CLUSTER` statements (DDLWorker) is there with its constructor, since the Replicated database engine derives
-from it; so is the handler by which replicas fetch each other's parts, under a name that is not asked for; of
-the queue of asynchronous inserts everything is there but its constructor and the thread that calls for a
-flush. This module calls the first, redirects to the second and writes down the third as its constructor
+The library that chdb brings contains a server's parts without the few lines that assemble them: the worker
+of `ON CLUSTER` statements (DDLWorker) is there with its constructor, since the Replicated database engine
+derives from it; so is the handler by which replicas fetch each other's parts, under a name that is not asked
+for; of the queue of asynchronous inserts everything is there but its constructor and the thread that calls
+for a flush. This module calls the first, redirects to the second and writes down the third as its constructor
 would; whoever has the queue has to flush it (`SYSTEM FLUSH ASYNC INSERT QUEUE` does).
 
 Where these functions and members lie was read from the library's machine code and holds for one build of it:
 with another, `Engine` raises `LookupError` before it touches anything. To find them again: functions by the
-texts in them (each text's reference in the code, then the function that surrounds it in .eh_frame_hdr), virtual
-ones by the type's name, members by the functions that read them. Objects are laid out as libc++ does:
+texts in them (each text's reference in the code, then the function that surrounds it in .eh_frame_hdr),
+virtual ones by the type's name, members by the functions that read them. Objects are laid out as libc++ does:
 a shared_ptr is two pointers and goes in two registers, for it is built as trivially relocatable; a string of
 up to 22 bytes lies in place, with its length in the last of 24.
 
-An `Engine` belongs to the process whose library it changes. `lend_interserver` and `lend_identity` come before
-the engine is started, for tables are loaded with it; the rest while a statement runs, for only then there is a
-context. Nothing it makes is ever freed.
+An `Engine` belongs to the process whose library it changes. `lend_interserver` and `lend_identity` come
+before the engine is started, for tables are loaded with it; the rest while a statement runs, for only then
+there is a context. Nothing it makes is ever freed.
 """
 
 from __future__ import annotations

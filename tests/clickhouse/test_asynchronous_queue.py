@@ -75,7 +75,7 @@ class Queue:
 
     async def until_waiting(self, count: int) -> None:
         async with asyncio.timeout(30):
-            while await self.waiting() < count:
+            while await self.waiting() < count:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.02)
 
     async def flushes(self) -> list[int]:
