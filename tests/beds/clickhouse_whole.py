@@ -8,7 +8,8 @@ replicas, not for the queue alone.
 
 A server's own thread flushes the queue 50 to 200 ms after the first insert of a batch; here a thread of the
 process asks for it by SQL, each `flush` seconds. With `flush` 0 nobody does: then whoever started the server
-says when (`SYSTEM FLUSH ASYNC INSERT QUEUE`), or a batch reaches a limit of the engine's own.
+says when (`SYSTEM FLUSH ASYNC INSERT QUEUE`), or an insert reaches a limit of the engine's own, of which the
+settings async_insert_busy_timeout_* are two.
 """
 
 from __future__ import annotations

@@ -13,19 +13,26 @@ from pathlib import Path
 import pytest
 
 from kubenetmon.clickhouse import probe
+from kubenetmon.clickhouse.insert_settings import insert_settings
 from kubenetmon.clickhouse.inserter import CommitOutcome
 from kubenetmon.clickhouse.schema import SchemaOptions, apply, read_table
 from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.metrics import catalogue
+from tests.beds.clickhouse_server import User
 from tests.beds.clickhouse_whole import FLUSH, WholeServer
 from tests.beds.proxy import TcpProxy
+from tests.clickhouse.conftest import make_block
 from tests.clickhouse.test_inserter import Running, quick
 
 pytestmark = [pytest.mark.chdb, pytest.mark.whole]
 
 ROWS = 10
 FLOWS = "default.flows"
+# Else an insert that comes late enough after the one before is itself a reason to flush.
+PATIENT = User(
+    profile={"async_insert_busy_timeout_min_ms": 600_000, "async_insert_busy_timeout_max_ms": 600_000}
+)
 
 
 class Queue:
@@ -53,18 +60,20 @@ class Queue:
     async def flushing(self, often: float = 0.05) -> AsyncIterator[None]:
         """Do in between what a server's own thread does."""
 
+        over = asyncio.Event()
+
         async def work() -> None:
-            while True:
+            while not over.is_set():
                 await self.control.query(FLUSH)
-                await asyncio.sleep(often)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(over.wait(), often)
 
         task = asyncio.create_task(work())
         try:
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            over.set()  # and no flush of ours is under way after this
+            await task
 
     async def waiting(self) -> int:
         """How many inserts are in the queue."""
@@ -113,7 +122,7 @@ def opened() -> Opened:
 
 @pytest.fixture(scope="module")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WholeServer]:
-    server = WholeServer(tmp_path_factory.mktemp("queue"), flush=0)
+    server = WholeServer(tmp_path_factory.mktemp("queue"), users=[PATIENT], flush=0)
     try:
         server.start()
         yield server
@@ -132,13 +141,44 @@ async def queue(shared_server: WholeServer, opened: Opened) -> AsyncIterator[Que
 @pytest.fixture
 async def mortal(tmp_path: Path, opened: Opened) -> AsyncIterator[Queue]:
     """A server of the test's own."""
-    server = WholeServer(tmp_path / "server", flush=0)
+    server = WholeServer(tmp_path / "server", users=[PATIENT], flush=0)
     try:
         await asyncio.to_thread(server.start)
         async with opened(server) as queue:
             yield queue
     finally:
         server.kill()
+
+
+class Mixer:
+    """Sends batches seen and unseen, each of a size of its own, some at once; knows what should be there."""
+
+    def __init__(self, sink: TcpSink, table: TableSchema) -> None:
+        self._sink, self._table = sink, table
+        self._chance = random.Random(7)
+        self._sent: list[int] = []
+        self.expected = 0
+
+    def start(self) -> list[asyncio.Task[None]]:
+        """One to four inserts under way, of which some repeat one of the last few."""
+        tasks = []
+        for _ in range(1 + self._chance.randrange(4)):
+            number = (
+                self._chance.choice(self._sent[-6:]) if self._sent and self._chance.random() < 0.5 else -1
+            )
+            if number < 0:
+                number = len(self._sent)
+                self._sent.append(number)
+                self.expected += 1 + number % 7
+            tasks.append(asyncio.create_task(self._insert(number)))
+        return tasks
+
+    async def _insert(self, number: int) -> None:
+        table, token = self._table, f"mixed-{number}"
+        settings = insert_settings(table, token, {}, asynchronous=True)
+        await self._sink.insert(
+            table.database, table.table, make_block(table, 1 + number % 7), token, settings
+        )
 
 
 def pending(running: Running, tokens: list[str]) -> list[asyncio.Task[CommitOutcome]]:
@@ -185,6 +225,17 @@ async def test_a_token_twice_in_one_flush_counts_once(queue: Queue) -> None:
     assert await queue.total() == 3 * ROWS
 
 
+async def test_flushes_of_seen_and_unseen_batches_add_the_unseen_alone(queue: Queue) -> None:
+    await queue.inserter()
+    mixer = Mixer(queue.control, await read_table(queue.control, "default", "flows"))
+    for step in range(60):
+        inserts = mixer.start()
+        await queue.until_waiting(len(inserts))
+        await queue.control.query(FLUSH)
+        await asyncio.gather(*inserts)
+        assert await queue.total() == mixer.expected, step
+
+
 async def test_a_view_on_the_table_counts_once_too(queue: Queue) -> None:
     await apply(queue.control, SchemaOptions(table="flows"))
     for statement in (
@@ -211,7 +262,7 @@ async def test_a_table_without_memory_is_refused_by_the_probe(queue: Queue) -> N
     await queue.control.query(f"ALTER TABLE {FLOWS} MODIFY SETTING non_replicated_deduplication_window = 0")
     table: TableSchema = await read_table(queue.control, "default", "flows")
     async with queue.flushing():
-        assert "stored 4 times" in await probe.refusal(queue.control, table)
+        assert "was stored 3 times" in await probe.refusal(queue.control, table)
 
 
 async def test_killed_before_the_flush_loses_nothing(mortal: Queue) -> None:
