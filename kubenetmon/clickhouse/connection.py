@@ -8,8 +8,8 @@ Beyond that deadline every packet read and every piece written has a limit of it
 Facts on asynch 0.4.0 that this goes around: `execute()` of an INSERT reads one packet after the data, so that
 an exception behind a Progress, Log or ProfileEvents packet looks like success; its deadlines use
 asyncio.wait_for, which in Python 3.11 may swallow a cancellation; its zstd needs a package of its own (so
-frames are made and unpacked by `frames`). A question goes out with no setting that its caller does not name: a
-user whose profile says `readonly = 1` may change none.
+frames are made and unpacked by `frames`). A question goes out with no setting that its caller does not name:
+a user whose profile says `readonly = 1` may change none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A ClickHouse server for tests: the native protocol in front of the real engine, with faults on demand.
+"""The native protocol in front of the real engine, with faults on demand: what no server does when told to.
+
+A fault at a named step of an insert, an exception behind other packets, TLS, inserts that are forgotten; for
+all else there is a real server (`clickhouse_server`), whose refusals this one does not know.
 
 Run as `python -m tests.beds.clickhouse_front --path DIR …`: it prints `{"port": …}` and then obeys JSON lines
 on its input, answering each with one line. Speaks revision 54453 to any native client: hello, ping, queries,
@@ -48,6 +51,8 @@ HELLO, DATA, EXCEPTION, PROGRESS, PONG, END_OF_STREAM, LOG, TABLE_COLUMNS, PROFI
 INSERT = re.compile(
     r"\s*INSERT\s+INTO\s+(?:TABLE\s+)?(?P<table>[^\s(]+(?:\.[^\s(]+)?)\s*(?P<columns>\(.*?\))?", re.I | re.S
 )
+_NAME = re.compile(r"\.? \([A-Z][A-Z0-9_]+\)\s*$")
+"""What the engine adds to its words and a server does not say."""
 RETURNS_ROWS = ("SELECT", "WITH", "SHOW", "DESCRIBE", "DESC", "EXISTS", "EXPLAIN")
 Scanned = TypeVar("Scanned")
 
@@ -430,7 +435,7 @@ class Session:
     async def _send_exception(self, error: EngineError) -> None:
         await self._send(
             _varint(EXCEPTION) + struct.pack("<i", error.code) + _string("DB::Exception")
-            + _string(str(error)) + _string("") + b"\0"
+            + _string(_NAME.sub("", str(error))) + _string("") + b"\0"
         )  # fmt: skip
 
     async def _send_block(

@@ -2,11 +2,11 @@
 
 The library that chdb brings contains clickhouse-local, whose `SYSTEM START LISTEN TCP` opens a server's own
 listener: handshake, settings, packets, users, quotas and error codes are ClickHouse's. Run as `python -m
-tests.beds.clickhouse_server DIRECTORY` it reads `config.xml` there as a server does, keeps its data in `data`,
-writes `server.log`, and serves until its standard input ends: so it ends with whoever started it.
+tests.beds.clickhouse_server DIRECTORY` it reads `config.xml` there as a server does, keeps its data in
+`data`, writes `server.log`, and serves until its standard input ends: so it ends with whoever started it.
 
 A `ClickHouseServer` owns a directory, a port and at most one process; it starts none when made. `start`
-returns once the port answers; `stop` ends the process in order, `kill` as SIGKILL does; each may follow the
+returns once it listens; `stop` ends the process in order, `kill` as SIGKILL does; each may follow the
 other for ever, on the same data and port. Calls block for up to a second: coroutines use `asyncio.to_thread`
 where that matters.
 
@@ -20,11 +20,10 @@ import contextlib
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -54,18 +53,29 @@ class User:
 
 
 class ClickHouseServer:
-    """One server on a directory; `config` is what else its configuration has, in XML."""
+    """One server on a directory; `config` is what else its configuration has, in XML.
+
+    `within` makes the command line that runs another in a network namespace.
+    """
 
     module = "tests.beds.clickhouse_server"
     """What is run as the process."""
 
-    def __init__(self, directory: Path, *, users: Sequence[User] = (), config: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        users: Sequence[User] = (),
+        config: str = "",
+        within: Callable[[Sequence[str]], list[str]] = list,
+    ) -> None:
         self.directory = directory
         self.port = free_port()
         self.users = list(users)
         """Beside `default`; take effect with the next start."""
         self.config = config
         """Takes effect with the next start."""
+        self._within = within
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -89,22 +99,28 @@ class ClickHouseServer:
         return (self.directory / "server.log").read_text("utf-8", "replace")
 
     def start(self) -> None:
-        """Return once the port answers."""
+        """Return once it listens."""
         assert self._process is None, "it runs already"
         self._write_configuration()
         with (self.directory / "output").open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self.module, str(self.directory)],
+                self._within([sys.executable, "-m", self.module, str(self.directory)]),
                 stdin=subprocess.PIPE, stdout=output, stderr=output, cwd=_ROOT,
             )  # fmt: skip
         deadline = time.monotonic() + _PATIENCE
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
+        while not self._listens():
             said = (self.directory / "output").read_text("utf-8", "replace")
             assert self._process.poll() is None, said
             assert time.monotonic() < deadline, said
             time.sleep(0.02)
+
+    def _listens(self) -> bool:
+        """By the table of the process's own network namespace."""
+        try:
+            sockets = Path(f"/proc/{self.pid}/net/tcp").read_text()
+        except OSError:
+            return False
+        return f" 0100007F:{self.port:04X} 00000000:0000 0A " in sockets
 
     def stop(self) -> None:
         """End in order, if it runs."""

@@ -10,18 +10,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+from kubenetmon.clickhouse import schema
+from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
+from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from kubenetmon.demo import plan, processes, scenario
 from kubenetmon.demo.actors import Actors
 from kubenetmon.demo.processes import Intervals, Role
 from kubenetmon.demo.run import wait_until_quiet
 from kubenetmon.demo.world import FlowCount, World
+from tests.beds.clickhouse_server import ClickHouseServer, User
 from tests.beds.dual_stack import DualStack, pod_address
+from tests.beds.grants import documented
 from tests.beds.identity import assert_balanced
 
 Movement = tuple[str, str, str, str, str]
@@ -30,8 +35,15 @@ Movement = tuple[str, str, str, str, str]
 BY_MOVEMENT = """
 SELECT localNode, toString(localIPv4), toString(remoteIPv4), proto, toString(direction),
        sum(bytes), sum(packets)
-FROM default.network_flows_0 WHERE {which} GROUP BY ALL
+FROM {database}.network_flows_0 WHERE {which} GROUP BY ALL
 """
+
+DATABASE = "flows"
+"""The table's, on a server."""
+METERING = User("metering", "of rows & <bytes>", grants=documented("metering"))
+"""Whom our server inserts as there."""
+
+T = TypeVar("T")
 
 
 class MeteredWorld:
@@ -45,7 +57,9 @@ class MeteredWorld:
         offloads: bool = True,
         state: bool = False,
         ipv6: bool = False,
+        clickhouse: bool = False,
     ) -> None:
+        """With `clickhouse` rows go to a server of ClickHouse's beside ours, else to an engine in it."""
         self.directory = directory
         self.database = directory / "clickhouse"
         self._intervals = intervals or Intervals()
@@ -56,7 +70,13 @@ class MeteredWorld:
         self.actors = Actors()
         self.agents: dict[str, Role] = {}
         self.server: Role | None = None
+        self.clickhouse: ClickHouseServer | None = None
         self._config = processes.write_server_files(directory, f"chdb:{self.database}")
+        if clickhouse:
+            self.clickhouse = ClickHouseServer(
+                self.database, users=[METERING], within=self.world.server.command
+            )
+            self._use(self.clickhouse)
         self.dual_stack: DualStack | None = None
         if ipv6:
             try:
@@ -79,10 +99,29 @@ class MeteredWorld:
         for role in (*self.agents.values(), self.server):
             if role is not None:
                 role.kill()
+        if self.clickhouse is not None:
+            self.clickhouse.kill()
         self.world.close()
+
+    def _use(self, clickhouse: ClickHouseServer) -> None:
+        """Write what our server needs to know of it."""
+        for name, content in (("username", METERING.name), ("password", METERING.password)):
+            (self.directory / name).write_text(content)
+        lines = self._config.read_text().splitlines()
+        lines = [line for line in lines if not line.startswith("clickhouse_endpoint")]
+        lines += [
+            f"clickhouse_endpoint: {clickhouse.endpoint}",
+            "clickhouse_disable_tls: true",
+            f"clickhouse_credentials_dir: {self.directory}",
+            f"clickhouse_database: {DATABASE}",
+        ]
+        self._config.write_text("\n".join(lines) + "\n")
 
     def start(self) -> None:
         """Server and agents, ready."""
+        if self.clickhouse is not None:
+            self.clickhouse.start()
+            self._with_sink(lambda sink: schema.apply(sink, schema.SchemaOptions(DATABASE)))
         self.start_server()
         for node in plan.NODES:
             self.start_agent(node.name)
@@ -158,26 +197,36 @@ class MeteredWorld:
 
     def ask(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a query."""
+        return self._with_sink(lambda sink: sink.query(sql))
 
-        async def query() -> list[tuple[Any, ...]]:
-            sink = EmbeddedSink(self.database)
+    def _with_sink(self, work: Callable[[Sink], Coroutine[Any, Any, T]]) -> T:
+        """What that returns, given the server as its user `default`, or the engine once ours has ended."""
+
+        async def inside() -> T:
+            endpoint = self.clickhouse.endpoint if self.clickhouse else ""
+            sink: Sink = (
+                TcpSink(TcpConfig((endpoint,), tls=None)) if endpoint else EmbeddedSink(self.database)
+            )
             try:
-                return await sink.query(sql)
+                return await work(sink)
             finally:
                 await sink.close()
 
-        return asyncio.run(query())
+        if self.clickhouse is not None:
+            return self.world.server.call(lambda: asyncio.run(inside()))
+        return asyncio.run(inside())
 
     def stored(self) -> tuple[Counter[Movement], Counter[Movement]]:
         """Bytes and packets in ClickHouse by movement."""
         sizes: Counter[Movement] = Counter()
         packets: Counter[Movement] = Counter()
-        statements = [BY_MOVEMENT.format(which="1")]
+        database = "default" if self.clickhouse is None else DATABASE
+        statements = [BY_MOVEMENT.format(database=database, which="1")]
         if self.dual_stack is not None:
             is_ipv6 = "localIPv6 != toIPv6('::')"
             statements = [
-                BY_MOVEMENT.format(which=f"NOT ({is_ipv6})"),
-                BY_MOVEMENT.format(which=is_ipv6).replace("IPv4", "IPv6"),
+                BY_MOVEMENT.format(database=database, which=f"NOT ({is_ipv6})"),
+                BY_MOVEMENT.format(database=database, which=is_ipv6).replace("IPv4", "IPv6"),
             ]
         for *key, size, count in (row for statement in statements for row in self.ask(statement)):
             movement = (key[0], key[1], key[2], key[3].lower(), key[4])

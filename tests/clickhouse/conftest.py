@@ -24,7 +24,7 @@ from tests.beds.clickhouse_server import ClickHouseServer, User, clickhouse_serv
 ORIGINAL_DDL = (Path(__file__).resolve().parents[1] / "data" / "network_flows_0.sql").read_text()
 INSERT_SETTINGS = {"insert_deduplicate": 1, "async_insert": 0}
 OTHER_SERVER = os.environ.get("KUBENETMON_TEST_CLICKHOUSE", "")
-"""host:port of a server of another version, for the tests that take `config` and need no faults."""
+"""host:port of a server of another version, for tests that take `config` and neither `front` nor `server`."""
 USERS = [
     User("forgetful", "forgets", profile={"deduplicate_insert": "disable"}),
     User("ann", "first"),
@@ -93,8 +93,10 @@ def config(request: pytest.FixtureRequest) -> TcpConfig:
     """How to reach the front in a test that asks for it, and in all others a server."""
     if "front" in request.fixturenames:
         endpoint = request.getfixturevalue("shared_front").endpoint
+    elif OTHER_SERVER and "server" not in request.fixturenames:
+        endpoint = OTHER_SERVER
     else:
-        endpoint = OTHER_SERVER or request.getfixturevalue("server").endpoint
+        endpoint = request.getfixturevalue("server").endpoint
     return TcpConfig((endpoint,), tls=None, request_timeout=20, dial_timeout=5)
 
 

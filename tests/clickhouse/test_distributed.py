@@ -1,9 +1,8 @@
-"""A Distributed table of the real engine over two shards: every batch whole on one of them, once."""
+"""A Distributed table over two shards, three real servers: every batch whole on one shard, once."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from kubenetmon.clickhouse.inserter import CommitOutcome
 from kubenetmon.clickhouse.schema import SchemaOptions, apply, ddl
 from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from kubenetmon.metrics import catalogue
-from tests.beds.clickhouse_front import RunningFront, clickhouse_front
+from tests.beds.clickhouse_server import ClickHouseServer
+from tests.beds.proxy import TcpProxy
 from tests.clickhouse.test_inserter import Running, quick
 
 pytestmark = pytest.mark.chdb
@@ -22,23 +22,38 @@ ROWS = 10
 
 
 class Cluster:
-    """Two shards, and a server that knows them and holds the Distributed table."""
+    """Two shards, and a server that knows them and holds the Distributed table; a proxy before each."""
 
-    def __init__(self, directory: Path, fronts: contextlib.AsyncExitStack) -> None:
-        self._directory, self._fronts = directory, fronts
-        self.shards: list[RunningFront] = []
-        self.entry: RunningFront
+    def __init__(self, directory: Path) -> None:
+        self.shards = [ClickHouseServer(directory / name) for name in ("shard-1", "shard-2")]
+        self.entry = ClickHouseServer(directory / "entry")
+        self.before_shards = [TcpProxy("127.0.0.1", shard.port) for shard in self.shards]
+        self.before_entry = TcpProxy("127.0.0.1", self.entry.port)
         self.running: Running
 
+    @property
+    def proxies(self) -> list[TcpProxy]:
+        """All of them."""
+        return [self.before_entry, *self.before_shards]
+
     async def start(self) -> None:
-        for name in ("shard-1", "shard-2"):
-            self.shards.append(await self._front(name))
-            await self._made(self.shards[-1])
-        await self._start_entry("main")
-        await self._made(self.entry)  # as `schema apply --cluster` leaves it on every server
-        sink = TcpSink(TcpConfig((self.entry.endpoint,), tls=None, request_timeout=10, silence=5))
+        for proxy in self.proxies:
+            await proxy.start()
+        self._name_cluster("main")
+        servers = (*self.shards, self.entry)
+        await asyncio.gather(*(asyncio.to_thread(server.start) for server in servers))
+        for server in servers:
+            await self._made(server)  # as `schema apply --cluster` leaves it on every server
+        endpoint = f"127.0.0.1:{self.before_entry.port}"
+        sink = TcpSink(TcpConfig((endpoint,), tls=None, request_timeout=10, silence=5))
         self.running = Running(quick("default", table="flows"), sink)
         await self.make_distributed("flows", "main")
+
+    async def end(self) -> None:
+        for proxy in self.proxies:
+            await proxy.stop()
+        for server in (*self.shards, self.entry):
+            server.kill()
 
     async def make_distributed(self, table: str, cluster: str) -> None:
         """One over the cluster that is written so."""
@@ -47,35 +62,24 @@ class Cluster:
         statement = statement.replace(".`flows`", f".`{table}`").replace("'main'", f"'{cluster}'")
         await self.running.sink.query(statement)
 
-    async def _start_entry(self, cluster: str, port: int = 0) -> None:
-        """The server that knows the shards as the cluster of that name."""
+    def _name_cluster(self, name: str) -> None:
+        """What the entry, once started again, knows the shards as."""
         shards = "".join(
-            f"<shard><replica><host>127.0.0.1</host><port>{shard.port}</port></replica></shard>"
-            for shard in self.shards
+            f"<shard><replica><host>127.0.0.1</host><port>{proxy.port}</port></replica></shard>"
+            for proxy in self.before_shards
         )
-        config = self._directory / "cluster.xml"
-        config.write_text(
-            f"<clickhouse><remote_servers><{cluster}>{shards}</{cluster}></remote_servers>"
-            f"<macros><cluster>{cluster}</cluster></macros></clickhouse>"
+        self.entry.config = (
+            f"<remote_servers><{name}>{shards}</{name}></remote_servers>"
+            f"<macros><cluster>{name}</cluster></macros>"
         )
-        self.entry = await self._front("entry", "--engine-config", str(config), "--port", str(port))
 
     async def restart_entry(self, cluster: str) -> None:
         """SIGKILL, and back on the same port, where the cluster has that name."""
-        await self.entry.kill()
-        await self._start_entry(cluster, self.entry.port)
+        self._name_cluster(cluster)
+        await restart(self.entry)
 
-    async def _front(self, name: str, *options: str) -> RunningFront:
-        return await self._fronts.enter_async_context(clickhouse_front(self._directory / name, *options))
-
-    async def restart(self, number: int) -> None:
-        """SIGKILL, and back on the same port."""
-        port = self.shards[number].port
-        await self.shards[number].kill()
-        self.shards[number] = await self._front(f"shard-{number + 1}", "--port", str(port))
-
-    async def _made(self, front: RunningFront) -> None:
-        sink = TcpSink(TcpConfig((front.endpoint,), tls=None))
+    async def _made(self, server: ClickHouseServer) -> None:
+        sink = TcpSink(TcpConfig((server.endpoint,), tls=None))
         await apply(sink, SchemaOptions(table="flows_local"))
         await sink.close()
 
@@ -88,14 +92,28 @@ class Cluster:
             await sink.close()
         return found
 
+    async def until_sum(self, bytes_: int) -> None:
+        """Until the shards hold so many bytes."""
+        async with asyncio.timeout(30):
+            while sum(await self.sums()) < bytes_:  # noqa: ASYNC110 - it has to be asked
+                await asyncio.sleep(0.01)
+
+
+async def restart(server: ClickHouseServer) -> None:
+    """SIGKILL, and back on the same port."""
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.start)
+
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    async with contextlib.AsyncExitStack() as fronts:
-        cluster = Cluster(tmp_path, fronts)
+    cluster = Cluster(tmp_path)
+    try:
         await cluster.start()
         yield cluster
         await cluster.running.end()
+    finally:
+        await cluster.end()
 
 
 async def test_every_batch_lies_whole_on_one_shard_once(cluster: Cluster) -> None:
@@ -138,10 +156,15 @@ async def test_a_cluster_that_is_not_known_is_said_and_nothing_goes_there(cluste
 
 async def test_answers_lost_on_either_side_do_not_double(cluster: Cluster) -> None:
     await cluster.running.inserter.wait_schema()
-    await cluster.entry.fault("after_commit", "drop", kind="insert", times=3)
-    for shard in cluster.shards:
-        await shard.fault("after_commit", "drop", kind="insert", times=2)
-    await asyncio.gather(*(cluster.running.commit(f"batch-{number}", ROWS) for number in range(6)))
+    for proxy in cluster.proxies:
+        proxy.to_client.delay = 0.5  # so long an answer lies in the proxy
+    batches = [asyncio.create_task(cluster.running.commit(f"batch-{number}", ROWS)) for number in range(6)]
+    for committed, proxy in enumerate(cluster.proxies, 1):
+        await cluster.until_sum(committed * ROWS)
+        await proxy.cut()
+    for proxy in cluster.proxies:
+        proxy.heal()
+    assert set(await asyncio.gather(*batches)) == {CommitOutcome.COMMITTED}
     assert cluster.running.metrics.value(catalogue.INSERT_RETRIES) >= 3
     assert sum(await cluster.sums()) == 6 * ROWS
 
@@ -150,26 +173,37 @@ async def test_a_shard_that_is_away_does_not_stop_the_other(cluster: Cluster) ->
     """One insert at a time: what is for the shard that is away steps aside."""
     one_by_one = Running(quick("default", table="flows", workers=1), cluster.running.sink)
     await one_by_one.inserter.wait_schema()
-    await cluster.shards[0].kill()
+    await asyncio.to_thread(cluster.shards[0].kill)
     first, second = (  # by the shard of their tokens
         [asyncio.create_task(one_by_one.commit(f"batch-{number}", ROWS)) for number in numbers]
         for numbers in (range(4), range(4, 8))
     )
     assert set(await asyncio.wait_for(asyncio.gather(*second), 40)) == {CommitOutcome.COMMITTED}
     assert not any(batch.done() for batch in first)
-    await cluster.restart(0)
+    await asyncio.to_thread(cluster.shards[0].start)
     assert set(await asyncio.gather(*first)) == {CommitOutcome.COMMITTED}
     assert await cluster.sums() == [4 * ROWS, 4 * ROWS]
     await one_by_one.end()
 
 
-async def test_a_shard_killed_while_it_inserts(cluster: Cluster) -> None:
+@pytest.mark.parametrize("committed", [False, True], ids=["before its rows are there", "after"])
+async def test_shards_killed_while_they_insert(cluster: Cluster, committed: bool) -> None:
     await cluster.running.inserter.wait_schema()
-    for shard in cluster.shards:
-        await shard.fault("before_commit", "stall", kind="insert", times=0)
+    for proxy in cluster.before_shards:
+        if committed:
+            proxy.to_client.delay = 0.5
+        else:
+            proxy.to_upstream.stall()
     batches = [asyncio.create_task(cluster.running.commit(f"batch-{number}", ROWS)) for number in range(4)]
-    await asyncio.sleep(0.3)
-    for number in range(2):
-        await cluster.restart(number)
+    if committed:
+        await cluster.until_sum(ROWS)
+    else:
+        await asyncio.sleep(0.3)
+    for shard, proxy in zip(cluster.shards, cluster.before_shards, strict=True):
+        await asyncio.to_thread(shard.kill)
+        await proxy.cut()
+        proxy.heal()
+        await asyncio.to_thread(shard.start)
     assert set(await asyncio.gather(*batches)) == {CommitOutcome.COMMITTED}
+    assert cluster.running.metrics.value(catalogue.INSERT_RETRIES) >= 1
     assert sum(await cluster.sums()) == 4 * ROWS

@@ -231,10 +231,10 @@ async def test_a_server_killed_when_it_has_committed_and_not_yet_answered(tmp_pa
 
 async def test_a_server_that_stands_still_is_given_up_and_goes_on(site: FaultySite) -> None:
     await site.commit()
-    batches = [asyncio.create_task(site.commit(rows=20_000)) for _ in range(3)]
+    batches = [asyncio.create_task(site.commit(rows=ROWS)) for _ in range(3)]
     await asyncio.sleep(0.02)
     site.server.stand_still(True)
-    waiting = asyncio.create_task(site.commit(rows=20_000))
+    waiting = asyncio.create_task(site.commit(rows=ROWS))
     await site.running.until("trying again")
     assert not waiting.done()
     site.server.stand_still(False)

@@ -1,4 +1,4 @@
-"""Batches older than the table's memory of tokens, on the real engine: the table itself is asked."""
+"""Batches older than the table's memory of tokens, the table itself is asked."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from kubenetmon.clickhouse.block import Block, Coded, Column, Constant, Values, 
 from kubenetmon.clickhouse.evidence import Tracer
 from kubenetmon.clickhouse.inserter import CommitOutcome, Inserter, InserterConfig
 from kubenetmon.clickhouse.schema import SchemaOptions, apply
-from kubenetmon.clickhouse.sinks import ClickHouseUnreachableError
+from kubenetmon.clickhouse.sinks import ClickHouseUnreachableError, Sink
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
+from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
+from tests.beds.clickhouse_server import ClickHouseServer
 
 pytestmark = pytest.mark.chdb
 
@@ -27,10 +29,23 @@ HOUR_AGO = int(time.time()) // 60 * 60 - 3600
 ROWS = 40
 
 
+@pytest.fixture(params=["embedded", "server"])
+async def engine(
+    engine: EmbeddedSink, server: ClickHouseServer, request: pytest.FixtureRequest
+) -> AsyncIterator[Sink]:
+    """Each test with the engine in this process, without IPv6, and with a server over TCP, with it."""
+    if request.param == "embedded":
+        yield engine
+        return
+    sink = TcpSink(TcpConfig((server.endpoint,), tls=None))
+    yield sink
+    await sink.close()
+
+
 class Rig:
     """An inserter on a table of its own; its blocks are of one node and minute."""
 
-    def __init__(self, engine: EmbeddedSink, database: str, **options: Any) -> None:
+    def __init__(self, engine: Sink, database: str, **options: Any) -> None:
         self.engine, self.database = engine, database
         self.metrics, self.readiness = Metrics(catalogue.SERVER_METRICS), Readiness()
         config = InserterConfig(database, "network_flows_0", schema_interval=0.1, **options)
@@ -83,16 +98,15 @@ def a_report(table: TableSchema, first_port: int, seconds: int, node: str = "nod
 SUM = sum(range(100, 100 + ROWS))
 
 
-@pytest.fixture(params=[False, True], ids=["ipv4", "ipv6"])
-async def rig(
-    engine: EmbeddedSink, database: str, request: pytest.FixtureRequest
-) -> AsyncIterator[Callable[..., Any]]:
+@pytest.fixture
+async def rig(engine: Sink, database: str) -> AsyncIterator[Callable[..., Any]]:
     """Makes a table that remembers the tokens of two blocks, and an inserter on it."""
     made: list[Rig] = []
 
     async def make(window: int = 2, **options: Any) -> Rig:
         if not made:
-            await apply(engine, SchemaOptions(database, ipv6=request.param, deduplication_window=2))
+            ipv6 = isinstance(engine, TcpSink)
+            await apply(engine, SchemaOptions(database, ipv6=ipv6, deduplication_window=2))
             if window != 2:
                 await engine.query(
                     f"ALTER TABLE {database}.network_flows_0 "

@@ -1,16 +1,20 @@
-"""The table: printed, applied, checked and read, on the real engine."""
+"""The table: printed, applied, checked and read, on the embedded engine and on a server."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
 
 import pytest
 
 from kubenetmon.clickhouse.columns import COLUMNS, IPV6_COLUMNS
 from kubenetmon.clickhouse.schema import SchemaOptions, _extensions, apply, check, ddl, read_table
+from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
+from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from kubenetmon.clickhouse.table import Deduplication, Partition, TableSchema
 from kubenetmon.errors import ConfigurationError, SchemaError
+from tests.beds.clickhouse_server import ClickHouseServer
 from tests.clickhouse.conftest import original_ddl
 
 pytestmark = pytest.mark.chdb
@@ -25,7 +29,20 @@ TABLE = (
 )
 
 
-async def test_our_table_is_the_originals_and_a_window(engine: EmbeddedSink, database: str) -> None:
+@pytest.fixture(params=["embedded", "server"])
+async def engine(
+    engine: EmbeddedSink, server: ClickHouseServer, request: pytest.FixtureRequest
+) -> AsyncIterator[Sink]:
+    """Each test with the engine in this process and with a server over TCP."""
+    if request.param == "embedded":
+        yield engine
+        return
+    sink = TcpSink(TcpConfig((server.endpoint,), tls=None))
+    yield sink
+    await sink.close()
+
+
+async def test_our_table_is_the_originals_and_a_window(engine: Sink, database: str) -> None:
     await engine.query(original_ddl(database, "original"))
     await apply(engine, SchemaOptions(database, "ours"))
     for question in (DESCRIPTION, TABLE):
@@ -35,7 +52,7 @@ async def test_our_table_is_the_originals_and_a_window(engine: EmbeddedSink, dat
     assert (await read_table(engine, database, "ours")).deduplication.blocks == 100_000
 
 
-async def test_what_is_printed_makes_the_table(engine: EmbeddedSink, database: str) -> None:
+async def test_what_is_printed_makes_the_table(engine: Sink, database: str) -> None:
     options = SchemaOptions(database, "printed", ipv6=True, ttl_days=7, deduplication_window=123)
     await engine.query(ddl(options).removesuffix(";\n"))
     assert await check(engine, options) == []
@@ -54,7 +71,7 @@ def test_ddl_without_ttl_and_on_a_cluster() -> None:
     assert "ENGINE = Distributed('c', 'd', 't_local', cityHash64(localNode))" in text
 
 
-async def test_the_original_table_is_extended_once(engine: EmbeddedSink, database: str) -> None:
+async def test_the_original_table_is_extended_once(engine: Sink, database: str) -> None:
     options = SchemaOptions(database, ipv6=True)
     await engine.query(original_ddl(database))
     problems = await check(engine, options)
@@ -68,7 +85,7 @@ async def test_the_original_table_is_extended_once(engine: EmbeddedSink, databas
     assert [row[0] for row in columns if row[0].endswith("IPv6") and row[3]] == ["localIPv6", "remoteIPv6"]
 
 
-async def test_apply_keeps_rows_columns_and_a_longer_window(engine: EmbeddedSink, database: str) -> None:
+async def test_apply_keeps_rows_columns_and_a_longer_window(engine: Sink, database: str) -> None:
     await engine.query(original_ddl(database))
     table = f"{database}.network_flows_0"
     await engine.query(f"ALTER TABLE {table} ADD COLUMN own String DEFAULT 'mine'")
@@ -79,9 +96,7 @@ async def test_apply_keeps_rows_columns_and_a_longer_window(engine: EmbeddedSink
     assert (await read_table(engine, database, "network_flows_0")).deduplication.blocks == 500_000
 
 
-async def test_whatever_is_applied_in_whatever_order_nothing_is_lost(
-    engine: EmbeddedSink, database: str
-) -> None:
+async def test_whatever_is_applied_in_whatever_order_nothing_is_lost(engine: Sink, database: str) -> None:
     """A walk over the options: rows, columns, window and days only ever grow, and the second time is idle."""
     chance = random.Random(4)
     table = f"{database}.network_flows_0"
@@ -113,7 +128,7 @@ async def test_whatever_is_applied_in_whatever_order_nothing_is_lost(
     assert len(columns) == 37
 
 
-async def test_a_missing_column_is_named_and_added(engine: EmbeddedSink, database: str) -> None:
+async def test_a_missing_column_is_named_and_added(engine: Sink, database: str) -> None:
     await engine.query(
         f"CREATE TABLE {database}.short (date Date, bytes UInt64) ENGINE = SummingMergeTree ORDER BY date"
     )
@@ -128,12 +143,12 @@ async def test_a_missing_column_is_named_and_added(engine: EmbeddedSink, databas
     assert in_key == [(33,)]
 
 
-async def test_an_unknown_table_says_what_to_run(engine: EmbeddedSink, database: str) -> None:
+async def test_an_unknown_table_says_what_to_run(engine: Sink, database: str) -> None:
     with pytest.raises(SchemaError, match=r"does not exist.*kubenetmon schema apply"):
         await read_table(engine, database, "nothing")
 
 
-async def test_a_column_of_an_unusable_type_is_named(engine: EmbeddedSink, database: str) -> None:
+async def test_a_column_of_an_unusable_type_is_named(engine: Sink, database: str) -> None:
     statement = original_ddl(database).replace(
         "bytes                  UInt64", "bytes                  UInt16"
     )
@@ -142,14 +157,14 @@ async def test_a_column_of_an_unusable_type_is_named(engine: EmbeddedSink, datab
         await read_table(engine, database, "network_flows_0")
 
 
-async def test_addresses_outside_the_sorting_key_are_not_used(engine: EmbeddedSink, database: str) -> None:
+async def test_addresses_outside_the_sorting_key_are_not_used(engine: Sink, database: str) -> None:
     await engine.query(original_ddl(database))
     added = ", ".join(f"ADD COLUMN {column.name} IPv6" for column in IPV6_COLUMNS)
     await engine.query(f"ALTER TABLE {database}.network_flows_0 {added}")
     assert not (await read_table(engine, database, "network_flows_0")).has_ipv6
 
 
-async def test_computed_columns_are_not_written(engine: EmbeddedSink, database: str) -> None:
+async def test_computed_columns_are_not_written(engine: Sink, database: str) -> None:
     await engine.query(original_ddl(database))
     table = f"{database}.network_flows_0"
     await engine.query(f"ALTER TABLE {table} ADD COLUMN gigabytes Float64 MATERIALIZED bytes / 1e9, "
@@ -159,7 +174,7 @@ async def test_computed_columns_are_not_written(engine: EmbeddedSink, database: 
     )
 
 
-async def test_a_view_on_the_table_counts_too(engine: EmbeddedSink, database: str) -> None:
+async def test_a_view_on_the_table_counts_too(engine: Sink, database: str) -> None:
     await apply(engine, SchemaOptions(database))
     await engine.query(
         f"CREATE TABLE {database}.daily (day Date, b UInt64) ENGINE = SummingMergeTree ORDER BY day"
@@ -178,7 +193,7 @@ async def test_a_view_on_the_table_counts_too(engine: EmbeddedSink, database: st
     assert await check(engine, SchemaOptions(database)) == []
 
 
-async def test_views_on_what_views_fill_count_too(engine: EmbeddedSink, database: str) -> None:
+async def test_views_on_what_views_fill_count_too(engine: Sink, database: str) -> None:
     """Behind a Null table, which keeps nothing, there are tables that do."""
     await apply(engine, SchemaOptions(database))
     for table, kind in (("passing", "Null"), ("last", "MergeTree ORDER BY b")):
@@ -196,7 +211,7 @@ async def test_views_on_what_views_fill_count_too(engine: EmbeddedSink, database
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["a target each", "one target"])
-async def test_more_views_than_are_looked_at_are_said(engine: EmbeddedSink, database: str, own: bool) -> None:
+async def test_more_views_than_are_looked_at_are_said(engine: Sink, database: str, own: bool) -> None:
     await apply(engine, SchemaOptions(database))
     storage = "ENGINE = MergeTree ORDER BY b SETTINGS non_replicated_deduplication_window = 100000"
     await engine.query(f"CREATE TABLE {database}.target (b UInt64) {storage}")
@@ -217,7 +232,7 @@ async def test_more_views_than_are_looked_at_are_said(engine: EmbeddedSink, data
     assert table.deduplication.blocks == 100_000
 
 
-async def test_names_are_quoted(engine: EmbeddedSink) -> None:
+async def test_names_are_quoted(engine: Sink) -> None:
     options = SchemaOptions("da`ta ba'se", "ta\\ble;--")
     try:
         assert len(await apply(engine, options)) == 2
@@ -234,11 +249,11 @@ def test_impossible_options_are_refused(options: dict[str, object]) -> None:
         SchemaOptions(**options)  # type: ignore[arg-type]
 
 
-async def kept_days(engine: EmbeddedSink, database: str) -> int | None:
+async def kept_days(engine: Sink, database: str) -> int | None:
     return (await read_table(engine, database, "network_flows_0")).ttl_days
 
 
-async def test_rows_are_kept_longer_but_never_shorter(engine: EmbeddedSink, database: str) -> None:
+async def test_rows_are_kept_longer_but_never_shorter(engine: Sink, database: str) -> None:
     await engine.query(original_ddl(database))
     await apply(engine, SchemaOptions(database))
     assert await kept_days(engine, database) == 90
@@ -256,7 +271,7 @@ async def test_rows_are_kept_longer_but_never_shorter(engine: EmbeddedSink, data
     assert await kept_days(engine, database) is None
 
 
-async def test_the_disk_is_waited_for_where_wished(engine: EmbeddedSink, database: str) -> None:
+async def test_the_disk_is_waited_for_where_wished(engine: Sink, database: str) -> None:
     options = SchemaOptions(database, fsync=True)
     await engine.query(original_ddl(database))
     await apply(engine, SchemaOptions(database))
@@ -268,7 +283,7 @@ async def test_the_disk_is_waited_for_where_wished(engine: EmbeddedSink, databas
     assert (await read_table(engine, database, "new")).fsync
 
 
-async def test_the_window_grows_with_what_the_table_has_seen(engine: EmbeddedSink, database: str) -> None:
+async def test_the_window_grows_with_what_the_table_has_seen(engine: Sink, database: str) -> None:
     """Blocks number themselves: a partition that has taken many an hour asks for a longer memory."""
     options = SchemaOptions(database)
     await apply(engine, options)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kubenetmon.__main__ import main
-from tests.beds.clickhouse_front import RunningFront, clickhouse_front
+from tests.beds.clickhouse_server import clickhouse_server
 
 pytestmark = pytest.mark.chdb
 
@@ -19,13 +19,13 @@ OPTIONS = "--database flows --table bytes --ipv6 --fsync --ttl-days 30 --nodes 2
 async def test_it_prints_applies_and_checks_with_all_options(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with clickhouse_front(tmp_path) as front:
-        await prints_applies_and_checks(front, capsys)
+    with clickhouse_server(tmp_path) as server:
+        await prints_applies_and_checks(server.endpoint, capsys)
 
 
-async def prints_applies_and_checks(front: RunningFront, capsys: pytest.CaptureFixture[str]) -> None:
+async def prints_applies_and_checks(endpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     async def schema(action: str, options: str = OPTIONS) -> tuple[int, str]:
-        where = [f"clickhouse_endpoint={front.endpoint}", "clickhouse_disable_tls=true"]
+        where = [f"clickhouse_endpoint={endpoint}", "clickhouse_disable_tls=true"]
         arguments = [part for setting in where for part in ("--set", setting)] + shlex.split(options)
         code = await asyncio.to_thread(main, ["schema", action, *arguments])
         said = capsys.readouterr()

@@ -10,15 +10,18 @@ import pytest_asyncio
 
 from kubenetmon.clickhouse.failures import _MENDED_BY_AN_OPERATOR, advice
 from kubenetmon.clickhouse.frames import Compression
+from kubenetmon.clickhouse.inserter import CommitOutcome
 from kubenetmon.clickhouse.schema import SchemaOptions, apply, check, read_table
 from kubenetmon.clickhouse.sinks import ClickHouseError
 from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from kubenetmon.clickhouse.table import TableSchema
+from kubenetmon.metrics import catalogue
 from kubenetmon.report.flows import read_source
 from kubenetmon.report.questions import QUESTIONS, ask
 from kubenetmon.report.scope import Scope
 from tests.beds.clickhouse_server import ClickHouseServer, User, clickhouse_server
 from tests.clickhouse.conftest import DAY, INSERT_SETTINGS, make_block
+from tests.clickhouse.test_inserter import Running, quick
 
 pytestmark = [pytest.mark.chdb, pytest.mark.asyncio(loop_scope="module")]
 
@@ -35,6 +38,22 @@ USERS = [
     User("full", "q", quota=ONE_BYTE),
     User("frozen", "f", profile={"readonly": 1}),
 ]
+PROFILES: dict[str, dict[str, object]] = {
+    "log lines with every answer": {"send_logs_level": "trace"},
+    "progress without end": {"interactive_delay": 1, "max_block_size": 100},
+    "another zone": {"session_timezone": "Asia/Tokyo"},
+    "no dictionaries on the wire": {"low_cardinality_allow_in_native_format": 0},
+    "inserts put together": {"async_insert": 1, "wait_for_async_insert": 0},
+    "inserts in parts": {
+        "max_insert_block_size": 3,
+        "max_insert_threads": 8,
+        "min_insert_block_size_rows": 1,
+    },
+    "nothing summed at once": {"optimize_on_insert": 0},
+    "no token looked at": {"insert_deduplicate": 0, "deduplicate_insert": "disable"},
+    "another compression": {"network_compression_method": "ZSTD"},
+}
+USERS += [User(f"profile{number}", "p", profile=profile) for number, profile in enumerate(PROFILES.values())]
 Open = Callable[..., TcpSink]
 
 
@@ -124,6 +143,22 @@ async def test_refusals_say_what_mends_them(
     assert refused.value.code == code
     assert remedy in advice(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+async def test_a_profile_unlike_ours_changes_nothing(as_user: Open, table: TableSchema, profile: str) -> None:
+    sink = as_user(f"profile{list(PROFILES).index(profile)}")
+    running = Running(quick(table.database), sink)
+    assert replace(await running.inserter.wait_schema(), partitions=()) == replace(table, partitions=())
+    for token in ("one", "two", "one"):
+        assert await running.commit(token, 1000) is CommitOutcome.COMMITTED
+    assert await running.total() == 2000
+    days = await sink.query(
+        f"SELECT DISTINCT toUInt16(date), toUnixTimestamp(intervalStartTime) FROM {table}"
+    )
+    assert days == [(DAY, DAY * 86_400)]
+    assert running.metrics.value(catalogue.INSERT_RETRIES) == 0
+    await running.end()
 
 
 async def test_a_table_of_which_the_user_may_see_nothing_is_as_none(

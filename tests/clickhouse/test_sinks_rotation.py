@@ -18,6 +18,7 @@ from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.errors import ConfigurationError
 from kubenetmon.metrics import catalogue
 from tests.beds.clickhouse_front import RunningFront, clickhouse_front
+from tests.beds.clickhouse_server import ClickHouseServer
 from tests.clickhouse.conftest import INSERT_SETTINGS, make_block
 from tests.clickhouse.test_inserter import Running, quick
 
@@ -132,23 +133,20 @@ async def test_a_key_with_a_password_is_refused_and_asks_nobody(
         await TcpSink(TcpConfig(("127.0.0.1:1",), tls=tls)).ping()
 
 
-async def test_a_password_changed_in_the_mounted_secret_is_taken_up(tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.mkdir()
-    (secret / "username").write_text("ann")
-    (secret / "password").write_text("old")
-    async with clickhouse_front(tmp_path / "engine", "--user", "ann:new") as front:
-        sink = TcpSink(TcpConfig((front.endpoint,), tls=None, credentials_dir=str(secret)))
-        running = Running(quick("default"), sink)
-        await running.until("clickhouse_credentials_dir")
-        (secret / "password").write_text("new")
-        direct = TcpSink(TcpConfig((front.endpoint,), tls=None, username="ann", password="new"))
-        await apply(direct, SchemaOptions())
-        await direct.close()
-        assert await running.commit("first") is CommitOutcome.COMMITTED
-        assert running.metrics.value(catalogue.CLICKHOUSE_ERRORS, code="516") == 0  # no batch was tried
-        assert await running.total() == 10
-        await running.end()
+async def test_a_password_changed_in_the_mounted_secret_is_taken_up(
+    tmp_path: Path, server: ClickHouseServer
+) -> None:
+    (tmp_path / "username").write_text("ann")
+    (tmp_path / "password").write_text("old")
+    sink = TcpSink(TcpConfig((server.endpoint,), tls=None, credentials_dir=str(tmp_path)))
+    running = Running(quick("secret"), sink)
+    await running.until("clickhouse_credentials_dir")
+    (tmp_path / "password").write_text("first")
+    await apply(sink, SchemaOptions("secret"))
+    assert await running.commit("first") is CommitOutcome.COMMITTED
+    assert running.metrics.value(catalogue.CLICKHOUSE_ERRORS, code="516") == 0  # no batch was tried
+    assert await running.total() == 10
+    await running.end()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from kubenetmon.clickhouse.schema import SchemaOptions, ddl
 from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
-from tests.beds.clickhouse_front import clickhouse_front
+from tests.beds.clickhouse_server import clickhouse_server
 from tests.beds.server_process import PATIENCE, Server
 
 
@@ -78,8 +78,8 @@ def test_a_secret_that_cannot_be_read_is_a_reason_in_ready(tmp_path: Path) -> No
 async def test_a_table_that_does_not_fit_is_a_reason_in_ready(
     tmp_path: Path, statements: list[str], says: str
 ) -> None:
-    async with clickhouse_front(tmp_path / "engine") as front:
-        endpoint = f"127.0.0.1:{front.port}"
+    with clickhouse_server(tmp_path / "clickhouse") as clickhouse:
+        endpoint = clickhouse.endpoint
         sink = TcpSink(TcpConfig(endpoints=(endpoint,), tls=None))
         if statements:
             create = (

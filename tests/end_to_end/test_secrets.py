@@ -31,7 +31,7 @@ import yaml
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from kubenetmon.proto import FlowCollectorStub
-from tests.beds.clickhouse_front import clickhouse_front
+from tests.beds.clickhouse_server import User, clickhouse_server
 from tests.beds.ports import free_port
 from tests.beds.receiving import batch_message
 from tests.beds.server_process import PATIENCE, Server
@@ -190,12 +190,14 @@ async def go_through(server: Server, page: int, directory: Path, says: str) -> s
 
 @pytest.mark.chdb
 async def test_a_server_shows_no_secret_whatever_fails(tmp_path: Path) -> None:
-    async with clickhouse_front(tmp_path / "engine", "--user", "metering:another") as front:
-        with secured(tmp_path, front.endpoint, clickhouse_disable_tls=True) as (server, page, log):
-            shown = await go_through(server, page, tmp_path, "metering")
-            deadline = time.monotonic() + PATIENCE
-            while "cannot be read" not in log() and time.monotonic() < deadline:  # noqa: ASYNC110 - a process
-                await asyncio.sleep(0.2)
+    with (
+        clickhouse_server(tmp_path / "clickhouse", users=[User("metering", "another")]) as clickhouse,
+        secured(tmp_path, clickhouse.endpoint, clickhouse_disable_tls=True) as (server, page, log),
+    ):
+        shown = await go_through(server, page, tmp_path, "metering")
+        deadline = time.monotonic() + PATIENCE
+        while "cannot be read" not in log() and time.monotonic() < deadline:  # noqa: ASYNC110 - a process
+            await asyncio.sleep(0.2)
     assert "516" in shown
     said = log()
     assert "cannot be read" in said, "the ranges, through the proxy"

@@ -28,7 +28,7 @@ from kubenetmon.report.prices import read_prices
 from kubenetmon.report.questions import QUESTIONS, ask
 from kubenetmon.report.scope import Scope
 from kubenetmon.report.views import apply_views
-from tests.beds.clickhouse_front import clickhouse_front
+from tests.beds.clickhouse_server import clickhouse_server
 from tests.beds.known_traffic import World, make_world
 
 pytestmark = [pytest.mark.chdb, pytest.mark.timeout(240)]
@@ -137,8 +137,8 @@ async def test_a_directory_that_nobody_holds_is_opened(tmp_path: Path) -> None:
 
 
 async def test_every_answer_is_the_same_over_the_native_protocol(tmp_path: Path) -> None:
-    async with clickhouse_front(tmp_path) as front:
-        sink = TcpSink(TcpConfig((front.endpoint,), tls=None))
+    with clickhouse_server(tmp_path) as server:
+        sink = TcpSink(TcpConfig((server.endpoint,), tls=None))
         try:
             options = SchemaOptions(ipv6=True)
             await apply(sink, options)
