@@ -84,6 +84,12 @@ def _missing_nodes() -> str | None:
     return missing()
 
 
+def _missing_whole() -> str | None:
+    from tests.beds.engine_internals import missing
+
+    return missing()
+
+
 def _missing_keeper() -> str | None:
     from tests.beds.replication import missing
 
@@ -96,6 +102,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "image": _missing_image,
     "nodes": _missing_nodes,
     "chdb": _missing_chdb,
+    "whole": _missing_whole,
     "keeper": _missing_keeper,
     "promtool": _missing_promtool,
     "chromium": _missing_chromium,

@@ -94,8 +94,8 @@ class ServerConfig:
     clickhouse_async_insert: bool = _key(
         False,
         values.boolean,
-        "Asynchronous inserts, waited for: on ClickHouse 26.2 or newer, once a probe has shown that a "
-        "repeated token counts once; else synchronous",
+        "Asynchronous inserts, waited for: on ClickHouse 26.2 or newer and into no Distributed table, once a "
+        "probe has shown that a repeated token counts once; else synchronous",
     )
     clickhouse_insert_settings: tuple[tuple[str, str | int], ...] = _key(
         (),

@@ -58,6 +58,9 @@ class ClickHouseServer:
     `within` makes the command line that runs another in a network namespace.
     """
 
+    module = "tests.beds.clickhouse_server"
+    """What is run as the process."""
+
     def __init__(
         self,
         directory: Path,
@@ -101,7 +104,7 @@ class ClickHouseServer:
         self._write_configuration()
         with (self.directory / "output").open("ab") as output:
             self._process = subprocess.Popen(
-                self._within([sys.executable, "-m", "tests.beds.clickhouse_server", str(self.directory)]),
+                self._within([sys.executable, "-m", self.module, str(self.directory)]),
                 stdin=subprocess.PIPE, stdout=output, stderr=output, cwd=_ROOT,
             )  # fmt: skip
         deadline = time.monotonic() + _PATIENCE
@@ -185,20 +188,23 @@ def clickhouse_server(
         server.kill()
 
 
-def serve(directory: Path) -> None:
-    """Be the server, until the standard input ends."""
+def library() -> Path:
+    """The engine's, found without `import chdb`, which starts a server in /tmp to ask for its version."""
     found = importlib.util.find_spec("chdb")
     assert found is not None
     assert found.submodule_search_locations
-    # Not `import chdb`, which starts a server of its own in /tmp to ask for its version.
-    library = Path(found.submodule_search_locations[0]) / "_chdb.abi3.so"
-    spec = importlib.util.spec_from_file_location("_chdb", library)
+    return Path(found.submodule_search_locations[0]) / "_chdb.abi3.so"
+
+
+def serve(directory: Path, statements: Sequence[str] = _SERVE) -> None:
+    """Be the server, until the standard input ends."""
+    spec = importlib.util.spec_from_file_location("_chdb", library())
     assert spec is not None
     assert spec.loader is not None
     engine = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(engine)
     os.chdir(directory)
-    result = engine.query(";".join(_SERVE), "CSV", path=str(directory / "data"))
+    result = engine.query(";".join(statements), "CSV", path=str(directory / "data"))
     if result.has_error():
         raise SystemExit(result.error_message())
 
