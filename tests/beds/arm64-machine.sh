@@ -1,0 +1,182 @@
+#!/usr/bin/env bash
+# Run a command on a whole arm64 machine: a real arm64 Linux kernel under QEMU, on any Debian machine.
+#
+#   tests/beds/arm64-machine.sh [--embedded] COMMAND…
+#
+# The machine is Debian's kernel for clouds and a root of Debian's packages, with the Python packages of the lock
+# files (wheels for aarch64) and pytest; --embedded adds the embedded ClickHouse. This checkout lies there as
+# /root/kubenetmon, where COMMAND runs as root, with the shim compiled; the C test programs, with their sanitizers,
+# are in /root/native, where `make -C csrc BUILD=/root/native test` finds nothing left to compile. All is in memory:
+# nothing survives, there is no disk and no network but its own. What COMMAND prints is printed here as it comes.
+# Exit status: the command's; 125 when the machine ended without saying.
+#
+# Compiled here, by Debian's cross compiler (the same GCC), since emulated it takes twenty times as long. No arm64
+# program runs on this machine outside the emulated one: neither binfmt_misc nor root is needed, but that missing
+# packages are installed. What depends on the lock files alone is kept in ${XDG_CACHE_HOME:-~/.cache}/kubenetmon.
+#
+# KUBENETMON_ARM64_MEMORY: the machine's megabytes. KUBENETMON_ARM64_LIMIT: after how many seconds it is ended.
+set -euo pipefail
+
+embedded=
+[ "${1:-}" = --embedded ] && { embedded=yes; shift; }
+[ $# -ge 1 ] || { sed -n '2,/^set /s/^# \{0,1\}//p' "$0" | sed '$d'; exit 2; }
+checkout=$(cd "$(dirname "$0")/../.." && pwd)
+locks=$checkout/deploy/locks
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/kubenetmon/arm64-machine
+memory=${KUBENETMON_ARM64_MEMORY:-$([ -n "$embedded" ] && echo 5120 || echo 2048)}
+limit=${KUBENETMON_ARM64_LIMIT:-3600}
+# shellcheck source=tests/beds/apt.sh
+. "$checkout/tests/beds/apt.sh"
+
+say() { printf '[arm64 %4ds] %s\n' "$SECONDS" "$*"; }
+
+missing=
+for package in qemu-system-arm gcc-aarch64-linux-gnu cpio kmod make; do
+    [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing="$missing $package"
+done
+if [ -n "$missing" ]; then
+    say "installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # shellcheck disable=SC2086  # a list of words
+    apt-get install -y -qq --no-install-recommends $missing >/dev/null
+fi
+
+archive() { # DIRECTORY [FIND'S EXPRESSION]: what a kernel unpacks as its first root, everything root's
+    local directory=$1
+    shift
+    (cd "$directory" && find . "$@" -print0 | LC_ALL=C sort -z | cpio --null --create --quiet --format=newc --owner=0:0)
+}
+
+wheels() { # DIRECTORY ARGUMENTS…: install for aarch64 and Debian's Python, as locked
+    local directory=$1
+    shift
+    python3 -m pip install --quiet --disable-pip-version-check --require-hashes --target "$directory" \
+        --python-version 3.11 --implementation cp --platform manylinux_2_28_aarch64 \
+        --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 "$@" 2>&1 | grep -v '^WARNING: Location' || true
+    return "${PIPESTATUS[0]}"
+}
+
+make_base() { # DIRECTORY: kernel, root (to compile against) and root.cpio (to boot)
+    local base=$1 root=$1/root site=$1/root/usr/local/lib/python3.11/dist-packages package directory kernel
+    say "fetching Debian's packages for arm64"
+    mkdir -p "$root/usr" "$base/debs"
+    scratch_apt "$base/apt" deb arm64
+    kernel=$(apt-cache "${apt_options[@]}" depends linux-image-cloud-arm64 | sed -n 's/^ *Depends: //p' | head -n 1)
+    apt-get "${apt_options[@]}" install -y -qq --download-only \
+        bash busybox-static conntrack iproute2 iptables kmod libasan8 libc6-dev libmnl-dev \
+        libnetfilter-conntrack-dev libubsan1 make nftables procps python3-dev util-linux >/dev/null
+    # By itself: what it depends on makes a disk's boot loader and first root.
+    (cd "$base/debs" && apt-get "${apt_options[@]}" download -qq "$kernel")
+
+    say "laying out the root"
+    for directory in bin sbin lib; do
+        mkdir -p "$root/usr/$directory"
+        ln -s "usr/$directory" "$root/$directory"
+    done
+    for package in "$base"/apt/cache/archives/*.deb "$base"/debs/*.deb; do
+        dpkg-deb --fsys-tarfile "$package" | tar --extract --no-same-owner --keep-directory-symlink --directory "$root"
+    done
+    mv "$root"/boot/vmlinuz-* "$base/kernel"
+    depmod --basedir "$root" "${kernel#linux-image-}"
+    # What the packages' own scripts would have done, and is used.
+    for package in iptables ip6tables; do
+        for directory in '' -save -restore; do ln -sf xtables-nft-multi "$root/usr/sbin/$package$directory"; done
+    done
+    ln -s python3 "$root/usr/bin/python"
+    echo 'root:x:0:0:root:/root:/bin/bash' >"$root/etc/passwd"
+    echo 'root:x:0:' >"$root/etc/group"
+    echo '127.0.0.1 localhost arm64' >"$root/etc/hosts"
+    cp "$root/usr/share/base-files/nsswitch.conf" "$root/etc/nsswitch.conf" 2>/dev/null || true
+
+    say "installing Python packages for aarch64 as locked"
+    wheels "$site" --only-binary :all: --no-binary quantile-python --no-deps -r "$locks/runtime.lock"
+    wheels "$base/tests" --only-binary :all: -c "$locks/development.lock" \
+        hypothesis pytest pytest-asyncio pytest-timeout trustme grpcio
+    cp -an "$base/tests/." "$site/"
+    # Where this machine has the same Python, that it compiles here.
+    if python3 -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
+        python3 -m compileall -q -j 2 -s "$root" -p / "$root/usr/lib/python3.11" "$root/usr/lib/python3" >/dev/null || true
+    fi
+    archive "$root" \( -path './usr/include' -o -path './usr/share/doc' -o -path './usr/share/man' \
+        -o -path './usr/share/locale' -o -path './usr/share/javascript' -o -path './usr/share/perl*' \
+        -o -path './usr/lib/*/perl*' -o -path './boot' -o -path '*/dist-packages/*/tests' \) -prune -o \
+        ! -name '*.a' >"$base/root.cpio"
+    rm -rf "$base/apt" "$base/debs" "$base/tests"
+}
+
+# One directory for each state of what it is made of; older ones go.
+key=$(cat "$locks/runtime.lock" "$locks/development.lock" "$0" "$checkout/tests/beds/apt.sh" | sha256sum | cut -c1-16)
+base=$cache/$key
+mkdir -p "$cache"
+exec 9>"$cache/.lock"
+flock 9
+if [ ! -e "$base/.complete" ]; then
+    find "$cache" -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +
+    make_base "$base"
+    touch "$base/.complete"
+fi
+if [ -n "$embedded" ] && [ ! -e "$base/embedded.cpio" ]; then
+    say "adding the embedded ClickHouse (160 MB to fetch)"
+    wheels "$base/embedded/usr/local/lib/python3.11/dist-packages" --only-binary :all: -c "$locks/embedded.lock" chdb-core
+    archive "$base/embedded" >"$base/embedded.new"
+    mv "$base/embedded.new" "$base/embedded.cpio"
+    rm -rf "$base/embedded"
+fi
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+say "compiling for arm64"
+compile="aarch64-linux-gnu-gcc --sysroot=$base/root"
+mkdir -p "$scratch/root/kubenetmon" "$scratch/root/native" "$scratch/build"
+(cd "$checkout" && git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$scratch/root/kubenetmon" --)
+# The extension modules keep to Python's stable interface, so that any Python may lead their compilation.
+(cd "$scratch/root/kubenetmon" && env CC="$compile" LDSHARED="$compile -shared" CFLAGS="-I$base/root/usr/include/python3.11" \
+    python3 setup.py --quiet build_ext --inplace --build-temp "$scratch/build" >"$scratch/log" 2>&1) ||
+    { tail -n 30 "$scratch/log" >&2; exit 1; }
+programs=$(cd "$checkout/csrc/tests" && ls test_*.c)
+# shellcheck disable=SC2086  # a list of words
+make --silent --jobs 2 -C "$scratch/root/kubenetmon/csrc" BUILD="$scratch/root/native" GCC="$compile" CLANG=: \
+    WATCHDOG="-DWATCHDOG_PROGRAM='\"/root/native/watchdog\"'" \
+    $(printf "$scratch/root/native/%s " ${programs//.c/})
+
+cat >"$scratch/init" <<'END'
+#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /run /tmp
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sysfs /sys
+/bin/busybox mount -t devtmpfs devtmpfs /dev
+/bin/busybox mkdir -p /dev/shm /dev/pts
+/bin/busybox mount -t devpts devpts /dev/pts
+/bin/busybox mount -t tmpfs tmpfs /dev/shm
+/bin/busybox mount -t tmpfs tmpfs /run
+/bin/busybox ln -s /proc/self/fd /dev/fd
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 CI=true
+export PYTHONPATH=/root/kubenetmon TERM=dumb
+hostname arm64
+ip link set lo up
+cd /root/kubenetmon
+setsid /bin/busybox sh /root/command </dev/null
+echo "arm64-machine: status $?"
+/bin/busybox poweroff -f
+END
+chmod +x "$scratch/init"
+mkdir -p "$scratch/usr/local/bin"
+printf '#!/bin/sh\nexec python3 -m kubenetmon "$@"\n' >"$scratch/usr/local/bin/kubenetmon"
+chmod +x "$scratch/usr/local/bin/kubenetmon"
+{
+    echo "date --utc --set=@$(date +%s) >/dev/null"
+    printf '%q ' exec "$@"
+} >"$scratch/root/command"
+archive "$scratch" \( -path ./build -o -path ./log \) -prune -o >"$scratch/build/checkout.cpio"
+cat "$base/root.cpio" ${embedded:+"$base/embedded.cpio"} "$scratch/build/checkout.cpio" >"$scratch/build/initrd"
+flock --unlock 9
+
+say "booting $(basename "$base/root"/lib/modules/*) with $memory MB"
+timeout "$limit" qemu-system-aarch64 -machine virt -cpu neoverse-n1 -accel tcg,thread=multi -smp 2 -m "$memory" \
+    -kernel "$base/kernel" -initrd "$scratch/build/initrd" -append "console=ttyAMA0 quiet panic=-1" \
+    -nodefaults -no-reboot -display none -serial stdio </dev/null 2>&1 | sed -u 's/\r//g' | tee "$scratch/log" || true
+status=$(sed -n 's/^arm64-machine: status //p' "$scratch/log" | tail -n 1)
+[ -n "$status" ] || { say "the machine ended without saying how the command ended" >&2; exit 125; }
+say "ended"
+exit "$status"
