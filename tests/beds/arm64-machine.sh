@@ -64,8 +64,8 @@ make_base() { # DIRECTORY: kernel, root (to compile against) and root.cpio (to b
     scratch_apt "$base/apt" deb arm64
     kernel=$(apt-cache "${apt_options[@]}" depends linux-image-cloud-arm64 | sed -n 's/^ *Depends: //p' | head -n 1)
     apt-get "${apt_options[@]}" install -y -qq --download-only \
-        bash busybox-static conntrack iproute2 iptables kmod libasan8 libc6-dev libmnl-dev \
-        libnetfilter-conntrack-dev libubsan1 make nftables procps python3-dev util-linux >/dev/null
+        bash busybox-static conntrack coreutils dash findutils grep iproute2 iptables kmod libasan8 libc6-dev \
+        libmnl-dev libnetfilter-conntrack-dev libubsan1 make nftables procps python3-dev sed util-linux >/dev/null
     # By itself: what it depends on makes a disk's boot loader and first root.
     (cd "$base/debs" && apt-get "${apt_options[@]}" download -qq "$kernel")
 
@@ -98,10 +98,10 @@ make_base() { # DIRECTORY: kernel, root (to compile against) and root.cpio (to b
     if python3 -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
         python3 -m compileall -q -j 2 -s "$root" -p / "$root/usr/lib/python3.11" "$root/usr/lib/python3" >/dev/null || true
     fi
-    archive "$root" \( -path './usr/include' -o -path './usr/share/doc' -o -path './usr/share/man' \
-        -o -path './usr/share/locale' -o -path './usr/share/javascript' -o -path './usr/share/perl*' \
-        -o -path './usr/lib/*/perl*' -o -path './boot' -o -path '*/dist-packages/*/tests' \) -prune -o \
-        ! -name '*.a' >"$base/root.cpio"
+    archive "$root" \( -path ./boot -o -path ./usr/include -o -path './usr/lib/linux-image*' -o -path '*/perl*' \
+        -o -path '*/kernel/fs' -o -path '*/kernel/sound' -o -path '*/kernel/drivers/[!n]*' \
+        -o -path './usr/share/[!b]*' -o -path '*/config-3.11-*' -o -path '*/dist-packages/*/tests' \) -prune -o \
+        ! -name '*.[acho]' ! -name '*.py[xi]' ! -name 'libperl*' >"$base/root.cpio"
     rm -rf "$base/apt" "$base/debs" "$base/tests"
 }
 
@@ -126,7 +126,7 @@ fi
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-say "compiling for arm64"
+say "compiling the shim for arm64"
 compile="aarch64-linux-gnu-gcc --sysroot=$base/root"
 mkdir -p "$scratch/root/kubenetmon" "$scratch/root/native" "$scratch/build"
 (cd "$checkout" && git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$scratch/root/kubenetmon" --)
@@ -134,11 +134,20 @@ mkdir -p "$scratch/root/kubenetmon" "$scratch/root/native" "$scratch/build"
 (cd "$scratch/root/kubenetmon" && env CC="$compile" LDSHARED="$compile -shared" CFLAGS="-I$base/root/usr/include/python3.11" \
     python3 setup.py --quiet build_ext --inplace --build-temp "$scratch/build" >"$scratch/log" 2>&1) ||
     { tail -n 30 "$scratch/log" >&2; exit 1; }
-programs=$(cd "$checkout/csrc/tests" && ls test_*.c)
-# shellcheck disable=SC2086  # a list of words
-make --silent --jobs 2 -C "$scratch/root/kubenetmon/csrc" BUILD="$scratch/root/native" GCC="$compile" CLANG=: \
-    WATCHDOG="-DWATCHDOG_PROGRAM='\"/root/native/watchdog\"'" \
-    $(printf "$scratch/root/native/%s " ${programs//.c/})
+native=$base/native-$(cat "$checkout"/csrc/Makefile "$checkout"/csrc/*.[ch] "$checkout"/csrc/*/*.[ch] | sha256sum | cut -c1-16)
+if [ ! -e "$native/.complete" ]; then
+    say "compiling the C tests for arm64, with sanitizers"
+    rm -rf "$base"/native-*
+    mkdir "$native"
+    programs=("$checkout"/csrc/tests/test_*.c)
+    programs=("${programs[@]##*/}")
+    programs=("${programs[@]/#/$native/}")
+    make --silent --jobs 2 -C "$checkout/csrc" BUILD="$native" GCC="$compile" CLANG=: \
+        WATCHDOG="-DWATCHDOG_PROGRAM='\"/root/native/watchdog\"'" "${programs[@]%.c}"
+    touch "$native/.complete"
+fi
+# Newer than the sources, whenever those were checked out.
+cp "$native"/* "$scratch/root/native/"
 
 cat >"$scratch/init" <<'END'
 #!/bin/busybox sh
