@@ -21,12 +21,11 @@ embedded=
 [ "${1:-}" = --embedded ] && { embedded=yes; shift; }
 [ $# -ge 1 ] || { sed -n '2,/^set /s/^# \{0,1\}//p' "$0" | sed '$d'; exit 2; }
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
-locks=$checkout/deploy/locks
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kubenetmon/arm64-machine
 memory=${KUBENETMON_ARM64_MEMORY:-$([ -n "$embedded" ] && echo 5120 || echo 2048)}
 limit=${KUBENETMON_ARM64_LIMIT:-3600}
-# shellcheck source=tests/beds/apt.sh
-. "$checkout/tests/beds/apt.sh"
+# shellcheck source=tests/beds/shared.sh
+. "$checkout/tests/beds/shared.sh"
 
 say() { printf '[arm64 %4ds] %s\n' "$SECONDS" "$*"; }
 
@@ -42,86 +41,16 @@ if [ -n "$missing" ]; then
     apt-get install -y -qq --no-install-recommends $missing >/dev/null
 fi
 
-archive() { # DIRECTORY [FIND'S EXPRESSION]: what a kernel unpacks as its first root, everything root's
-    local directory=$1
-    shift
-    (cd "$directory" && find . "$@" -print0 | LC_ALL=C sort -z | cpio --null --create --quiet --format=newc --owner=0:0)
-}
-
-wheels() { # DIRECTORY ARGUMENTS…: install for aarch64 and Debian's Python, as locked
-    local directory=$1
-    shift
-    python3 -m pip install --quiet --disable-pip-version-check --require-hashes --target "$directory" \
-        --python-version 3.11 --implementation cp --platform manylinux_2_28_aarch64 \
-        --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 "$@" 2>&1 | grep -v '^WARNING: Location' || true
-    return "${PIPESTATUS[0]}"
-}
-
-make_base() { # DIRECTORY: kernel, root (to compile against) and root.cpio (to boot)
-    local base=$1 root=$1/root site=$1/root/usr/local/lib/python3.11/dist-packages package directory kernel
-    say "fetching Debian's packages for arm64"
-    mkdir -p "$root/usr" "$base/debs"
-    scratch_apt "$base/apt" deb arm64
-    kernel=$(apt-cache "${apt_options[@]}" depends linux-image-cloud-arm64 | sed -n 's/^ *Depends: //p' | head -n 1)
-    apt-get "${apt_options[@]}" install -y -qq --download-only \
-        bash busybox-static conntrack coreutils dash findutils grep iproute2 iptables kmod libasan8 libc6-dev \
-        libmnl-dev libnetfilter-conntrack-dev libubsan1 make nftables procps python3-dev sed util-linux >/dev/null
-    # By itself: what it depends on makes a disk's boot loader and first root.
-    (cd "$base/debs" && apt-get "${apt_options[@]}" download -qq "$kernel")
-
-    say "laying out the root"
-    for directory in bin sbin lib; do
-        mkdir -p "$root/usr/$directory"
-        ln -s "usr/$directory" "$root/$directory"
-    done
-    for package in "$base"/apt/cache/archives/*.deb "$base"/debs/*.deb; do
-        dpkg-deb --fsys-tarfile "$package" | tar --extract --no-same-owner --keep-directory-symlink --directory "$root"
-    done
-    mv "$root"/boot/vmlinuz-* "$base/kernel"
-    depmod --basedir "$root" "${kernel#linux-image-}"
-    # What the packages' own scripts would have done, and is used.
-    for package in iptables ip6tables; do
-        for directory in '' -save -restore; do ln -sf xtables-nft-multi "$root/usr/sbin/$package$directory"; done
-    done
-    ln -s python3 "$root/usr/bin/python"
-    echo 'root:x:0:0:root:/root:/bin/bash' >"$root/etc/passwd"
-    echo 'root:x:0:' >"$root/etc/group"
-    echo '127.0.0.1 localhost arm64' >"$root/etc/hosts"
-    cp "$root/usr/share/base-files/nsswitch.conf" "$root/etc/nsswitch.conf" 2>/dev/null || true
-
-    say "installing Python packages for aarch64 as locked"
-    wheels "$site" --only-binary :all: --no-binary quantile-python --no-deps -r "$locks/runtime.lock"
-    wheels "$base/tests" --only-binary :all: -c "$locks/development.lock" \
-        hypothesis pytest pytest-asyncio pytest-timeout trustme grpcio
-    cp -an "$base/tests/." "$site/"
-    # Where this machine has the same Python, that it compiles here.
-    if python3 -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
-        python3 -m compileall -q -j 2 -s "$root" -p / "$root/usr/lib/python3.11" "$root/usr/lib/python3" >/dev/null || true
-    fi
-    archive "$root" \( -path ./boot -o -path ./usr/include -o -path './usr/lib/linux-image*' -o -path '*/perl*' \
-        -o -path '*/kernel/fs' -o -path '*/kernel/sound' -o -path '*/kernel/drivers/[!n]*' \
-        -o -path './usr/share/[!b]*' -o -path '*/config-3.11-*' -o -path '*/dist-packages/*/tests' \) -prune -o \
-        ! -name '*.[acho]' ! -name '*.py[xi]' ! -name 'libperl*' >"$base/root.cpio"
-    rm -rf "$base/apt" "$base/debs" "$base/tests"
-}
-
 # One directory for each state of what it is made of; older ones go.
-key=$(cat "$locks/runtime.lock" "$locks/development.lock" "$0" "$checkout/tests/beds/apt.sh" | sha256sum | cut -c1-16)
+key=$(cat "$checkout"/deploy/locks/{runtime,embedded,development}.lock "$checkout"/tests/beds/{arm64-base,shared}.sh | sha256sum | cut -c1-16)
 base=$cache/$key
 mkdir -p "$cache"
 exec 9>"$cache/.lock"
 flock 9
 if [ ! -e "$base/.complete" ]; then
     find "$cache" -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +
-    make_base "$base"
+    "$checkout/tests/beds/arm64-base.sh" "$base"
     touch "$base/.complete"
-fi
-if [ -n "$embedded" ] && [ ! -e "$base/embedded.cpio" ]; then
-    say "adding the embedded ClickHouse (160 MB to fetch)"
-    wheels "$base/embedded/usr/local/lib/python3.11/dist-packages" --only-binary :all: -c "$locks/embedded.lock" chdb-core
-    archive "$base/embedded" >"$base/embedded.new"
-    mv "$base/embedded.new" "$base/embedded.cpio"
-    rm -rf "$base/embedded"
 fi
 
 scratch=$(mktemp -d)
@@ -134,6 +63,9 @@ mkdir -p "$scratch/root/kubenetmon" "$scratch/root/native" "$scratch/build"
 (cd "$scratch/root/kubenetmon" && env CC="$compile" LDSHARED="$compile -shared" CFLAGS="-I$base/root/usr/include/python3.11" \
     python3 setup.py --quiet build_ext --inplace --build-temp "$scratch/build" >"$scratch/log" 2>&1) ||
     { tail -n 30 "$scratch/log" >&2; exit 1; }
+if python3 -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then # the machine's too
+    python3 -m compileall -q -s "$scratch" -p / "$scratch/root/kubenetmon/kubenetmon"
+fi
 native=$base/native-$(cat "$checkout"/csrc/Makefile "$checkout"/csrc/*.[ch] "$checkout"/csrc/*/*.[ch] | sha256sum | cut -c1-16)
 if [ ! -e "$native/.complete" ]; then
     say "compiling the C tests for arm64, with sanitizers"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# For scripts here to source: Debian's packages, without touching how this machine's apt is configured.
+# For scripts here to source: Debian's packages, without touching how this machine's apt is configured; first roots.
 
 debian_mirror() { # the one that this machine's apt uses
     local mirror
@@ -23,4 +23,10 @@ scratch_apt() { # DIRECTORY TYPE ARCHITECTURE: sets `apt_options`; of TYPE (deb,
                  -o "Dir::Cache=$directory/cache" -o "APT::Architecture=$3" -o "APT::Architectures::=$3"
                  -o APT::Install-Recommends=false -o APT::Sandbox::User=root -o Debug::NoLocking=true)
     apt-get "${apt_options[@]}" update -qq
+}
+
+archive() { # DIRECTORY [FIND'S EXPRESSION]: what a kernel unpacks as its first root, everything root's
+    local directory=$1
+    shift
+    (cd "$directory" && find . "$@" -print0 | LC_ALL=C sort -z | cpio --null --create --quiet --format=newc --owner=0:0)
 }
