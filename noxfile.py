@@ -161,8 +161,8 @@ def arm64(session: nox.Session) -> None:
 
     Arguments go to pytest in the place of tests/kernel, and then the demo is left out:
     `-- tests/kernel/test_conntrack_sums.py -k "by_protocol or dnat or zones"` is a small set. Timeouts are
-    longer than elsewhere; nothing else differs. Not part of `check`: emulated, Python takes some twenty times as
-    long, and the whole much of an hour (docs/decisions/0046).
+    longer than elsewhere; nothing else differs. Not part of `check`: emulated, Python takes some twenty times
+    as long, and the whole much of an hour (docs/decisions/0046).
     """
     patience = "LIMIT=timeout --verbose --signal=ABRT --kill-after=10 1200"
     native = ["make", "--silent", "-C", "csrc", "BUILD=/root/native", patience, "test"]
