@@ -168,7 +168,11 @@ def arm64(session: nox.Session) -> None:
     native = ["make", "--silent", "-C", "csrc", "BUILD=/root/native", patience, "test"]
     chosen = session.posargs or ["tests/kernel"]
     pytest = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=1200", "-v", *chosen]
-    steps = [native, pytest] + ([] if session.posargs else [["kubenetmon", "demo", "--seconds", "5"]])
+    steps = [native, pytest] + (
+        []
+        if session.posargs
+        else [["env", "KUBENETMON_DEMO_PATIENCE=20", "kubenetmon", "demo", "--seconds", "5"]]
+    )
     machine = "tests/beds/arm64-machine.sh"
     options = [] if session.posargs else ["--embedded"]
     # Debian's kernel has connection tracking as modules: nobody loads them but who needs them.

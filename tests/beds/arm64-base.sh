@@ -6,7 +6,7 @@
 # DIRECTORY receives `kernel` (Debian's for clouds), `root` (to compile against: Debian's packages unpacked, with the
 # Python packages of the lock files and pytest), `root.cpio` (what of it is booted), and `embedded.cpio` (the embedded
 # ClickHouse). The packages' own scripts do not run: what they would have done, and is used, is done here. Needs
-# python3 with pip, cpio and kmod; no root, no binfmt_misc.
+# python3 with pip, binutils for arm64, cpio and kmod; no root, no binfmt_misc.
 set -euo pipefail
 
 base=$1
@@ -56,13 +56,14 @@ ln -s python3 "$root/usr/bin/python"
 echo 'root:x:0:0:root:/root:/bin/bash' >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
 echo '127.0.0.1 localhost arm64' >"$root/etc/hosts"
-cp "$root/usr/share/base-files/nsswitch.conf" "$root/etc/nsswitch.conf" 2>/dev/null || true
+printf 'passwd: files\nhosts: files\n' >"$root/etc/nsswitch.conf"
 
 say "installing Python packages for aarch64 as locked"
 wheels "$site" --only-binary :all: --no-binary quantile-python --no-deps -r "$locks/runtime.lock"
 wheels "$base/tests" --only-binary :all: -c "$locks/development.lock" \
     hypothesis pytest pytest-asyncio pytest-timeout trustme grpcio
 cp -an "$base/tests/." "$site/"
+find "$site" -name '*.so' ! -path '*.libs/*' -exec aarch64-linux-gnu-strip --strip-unneeded {} +
 # Where this machine has the same Python, that it compiles here.
 if python3 -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
     python3 -m compileall -q -j 2 -s "$root" -p / "$root/usr/lib/python3.11" "$root/usr/lib/python3" >/dev/null || true
