@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # What an arm64 machine of ours is made of, before this checkout: made once, where no arm64 program can run.
 #
-#   tests/beds/arm64-base.sh DIRECTORY
+#   tests/beds/arm64-base.sh DIRECTORY [embedded]
 #
 # DIRECTORY receives `kernel` (Debian's for clouds), `root` (to compile against: Debian's packages unpacked, with the
-# Python packages of the lock files and pytest), `root.cpio` (what of it is booted), and `embedded.cpio` (the embedded
-# ClickHouse). The packages' own scripts do not run: what they would have done, and is used, is done here. Needs
+# Python packages of the lock files and pytest) and `root.cpio` (what of it is booted); or, with `embedded`, beside
+# them `embedded.cpio`, the embedded ClickHouse. The packages' own scripts do not run: what they would have done, and is used, is done here. Needs
 # python3 with pip, binutils for arm64, cpio and kmod; no root, no binfmt_misc.
 set -euo pipefail
 
@@ -28,6 +28,16 @@ wheels() { # DIRECTORY ARGUMENTS…: install for aarch64 and Debian's Python, as
 
 root=$base/root
 site=$root/usr/local/lib/python3.11/dist-packages
+
+if [ "${2:-}" = embedded ]; then
+    say "installing the embedded ClickHouse (160 MB)"
+    wheels "$base/embedded/${site#"$root/"}" --only-binary :all: -c "$locks/embedded.lock" chdb-core
+    archive "$base/embedded" >"$base/embedded.new"
+    mv "$base/embedded.new" "$base/embedded.cpio"
+    rm -rf "$base/embedded"
+    exit
+fi
+
 say "fetching Debian's packages for arm64"
 mkdir -p "$root/usr" "$base/debs"
 scratch_apt "$base/apt" deb arm64
@@ -73,8 +83,3 @@ archive "$root" \( -path ./boot -o -path ./usr/include -o -path './usr/lib/linux
     -o -path './usr/share/[!b]*' -o -path '*/config-3.11-*' -o -path '*/dist-packages/*/tests' \) -prune -o \
     ! -name '*.[acho]' ! -name '*.py[xi]' ! -name 'libperl*' >"$base/root.cpio"
 rm -rf "$base/apt" "$base/debs" "$base/tests"
-
-say "installing the embedded ClickHouse (160 MB)"
-wheels "$base/embedded/${site#"$root/"}" --only-binary :all: -c "$locks/embedded.lock" chdb-core
-archive "$base/embedded" >"$base/embedded.cpio"
-rm -rf "$base/embedded"

@@ -23,7 +23,7 @@ embedded=
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kubenetmon/arm64-machine
 memory=${KUBENETMON_ARM64_MEMORY:-$([ -n "$embedded" ] && echo 5120 || echo 2048)}
-limit=${KUBENETMON_ARM64_LIMIT:-3600}
+limit=${KUBENETMON_ARM64_LIMIT:-7200}
 # shellcheck source=tests/beds/shared.sh
 . "$checkout/tests/beds/shared.sh"
 
@@ -52,6 +52,7 @@ if [ ! -e "$base/.complete" ]; then
     "$checkout/tests/beds/arm64-base.sh" "$base"
     touch "$base/.complete"
 fi
+[ -z "$embedded" ] || [ -e "$base/embedded.cpio" ] || "$checkout/tests/beds/arm64-base.sh" "$base" embedded
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -93,11 +94,12 @@ cat >"$scratch/init" <<'END'
 /bin/busybox mount -t tmpfs tmpfs /run
 /bin/busybox ln -s /proc/self/fd /dev/fd
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 CI=true
-export PYTHONPATH=/root/kubenetmon TERM=dumb
+export PYTHONPATH=/root/kubenetmon PYTHONUNBUFFERED=1 TERM=dumb
 hostname arm64
 ip link set lo up
 cd /root/kubenetmon
-setsid /bin/busybox sh /root/command </dev/null
+set -o pipefail
+setsid /bin/busybox sh /root/command </dev/null 2>&1 | cat # not a terminal
 echo "arm64-machine: status $?"
 /bin/busybox poweroff -f
 END
@@ -114,7 +116,7 @@ cat "$base/root.cpio" ${embedded:+"$base/embedded.cpio"} "$scratch/build/checkou
 flock --unlock 9
 
 say "booting $(basename "$base/root"/lib/modules/*) with $memory MB"
-timeout "$limit" qemu-system-aarch64 -machine virt -cpu neoverse-n1 -accel tcg,thread=multi -smp 2 -m "$memory" \
+timeout --foreground "$limit" qemu-system-aarch64 -machine virt -cpu neoverse-n1 -accel tcg,thread=multi -smp 2 -m "$memory" \
     -kernel "$base/kernel" -initrd "$scratch/build/initrd" -append "console=ttyAMA0 quiet panic=-1" \
     -nodefaults -no-reboot -display none -serial stdio </dev/null 2>&1 | sed -u 's/\r//g' | tee "$scratch/log" || true
 status=$(sed -n 's/^arm64-machine: status //p' "$scratch/log" | tail -n 1)
