@@ -5,8 +5,8 @@
 #
 # DIRECTORY receives `kernel` (Debian's for clouds), `root` (to compile against: Debian's packages unpacked, with the
 # Python packages of the lock files and pytest) and `root.cpio` (what of it is booted); or, with `embedded`, beside
-# them `embedded.cpio`, the embedded ClickHouse. The packages' own scripts do not run: what they would have done, and is used, is done here. Needs
-# python3 with pip, binutils for arm64, cpio and kmod; no root, no binfmt_misc.
+# them `embedded.cpio`, the embedded ClickHouse. The packages' own scripts do not run: what they would have done, and
+# is used, is done here. Needs python3 with pip, binutils for arm64, cpio and kmod; no root, no binfmt_misc.
 set -euo pipefail
 
 base=$1
