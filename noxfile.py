@@ -176,7 +176,7 @@ def arm64(session: nox.Session) -> None:
     machine = "tests/beds/arm64-machine.sh"
     options = [] if session.posargs else ["--embedded"]
     # Debian's kernel has connection tracking as modules: nobody loads them but who needs them.
-    fresh = "! test -e /proc/sys/net/netfilter/nf_conntrack_acct"
+    fresh = "test ! -e /proc/sys/net/netfilter/nf_conntrack_acct"
     session.run(machine, *options, "sh", "-exc", "\n".join([fresh, *map(shlex.join, steps)]))
 
 
