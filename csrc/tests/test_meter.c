@@ -127,7 +127,9 @@ static void test_a_full_spool_is_booked_though_no_one_reads(void)
 		(void)read_once(meter);
 		usleep(10000);
 	}
-	CHECK(totals_of(meter).destroy_events == MANY && totals_of(meter).flows == 0);
+	/* More where a listener falls behind: the kernel then sends events again, to all. An emulated machine does. */
+	CHECK(totals_of(meter).destroy_events >= MANY && totals_of(meter).flows == 0);
+	CHECK(totals_of(meter).vanished == 0);
 	meter_close(meter);
 }
 
