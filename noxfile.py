@@ -6,6 +6,7 @@ twice. `check` is what CI runs.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -149,6 +150,32 @@ def native(session: nox.Session) -> None:
         session.error("clang is missing: apt-get install clang libclang-rt-14-dev")
     with tempfile.TemporaryDirectory() as scratch:
         session.run("make", "-C", "csrc", f"BUILD={scratch}", "check", *session.posargs)
+
+
+@nox.session
+def arm64(session: nox.Session) -> None:
+    """Our C's tests, conntrack's and the demo on a whole arm64 machine, emulated.
+
+    Arguments go to pytest in the place of tests/kernel, and then the demo is left out:
+    `-- tests/kernel/test_conntrack_sums.py -k "by_protocol or dnat or zones"` is a small set. Timeouts are
+    longer than elsewhere; nothing else differs. Not part of `check`: emulated, Python takes some twenty times
+    as long, and the whole much of an hour (docs/decisions/0046).
+    """
+    patience = "LIMIT=timeout --verbose --signal=ABRT --kill-after=10 1200"
+    native = ["env", "METER_LISTENER_MAY_LAG=1", "make", "--silent", "-C", "csrc", "BUILD=/root/native"]
+    native += [patience, "test"]
+    chosen = session.posargs or ["tests/kernel"]
+    pytest = ["python3", "-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=1200", "-v", *chosen]
+    steps = [native, pytest] + (
+        []
+        if session.posargs
+        else [["env", "KUBENETMON_DEMO_PATIENCE=20", "kubenetmon", "demo", "--seconds", "5"]]
+    )
+    machine = "tests/beds/arm64-machine.sh"
+    options = [] if session.posargs else ["--embedded"]
+    # Debian's kernel has connection tracking as modules: nobody loads them but who needs them.
+    fresh = "test ! -e /proc/sys/net/netfilter/nf_conntrack_acct"
+    session.run(machine, *options, "sh", "-exc", "\n".join([fresh, *map(shlex.join, steps)]))
 
 
 @nox.session

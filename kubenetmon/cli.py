@@ -114,7 +114,8 @@ def _add_demo(commands: Any) -> None:
     from kubenetmon.demo import arguments
 
     text = "build a small world of network namespaces, meter it end to end, and compare the sums (root)"
-    command = commands.add_parser("demo", help=text, description=text)
+    slow = "On a slow machine KUBENETMON_DEMO_PATIENCE=N makes it wait N times longer for its own processes."
+    command = commands.add_parser("demo", help=text, description=text, epilog=slow)
     arguments.add_arguments(command)
 
     def handler(options: argparse.Namespace) -> int:

@@ -127,7 +127,11 @@ static void test_a_full_spool_is_booked_though_no_one_reads(void)
 		(void)read_once(meter);
 		usleep(10000);
 	}
-	CHECK(totals_of(meter).destroy_events == MANY && totals_of(meter).flows == 0);
+	/* An emulated machine's listener falls behind, and then the kernel sends events again. */
+	bool may_lag = getenv("METER_LISTENER_MAY_LAG") != NULL;
+	CHECK(totals_of(meter).destroy_events == MANY || (may_lag && totals_of(meter).destroy_events > MANY));
+	CHECK(totals_of(meter).flows == 0);
+	CHECK(totals_of(meter).vanished == 0);
 	meter_close(meter);
 }
 
@@ -186,6 +190,7 @@ int main(void)
 	}
 	requests = mnl_socket_open(NETLINK_NETFILTER);
 	CHECK(requests && mnl_socket_bind(requests, 0, MNL_SOCKET_AUTOPID) == 0);
+	end_all_flows(); /* There are none: the first request has the kernel load what has these settings. */
 	CHECK(write_setting("/proc/sys/net/netfilter/nf_conntrack_acct", "1"));
 	CHECK(write_setting("/proc/sys/net/netfilter/nf_conntrack_events", "1"));
 	test_flows_come_and_go();

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kubenetmon.demo.network import Namespace
+from kubenetmon.demo.patience import patience
 from kubenetmon.demo.traffic import Script, Tally
 from kubenetmon.errors import MachineError
 
@@ -99,7 +100,8 @@ class _Actor:
         self._write(json.dumps(instruction))
 
     def wait_for(self, word: str) -> None:
-        deadline = time.monotonic() + _PATIENCE
+        limit = patience(_PATIENCE)
+        deadline = time.monotonic() + limit
         with self._changed:
             while word not in self._said:
                 self.check()
@@ -107,7 +109,7 @@ class _Actor:
                     time.monotonic() >= deadline
                 ):
                     raise MachineError(
-                        f"the traffic of {self._name} did not get to {word!r} within {_PATIENCE:g}s: "
+                        f"the traffic of {self._name} did not get to {word!r} within {limit:g}s: "
                         "the machine is too busy, try again"
                     )
 
@@ -136,7 +138,7 @@ class _Actor:
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            self._process.wait(timeout=_PATIENCE)
+            self._process.wait(timeout=patience(_PATIENCE))
             self.check()
 
     def _read(self) -> None:

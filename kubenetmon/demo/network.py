@@ -38,6 +38,9 @@ _COMMAND_TIMEOUT = 60.0
 _INTERFACE_NAME_LIMIT = 15  # IFNAMSIZ is 16 with the closing zero
 _CLONE_NEWNET = 0x40000000
 _SIOCETHTOOL = 0x8946
+# linux/netlink.h and linux/netfilter/nfnetlink*.h: NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET_STATS.
+_NETLINK_NETFILTER = 12
+_CONNTRACK_STATISTICS, _REQUEST_AND_ACKNOWLEDGE = 1 << 8 | 5, 0x5
 # ETHTOOL_STSO, ETHTOOL_SGSO, ETHTOOL_SGRO of linux/ethtool.h: what lets one skb stand for several packets.
 _ETHTOOL_OFFLOADS = {
     "transmit segmentation": 0x1F,
@@ -239,8 +242,14 @@ class Namespace:
     def sysctl(self, key: str, value: int | str, *, missing_ok: bool = False) -> None:
         """Set a kernel variable inside, by its dotted name."""
         path = Path("/proc/sys", *key.split("."))
+
+        def write() -> None:
+            if key.startswith("net.netfilter.") and not path.exists():
+                _want_conntrack()
+            path.write_text(f"{value}\n")
+
         try:
-            self.call(lambda: path.write_text(f"{value}\n"))
+            self.call(write)
         except OSError as error:
             if missing_ok and isinstance(error, FileNotFoundError):
                 return
@@ -320,6 +329,20 @@ def _enter(path: Path) -> None:
             raise MachineError(f"cannot enter {path} ({os.strerror(number)}): run this command as root")
     finally:
         os.close(descriptor)
+
+
+def _want_conntrack() -> None:
+    """Have the kernel load connection tracking, as distributions ship it: a module that nobody needed yet.
+
+    Its first message over netlink does that, and needs no `modprobe` on PATH; its answer does not matter.
+    """
+    request = struct.pack("=IHHIIBBH", 20, _CONNTRACK_STATISTICS, _REQUEST_AND_ACKNOWLEDGE, 0, 0, 0, 0, 0)
+    with contextlib.suppress(OSError):
+        link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+        with link:
+            link.settimeout(_COMMAND_TIMEOUT)
+            link.sendto(request, (0, 0))
+            link.recv(1)
 
 
 def _set_offloads(interface: str, *, enabled: bool) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from kubenetmon.demo import plan
 from kubenetmon.demo.actors import python_environment
 from kubenetmon.demo.network import Namespace
+from kubenetmon.demo.patience import patience
 from kubenetmon.demo.plan import NodePlan
 from kubenetmon.errors import MachineError
 
@@ -100,7 +101,8 @@ class Role:
 
     def wait_ready(self) -> None:
         """Return once /ready answers 200."""
-        deadline = time.monotonic() + READY_SECONDS
+        limit = patience(READY_SECONDS)
+        deadline = time.monotonic() + limit
         detail = "it does not answer"
         while time.monotonic() < deadline:
             self.check()
@@ -113,20 +115,17 @@ class Role:
                     return
                 detail = _unmet(body)
             time.sleep(_POLL_SECONDS)
-        raise MachineError(
-            f"{self.name} is not ready after {READY_SECONDS:g}s ({detail}): {self._last_words()}"
-        )
+        raise MachineError(f"{self.name} is not ready after {limit:g}s ({detail}): {self._last_words()}")
 
     def stop(self) -> None:
         """Ask the process to finish and wait until it has."""
         self.check()
         self._process.send_signal(signal.SIGTERM)
+        limit = patience(STOP_SECONDS)
         try:
-            code = self._process.wait(timeout=STOP_SECONDS)
+            code = self._process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
-            raise MachineError(
-                f"{self.name} did not stop within {STOP_SECONDS:g}s: {self._last_words()}"
-            ) from None
+            raise MachineError(f"{self.name} did not stop within {limit:g}s: {self._last_words()}") from None
         if code != 0:
             raise MachineError(f"{self.name} stopped with exit code {code}: {self._last_words()}")
 

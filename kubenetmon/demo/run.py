@@ -22,6 +22,7 @@ from pathlib import Path
 
 from kubenetmon.demo import network, plan, processes, report, scenario
 from kubenetmon.demo.actors import Actors
+from kubenetmon.demo.patience import patience
 from kubenetmon.demo.progress import Progress, say
 from kubenetmon.demo.world import World
 from kubenetmon.errors import ConfigurationError, KubenetmonError, MachineError
@@ -127,7 +128,7 @@ def _make_traffic(world: World, seconds: float, roles: list[processes.Role]) -> 
 
 def wait_until_quiet(world: World) -> None:
     """Return once no tracked packet has passed any node for half a second."""
-    deadline = time.monotonic() + _QUIET_PATIENCE
+    deadline = time.monotonic() + patience(_QUIET_PATIENCE)
     before = world.totals()
     while time.monotonic() < deadline:
         time.sleep(_QUIET_SECONDS)

@@ -12,6 +12,8 @@ set -euo pipefail
 
 version=1.20.2
 programs=(kube-apiserver kubelet kube-proxy kube-controller-manager kube-scheduler)
+# shellcheck source=tests/beds/shared.sh
+. "$(dirname "$0")/shared.sh"
 target=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/kubenetmon/kubernetes-$version}
 complete() {
     local program
@@ -32,16 +34,9 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get install -y -qq --no-install-recommends golang-go rsync jq dpkg-dev make >/dev/null
 
 say "fetching the source package"
-# A source list and a list directory of our own: the machine's own configuration stays as it is.
-mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -m1 /debian$ || true)
-[ -n "$mirror" ] || { say "apt knows no Debian mirror: add one to its sources" >&2; exit 1; }
-suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-mkdir -p "$scratch/apt/lists/partial" "$scratch/source"
-echo "deb-src $mirror $suite main" >"$scratch/apt/sources.list"
-options=(-o "Dir::Etc::SourceList=$scratch/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
-         -o "Dir::State::Lists=$scratch/apt/lists" -o APT::Sandbox::User=root)
-apt-get "${options[@]}" update -qq
-(cd "$scratch/source" && apt-get "${options[@]}" source -qq --only-source kubernetes >/dev/null)
+mkdir -p "$scratch/source"
+scratch_apt "$scratch/apt" deb-src "$(dpkg --print-architecture)"
+(cd "$scratch/source" && apt-get "${apt_options[@]}" source -qq --only-source kubernetes >/dev/null)
 tree=$(find "$scratch/source" -maxdepth 1 -type d -name 'kubernetes-*' | head -n 1)
 
 say "compiling (about 12 minutes on two cores)"

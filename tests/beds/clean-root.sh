@@ -12,12 +12,13 @@ set -euo pipefail
 work=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
+# shellcheck source=tests/beds/shared.sh
+. "$checkout/tests/beds/shared.sh"
 command -v debootstrap >/dev/null || { echo "debootstrap is missing: apt-get install debootstrap" >&2; exit 2; }
 
 if [ ! -e "$work/base/.complete" ]; then
-    mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -m1 /debian$)
-    suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    debootstrap --variant=minbase --include=python3,git,ca-certificates "$suite" "$work/base" "$mirror"
+    mirror=$(debian_mirror)
+    debootstrap --variant=minbase --include=python3,git,ca-certificates "$(debian_suite)" "$work/base" "$mirror"
     touch "$work/base/.complete"
 fi
 root=$work/root

@@ -17,8 +17,10 @@ exec 9>"$target.lock"
 flock 9
 [ -e "$target.complete" ] && exit 0
 rm -rf "$target"
-mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -m1 /debian$)
-suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+# shellcheck source=tests/beds/shared.sh
+. "$(dirname "$0")/shared.sh"
+mirror=$(debian_mirror)
+suite=$(debian_suite)
 debootstrap --variant=minbase --arch="$architecture" "$suite" "$target" "$mirror" >"$target.log" 2>&1 || { tail "$target.log" >&2; exit 1; }
 rm -rf "$target"/var/cache/apt/archives/*.deb "$target"/var/lib/apt/lists/*
 cp /etc/resolv.conf "$target/etc/resolv.conf" 2>/dev/null || true

@@ -114,3 +114,19 @@ def test_injected_packets_are_what_the_kernel_counts() -> None:
         assert truth["tracked_tcp"] + truth["tracked_udp"] == written
         assert truth["original"] + truth["reply"] == written
         assert bed.node.call(CONNTRACK_COUNT.read_text) == "1000\n"
+
+
+def test_connection_tracking_is_asked_for_where_it_is_a_module_that_is_not_loaded(
+    namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes the kernel load it is a request, not `modprobe`; that it does, `nox -s arm64` shows."""
+    asked: list[str] = []
+    want = network._want_conntrack
+    monkeypatch.setattr(network, "_want_conntrack", lambda: (asked.append("once"), want()))
+    namespace.sysctl("net.netfilter.nf_conntrack_acct", 1)
+    loaded_before = not asked
+    with pytest.raises(MachineError, match="does not take"):
+        namespace.sysctl("net.netfilter.no_such_setting", 1)
+    assert asked == ["once"] * (1 if loaded_before else 2)
+    namespace.sysctl("net.netfilter.nf_conntrack_acct", 1)
+    assert len(asked) == (1 if loaded_before else 2)
