@@ -24,7 +24,8 @@ from kubenetmon.clickhouse.columns import (
     ColumnSpec,
 )
 from kubenetmon.clickhouse.deduplication import read_deduplication, read_partitions
-from kubenetmon.clickhouse.sinks import Sink
+from kubenetmon.clickhouse.on_cluster import TIMEOUT_EXCEEDED, not_finished
+from kubenetmon.clickhouse.sinks import ClickHouseError, Sink
 from kubenetmon.clickhouse.table import LEAST_WINDOW, TableSchema, literal, quoted, window_settings
 from kubenetmon.clickhouse.window import blocks_of_a_week, past_rate
 from kubenetmon.errors import ConfigurationError, SchemaError
@@ -90,12 +91,18 @@ def ddl(options: SchemaOptions) -> str:
 async def apply(sink: Sink, options: SchemaOptions) -> list[str]:
     """Create or extend the table; returns the statements that were run, [] when nothing was to do.
 
-    Raises `SchemaError` where the table is of a kind that cannot be extended, and what the sink raises.
+    Raises `SchemaError` where the table is of a kind that cannot be extended or servers of the cluster are
+    down, and what the sink raises.
     """
     done: list[str] = []
 
     async def run(statement: str) -> None:
-        await sink.query(statement)
+        try:
+            await sink.query(statement)
+        except ClickHouseError as error:
+            if options.cluster and error.code == TIMEOUT_EXCEEDED:
+                raise SchemaError(await not_finished(sink, options.cluster, statement, error)) from error
+            raise
         done.append(statement)
 
     databases = "SELECT 1 FROM system.databases WHERE name = "

@@ -21,6 +21,7 @@ from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.metrics import catalogue
 from tests.beds.clickhouse_server import User
 from tests.beds.clickhouse_whole import FLUSH, WholeServer
+from tests.beds.engine_internals import Engine
 from tests.beds.proxy import TcpProxy
 from tests.clickhouse.conftest import make_block
 from tests.clickhouse.test_inserter import Running, quick
@@ -349,3 +350,12 @@ async def test_killed_at_random_neither_loses_nor_doubles(tmp_path: Path, opened
             assert running.metrics.value(catalogue.INSERT_RETRIES) >= 5
     finally:
         server.kill()
+
+
+def test_another_build_of_the_engine_is_left_alone_and_says_what_to_do(tmp_path: Path) -> None:
+    other = tmp_path / "other.so"
+    other.write_bytes(
+        b"\x7fELF" + bytes(64) + bytes.fromhex("040000001400000003000000") + b"GNU\0" + b"\xab" * 20
+    )
+    with pytest.raises(LookupError, match=f"is the build {'ab' * 20}, not .* find them anew"):
+        Engine(other)
