@@ -63,6 +63,7 @@ class ClickHouseHealth:
     def went_back(self, token: str) -> None:
         """One of those went back to its agent: ClickHouse takes rows again when this one has passed."""
         self._failing -= 1
+        self._forget_who_stays_away()
         self._away[token] = self._clock.monotonic() + _AWAY_FOR
 
     def came_again(self, token: str) -> bool:
@@ -107,9 +108,12 @@ class ClickHouseHealth:
         self._undecided_at = self._clock.monotonic()
         self._readiness.failed(OLD_BATCHES_CHECK, detail)
 
-    def _well(self, state: str) -> None:
+    def _forget_who_stays_away(self) -> None:
         now = self._clock.monotonic()
         self._away = {token: until for token, until in self._away.items() if until > now}
+
+    def _well(self, state: str) -> None:
+        self._forget_who_stays_away()
         if self._failing or self._away:
             return
         if self._troubles:
