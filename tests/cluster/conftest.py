@@ -65,9 +65,9 @@ def memory() -> Iterator[Path]:
         place.rmdir()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def kind(image: Path) -> Iterator[Kind]:
-    """What `kind create cluster` and `kind load` leave."""
+    """What `kind create cluster` and `kind load` leave; gone before other tests measure anything."""
     config = json.loads((image / "config.json").read_text())["OCIv1"]["config"]
     ours = Image("docker.io/library/kubenetmon:kind", [image / "root"], config)
     wanted = yaml.safe_load((DEPLOY / "kind" / "cluster.yaml").read_text())["nodes"]
