@@ -183,5 +183,5 @@ def check(session: nox.Session) -> None:
     """What CI runs: everything above that judges, the tests last."""
     for name in ("lint", "native"):
         session.notify(name)
-    session.notify("soak", ["--minutes", "3"])
+    session.notify("soak", ["--minutes", "2"])
     session.notify("tests")
