@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from kubenetmon.errors import printable
+
 _ADVICE = "run it again where https://pypi.org/pypi/pip/json answers (HTTPS_PROXY names a proxy)"
 
 
@@ -45,7 +47,7 @@ def _judge(packages: list[dict[str, Any]], summary: str) -> int:
     for package, one in found:
         names = ", ".join([one["id"], *sorted(one["aliases"])])
         mended = f"mended in {', '.join(one['fix_versions'])}" if one["fix_versions"] else "not mended yet"
-        print(f"{package['name']} {package['version']}: {names}; {mended}: {one['description']}")
+        print(printable(f"{package['name']} {package['version']}: {names}; {mended}: {one['description']}"))
     if missed:
         what = (
             "Nothing was audited"

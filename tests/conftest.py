@@ -93,7 +93,7 @@ def _missing_whole() -> str | None:
 def _missing_keeper() -> str | None:
     from tests.beds.replication import missing
 
-    return missing()
+    return _missing_whole() or missing()
 
 
 NEEDS: dict[str, Callable[[], str | None]] = {

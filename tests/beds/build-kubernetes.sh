@@ -5,9 +5,9 @@
 #
 # DIRECTORY (default ${XDG_CACHE_HOME:-~/.cache}/kubenetmon/kubernetes-1.20.2) receives kube-apiserver, for the
 # tests that need an API, and kubelet, kube-proxy, kube-controller-manager and kube-scheduler, for those that
-# need nodes. Nothing is done when they are there already. About 12 minutes on two cores and 5 GB of scratch
-# space. Debian stopped shipping the binaries, but still ships the source, so these are the newest that a
-# machine with nothing but a Debian mirror can have.
+# need nodes. Nothing is done when they are there already. About 12 minutes on two cores that had other work,
+# and some gigabytes of scratch space. Debian stopped shipping the binaries, but still ships the source, so these
+# are the newest that a machine with nothing but a Debian mirror can have.
 set -euo pipefail
 
 version=1.20.2

@@ -40,8 +40,10 @@ import zstandard
 from clickhouse_cityhash.cityhash import CityHash128
 
 from kubenetmon.clickhouse.deduplication_log import forget_tokens_without_part
+from tests.beds.clickhouse_server import library
+from tests.beds.engine_internals import Engine as Internals
 from tests.beds.native_blocks import ScannedBlock, need, scan_block, string, varint
-from tests.beds.replication import lend_address
+from tests.beds.replication import INTERSERVER_PORT
 
 REVISION = 54453
 _ROOT = Path(__file__).resolve().parents[2]
@@ -94,11 +96,10 @@ class Engine:
     """chdb on a directory, one connection in one thread."""
 
     def __init__(self, path: Path, config: str = "", *, replica: bool = False) -> None:
-        import chdb
         from chdb.state.sqlitelike import Connection
 
         if replica:
-            lend_address(Path(chdb.__file__).parent / "_chdb.abi3.so")
+            Internals(library()).lend_interserver(INTERSERVER_PORT)
         path.mkdir(parents=True, exist_ok=True)
         forget_tokens_without_part(path)
         self._connection = Connection(f"{path}?config-file={config}" if config else str(path))

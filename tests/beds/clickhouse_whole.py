@@ -52,12 +52,12 @@ class WholeServer(ClickHouseServer):
         self.interserver = free_port()
         self.flush = flush
         """Takes effect with the next start."""
-        logs = "".join(
+        log = "asynchronous_insert_log"
+        self.config = (
+            f"<http_port>{self.interserver}</http_port>"
             f"<{log}><database>system</database><table>{log}</table>"
-            f"<flush_interval_milliseconds>200</flush_interval_milliseconds></{log}>"
-            for log in ("asynchronous_insert_log",)
+            f"<flush_interval_milliseconds>200</flush_interval_milliseconds></{log}>{config}"
         )
-        self.config = f"<http_port>{self.interserver}</http_port>{logs}{config}"
         if keeper is not None:
             self.config += (
                 f"<zookeeper><node><host>127.0.0.1</host><port>{keeper.port}</port></node>"

@@ -1,7 +1,7 @@
 """Images as archives that containerd loads, made where no registry is reached.
 
 `Image` is a name, layers (directories whose content lies at `/`, lowest first; programs of
-`tests/beds/images` are put in by `layer`) and a configuration
+`tests/beds/images` are put in by `_layer`) and a configuration
 (https://github.com/opencontainers/image-spec/blob/main/config.md). `write` makes one archive of several
 images, in which a layer that two share is there once; the format is that of `docker save`
 (https://github.com/moby/docker-image-spec/blob/main/spec.md, "Combined Image JSON + Filesystem Changeset").
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import json
 import platform
@@ -27,6 +26,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+from tests.beds.clickhouse_server import library
 
 PROGRAMS = Path(__file__).with_name("images")
 _ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -121,14 +122,11 @@ def stand_ins(root: Path, directory: Path) -> list[Image]:
             "clickhouse_client.py": "usr/bin/clickhouse-client",
         },
     )
-    found = importlib.util.find_spec("chdb")
-    assert found is not None
-    assert found.submodule_search_locations
-    chdb = Path(found.submodule_search_locations[0])
+    chdb = library().parent
     engine = clickhouse / "opt" / "engine"
     (engine / "chdb").mkdir(parents=True)
-    for library in chdb.glob("*.so"):
-        shutil.copy(library, engine / "chdb")
+    for part in chdb.glob("*.so"):
+        shutil.copy(part, engine / "chdb")
     shutil.copytree(chdb.parent / "chdb_core.libs", engine / "chdb_core.libs")
     return [
         Image("localhost/pause:1", [pause], {"Entrypoint": ["/pause"]}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shlex
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from kubenetmon.__main__ import main
 from kubenetmon.clickhouse.block import Block, Constant, Values, encode
 from kubenetmon.clickhouse.schema import SchemaOptions, apply, read_table
+from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from kubenetmon.clickhouse.table import TableSchema
@@ -40,14 +43,33 @@ def original_ddl(database: str, table: str = "network_flows_0") -> str:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedSink]:
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedSink]:
     sink = EmbeddedSink(tmp_path_factory.mktemp("engine"))
     yield sink
     asyncio.run(sink.close())
 
 
+@pytest.fixture(scope="module")
+def engine(embedded: EmbeddedSink) -> EmbeddedSink:
+    """What `database` is on; a module may put another in its place."""
+    return embedded
+
+
+@pytest.fixture(params=["embedded", "server"])
+async def either(
+    embedded: EmbeddedSink, server: ClickHouseServer, request: pytest.FixtureRequest
+) -> AsyncIterator[Sink]:
+    """The engine in this process, and once more a server over TCP."""
+    if request.param == "embedded":
+        yield embedded
+        return
+    sink = TcpSink(TcpConfig((server.endpoint,), tls=None))
+    yield sink
+    await sink.close()
+
+
 @pytest.fixture
-async def database(engine: EmbeddedSink) -> AsyncIterator[str]:
+async def database(engine: Sink) -> AsyncIterator[str]:
     """An empty database of this test's own."""
     name = f"test_{next(_numbers)}"
     await engine.query(f"CREATE DATABASE {name}")
@@ -65,6 +87,17 @@ def make_block(table: TableSchema, rows: int, *, day: int = DAY, bytes_each: int
         "bytes": Constant(bytes_each),
     }
     return encode(columns, table, rows)
+
+
+async def schema_command(
+    endpoint: str, capsys: pytest.CaptureFixture[str], action: str, options: str
+) -> tuple[int, str]:
+    """`kubenetmon schema` on that ClickHouse: its exit code and all that it said."""
+    where = [f"clickhouse_endpoint={endpoint}", "clickhouse_disable_tls=true"]
+    arguments = [part for setting in where for part in ("--set", setting)] + shlex.split(options)
+    code = await asyncio.to_thread(main, ["schema", action, *arguments])
+    said = capsys.readouterr()
+    return code, said.out + said.err
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,10 @@ from kubenetmon.clickhouse.evidence import Tracer
 from kubenetmon.clickhouse.inserter import CommitOutcome, Inserter, InserterConfig
 from kubenetmon.clickhouse.schema import SchemaOptions, apply
 from kubenetmon.clickhouse.sinks import ClickHouseUnreachableError, Sink
-from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
-from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
+from kubenetmon.clickhouse.sinks_tcp import TcpSink
 from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
-from tests.beds.clickhouse_server import ClickHouseServer
 
 pytestmark = pytest.mark.chdb
 
@@ -29,17 +27,10 @@ HOUR_AGO = int(time.time()) // 60 * 60 - 3600
 ROWS = 40
 
 
-@pytest.fixture(params=["embedded", "server"])
-async def engine(
-    engine: EmbeddedSink, server: ClickHouseServer, request: pytest.FixtureRequest
-) -> AsyncIterator[Sink]:
+@pytest.fixture
+def engine(either: Sink) -> Sink:
     """Each test with the engine in this process, without IPv6, and with a server over TCP, with it."""
-    if request.param == "embedded":
-        yield engine
-        return
-    sink = TcpSink(TcpConfig((server.endpoint,), tls=None))
-    yield sink
-    await sink.close()
+    return either
 
 
 class Rig:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from kubenetmon.__main__ import main
 from kubenetmon.clickhouse.inserter import CommitOutcome
 from kubenetmon.clickhouse.schema import SchemaOptions, apply, read_table
 from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
@@ -19,6 +18,7 @@ from kubenetmon.metrics import catalogue
 from tests.beds.clickhouse_server import User
 from tests.beds.clickhouse_whole import CLUSTER, WholeServer, cluster
 from tests.beds.replication import keeper
+from tests.clickhouse.conftest import schema_command
 from tests.clickhouse.test_asynchronous_queue import Mixer
 from tests.clickhouse.test_inserter import Running, quick
 
@@ -42,11 +42,7 @@ class Cluster:
 
     async def command(self, action: str, options: str = FLOWS) -> tuple[int, str]:
         """`kubenetmon schema`: its exit code and all that it said."""
-        where = [f"clickhouse_endpoint={self.servers[0].endpoint}", "clickhouse_disable_tls=true"]
-        arguments = [part for setting in where for part in ("--set", setting)] + options.split()
-        code = await asyncio.to_thread(main, ["schema", action, *arguments])
-        said = self._capsys.readouterr()
-        return code, said.out + said.err
+        return await schema_command(self.servers[0].endpoint, self._capsys, action, options)
 
     async def inserter(self, table: str = "bytes", **options: object) -> Running:
         """Of ours, on the first server."""

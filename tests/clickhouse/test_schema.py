@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 
 from kubenetmon.clickhouse.columns import COLUMNS, IPV6_COLUMNS
 from kubenetmon.clickhouse.schema import SchemaOptions, _extensions, apply, check, ddl, read_table
 from kubenetmon.clickhouse.sinks import Sink
-from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
-from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from kubenetmon.clickhouse.table import Deduplication, Partition, TableSchema
 from kubenetmon.errors import ConfigurationError, SchemaError
-from tests.beds.clickhouse_server import ClickHouseServer
 from tests.clickhouse.conftest import original_ddl
 
 pytestmark = pytest.mark.chdb
@@ -29,17 +25,10 @@ TABLE = (
 )
 
 
-@pytest.fixture(params=["embedded", "server"])
-async def engine(
-    engine: EmbeddedSink, server: ClickHouseServer, request: pytest.FixtureRequest
-) -> AsyncIterator[Sink]:
+@pytest.fixture
+def engine(either: Sink) -> Sink:
     """Each test with the engine in this process and with a server over TCP."""
-    if request.param == "embedded":
-        yield engine
-        return
-    sink = TcpSink(TcpConfig((server.endpoint,), tls=None))
-    yield sink
-    await sink.close()
+    return either
 
 
 async def test_our_table_is_the_originals_and_a_window(engine: Sink, database: str) -> None:

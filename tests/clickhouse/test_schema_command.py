@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from kubenetmon.__main__ import main
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 from tests.beds.clickhouse_server import clickhouse_server
+from tests.clickhouse.conftest import schema_command
 
 pytestmark = pytest.mark.chdb
 
@@ -72,11 +72,7 @@ def test_apply_lengthens_the_window_by_the_rate_that_the_table_has_seen(
 
 async def prints_applies_and_checks(endpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     async def schema(action: str, options: str = OPTIONS) -> tuple[int, str]:
-        where = [f"clickhouse_endpoint={endpoint}", "clickhouse_disable_tls=true"]
-        arguments = [part for setting in where for part in ("--set", setting)] + shlex.split(options)
-        code = await asyncio.to_thread(main, ["schema", action, *arguments])
-        said = capsys.readouterr()
-        return code, said.out + said.err
+        return await schema_command(endpoint, capsys, action, options)
 
     code, lacks = await schema("check")
     assert code == 2

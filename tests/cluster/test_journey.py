@@ -55,9 +55,12 @@ with socket.create_connection((sys.argv[1], {PORT})) as connection:
         pass
 """
 
+Sums = dict[str, tuple[int, int]]
+"""Bytes and packets, by node."""
+
 
 class Talk:
-    """One connection between two pods, open as long as the block lasts, counted by nft on both nodes."""
+    """One connection between two pods until its `end`, counted by nft on both nodes."""
 
     def __init__(self, kind: Kind, client: str, server: str) -> None:
         pods = kind.pods("visitor")
@@ -80,7 +83,7 @@ class Talk:
         self._client.stdin.flush()
         assert self._client.stdout.readline() == "said\n"
 
-    def end(self) -> dict[str, tuple[int, int]]:
+    def end(self) -> Sums:
         """Close it; bytes and packets that passed, by node."""
         for process in (self._client, self._server):
             process.communicate(timeout=30)
@@ -102,7 +105,7 @@ def ask(kind: Kind, query: str) -> list[list[str]]:
     return [line.split("\t") for line in said.splitlines()]
 
 
-def stored(kind: Kind, since: int) -> dict[str, tuple[int, int]]:
+def stored(kind: Kind, since: int) -> Sums:
     """Bytes and packets of the connections to PORT that rows since then tell of, by node."""
     rows = ask(
         kind,
@@ -113,7 +116,12 @@ def stored(kind: Kind, since: int) -> dict[str, tuple[int, int]]:
     return {node: (int(size), int(packets)) for node, size, packets in rows}
 
 
-def wait_for_equal(kind: Kind, truth: dict[str, tuple[int, int]], since: int) -> None:
+def wait_for_equal(kind: Kind, seen: Sums, since: int, before: Sums | None = None) -> None:
+    """Until what is stored is what was seen, beside what of that time was there before."""
+    truth = dict(before or {})
+    for node, (size, packets) in seen.items():
+        stored_size, stored_packets = truth.get(node, (0, 0))
+        truth[node] = (stored_size + size, stored_packets + packets)
     deadline = time.monotonic() + 90
     while (found := stored(kind, since)) != truth and time.monotonic() < deadline:
         time.sleep(1)
@@ -185,11 +193,7 @@ def test_a_killed_server_loses_nothing(kind: Kind) -> None:
     for number in range(10):
         talk.say(20_000 + number)
         time.sleep(0.5)
-    truth = talk.end()
-    for node, (size, packets) in before.items():
-        more = truth.get(node, (0, 0))
-        truth[node] = (size + more[0], packets + more[1])
-    wait_for_equal(kind, truth, since)
+    wait_for_equal(kind, talk.end(), since, before)
 
 
 def test_the_journey_with_certificates_and_tokens(kind: Kind, tmp_path: Path) -> None:
@@ -200,8 +204,4 @@ def test_the_journey_with_certificates_and_tokens(kind: Kind, tmp_path: Path) ->
     ready_again(kind)
     talk = Talk(kind, "kubenetmon-worker", "kubenetmon-worker2")
     talk.say(70_000)
-    truth = talk.end()
-    for node, (size, packets) in before.items():
-        more = truth.get(node, (0, 0))
-        truth[node] = (size + more[0], packets + more[1])
-    wait_for_equal(kind, truth, since)
+    wait_for_equal(kind, talk.end(), since, before)

@@ -10,7 +10,6 @@ import resource
 import time
 from collections.abc import AsyncIterator
 
-import grpclib.client
 import h2.config
 import h2.connection
 import h2.events
@@ -23,6 +22,7 @@ from hyperframe.frame import (
 from kubenetmon.proto import PUSH_METHOD, SUBMIT_METHOD, FlowCollectorStub, Outcome
 from kubenetmon.server.receiver import ReceiverConfig
 from tests.beds.receiving import SUBMIT_HEADERS, Rig, batch_message
+from tests.end_to_end.reporting import connected
 
 QUICK = ReceiverConfig(stop_grace=2.0, message_timeout=0.5)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -105,19 +105,10 @@ async def raw_client(rig: Rig, address: str = "127.0.0.1") -> AsyncIterator[RawC
             await writer.wait_closed()
 
 
-@contextlib.asynccontextmanager
-async def connected(rig: Rig) -> AsyncIterator[grpclib.client.Channel]:
-    channel = grpclib.client.Channel("127.0.0.1", rig.port)
-    try:
-        yield channel
-    finally:
-        channel.close()
-
-
 async def assert_serves(rig: Rig) -> None:
     """A good agent gets its answer at once."""
     now = int(time.time())
-    async with connected(rig) as channel, asyncio.timeout(3):
+    async with connected(rig.port) as channel, asyncio.timeout(3):
         async for ack in FlowCollectorStub(channel).push([batch_message(10, start=now - 60, end=now)]):
             assert ack.outcome is Outcome.COMMITTED
 

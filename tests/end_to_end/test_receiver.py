@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
 
 import grpc
 import grpclib.client
@@ -42,17 +41,7 @@ from tests.end_to_end.reporting import (
     until,
 )
 
-
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    async with running_receiver(QUICK) as running:
-        yield running
-
-
-@pytest.fixture
-async def channel(rig: Rig) -> AsyncIterator[grpclib.client.Channel]:
-    async with connected(rig.port) as channel:
-        yield channel
+RECEIVER = QUICK
 
 
 async def test_every_batch_is_answered_by_its_identity(rig: Rig, channel: grpclib.client.Channel) -> None:

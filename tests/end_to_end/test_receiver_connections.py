@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import h2.config
@@ -31,11 +30,7 @@ from tests.end_to_end.hostile import (
     resident,
 )
 
-
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    async with running_receiver(QUICK) as running:
-        yield running
+RECEIVER = QUICK
 
 
 async def test_a_thousand_idle_connections_cost_little() -> None:
@@ -60,7 +55,7 @@ async def test_a_thousand_idle_connections_cost_little() -> None:
 async def test_connections_beyond_the_limit_are_refused_and_the_others_served() -> None:
     async with (
         running_receiver(replace(QUICK, max_connections=10, address_share=1.0)) as rig,
-        connected(rig) as good,
+        connected(rig.port) as good,
     ):
         now = int(time.time())
         messages = [batch_message(10, start=now - 60, end=now)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import h2.config
 import h2.connection
@@ -27,14 +27,10 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from tests.beds.receiving import SUBMIT_HEADERS, Rig, running_receiver
+from tests.beds.receiving import SUBMIT_HEADERS, Rig
 from tests.end_to_end.hostile import PREFACE, QUICK, StallWatch, assert_no_traceback, assert_serves
 
-
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    async with running_receiver(QUICK) as running:
-        yield running
+RECEIVER = QUICK
 
 
 async def attack(rig: Rig, data: bytes) -> None:

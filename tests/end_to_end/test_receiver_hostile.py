@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
 
 import h2.config
 import h2.connection
@@ -20,14 +19,10 @@ from hyperframe.frame import (
 )
 
 from kubenetmon.proto import PUSH_METHOD, SUBMIT_METHOD
-from tests.beds.receiving import Rig, batch_message, framed, observation, running_receiver
+from tests.beds.receiving import Rig, batch_message, framed, observation
 from tests.end_to_end.hostile import QUICK, assert_no_traceback, assert_serves, raw_client
 
-
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    async with running_receiver(QUICK) as running:
-        yield running
+RECEIVER = QUICK
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -26,11 +25,7 @@ from tests.end_to_end.hostile import (
     resident,
 )
 
-
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    async with running_receiver(QUICK) as running:
-        yield running
+RECEIVER = QUICK
 
 
 async def test_before_memory_is_given_a_stream_holds_little(rig: Rig) -> None:
@@ -177,7 +172,7 @@ async def test_a_copy_before_nonsense_in_one_frame_leaves_nothing_that_waits(rig
 async def test_a_connection_brings_so_many_batches_and_no_more() -> None:
     """Each would become an insert; the others are not kept waiting."""
     config = replace(QUICK, batch_burst=20, batches_per_second=10.0)
-    async with running_receiver(config) as rig, connected(rig) as greedy:
+    async with running_receiver(config) as rig, connected(rig.port) as greedy:
         now = int(time.time())
         messages = [batch_message(1, start=now - 60, end=now, epoch=os.urandom(16)) for _ in range(200)]
 
@@ -215,7 +210,7 @@ async def test_memory_is_bounded_while_nothing_can_be_stored() -> None:
                 template.node_name, template.sequence = f"node-{number}", 1
                 return [template]
 
-            async with connected(rig) as channel:
+            async with connected(rig.port) as channel:
                 return [ack.outcome async for ack in FlowCollectorStub(channel).push(messages())]
 
         agents = [asyncio.create_task(agent(i)) for i in range(40)]

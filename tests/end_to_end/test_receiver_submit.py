@@ -36,17 +36,7 @@ from tests.end_to_end.reporting import (
     until,
 )
 
-
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    async with running_receiver(QUICK) as running:
-        yield running
-
-
-@pytest.fixture
-async def channel(rig: Rig) -> AsyncIterator[grpclib.client.Channel]:
-    async with connected(rig.port) as channel:
-        yield channel
+RECEIVER = QUICK
 
 
 async def test_submit_answers_with_the_number_after_the_rows_are_in(
