@@ -89,6 +89,11 @@ def own_prefix() -> str:
     return f"{PREFIX}{os.getpid()}-{_start_time(os.getpid())}-"
 
 
+def is_own(name: str) -> bool:
+    """Whether the name is that of something which this process has made."""
+    return name.startswith(own_prefix())
+
+
 def is_leftover(name: str) -> bool:
     """Whether the name is that of something whose owner is gone."""
     owner = owner_of(name)
@@ -115,7 +120,7 @@ def remove_leftovers() -> list[str]:
 def remove_own() -> None:
     """Remove every namespace that this process has made, whoever holds it."""
     for name in list_namespaces():
-        if name.startswith(own_prefix()):
+        if is_own(name):
             Namespace(name).delete()
 
 
@@ -288,19 +293,16 @@ class Namespace:
         self.call(lambda: _set_offloads(interface, enabled=False))
 
     def processes(self) -> list[int]:
-        """The ids of the processes whose network is this namespace."""
+        """The ids of the processes with a thread whose network is this namespace."""
         try:
             ours = self.path.stat()
         except FileNotFoundError:
             return []
-        found = []
-        for entry in os.listdir("/proc"):
-            if entry.isdecimal():
-                with contextlib.suppress(OSError):
-                    theirs = os.stat(f"/proc/{entry}/ns/net")
-                    if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino):
-                        found.append(int(entry))
-        return found
+        return [
+            int(entry)
+            for entry in os.listdir("/proc")
+            if entry.isdecimal() and _has_network(int(entry), (ours.st_dev, ours.st_ino))
+        ]
 
     def delete(self) -> None:
         """End what runs inside and remove the namespace; nothing happens when it is gone already."""
@@ -317,6 +319,23 @@ class Namespace:
     def _nft_objects(self, arguments: Sequence[str], kind: str) -> list[dict[str, Any]]:
         answer = json.loads(self.run(["nft", "-j", *arguments]).stdout)
         return [item[kind] for item in answer["nftables"] if kind in item]
+
+
+def _has_network(process: int, inode: tuple[int, int]) -> bool:
+    """Whether a process is in the network namespace with that (device, inode).
+
+    A thread that has ended is in none. The first one may be gone before the others, as when a process that
+    writes is killed: then one of those tells.
+    """
+    with contextlib.suppress(OSError):
+        found = os.stat(f"/proc/{process}/ns/net")
+        return (found.st_dev, found.st_ino) == inode
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{process}/task"):
+            with contextlib.suppress(OSError):
+                found = os.stat(f"/proc/{process}/task/{thread}/ns/net")
+                return (found.st_dev, found.st_ino) == inode
+    return False
 
 
 def _enter(path: Path) -> None:

@@ -17,7 +17,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kubenetmon.demo import network, plan, processes, report, scenario
@@ -28,6 +28,7 @@ from kubenetmon.demo.world import World
 from kubenetmon.errors import ConfigurationError, KubenetmonError, MachineError
 from kubenetmon.report import text
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _QUIET_SECONDS = 0.5
 _QUIET_PATIENCE = 15.0
 
@@ -152,14 +153,12 @@ def _compare(seen: int, stored: int, retransmitted: int) -> int:
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
     """Turn the first signal into an exception and ignore those that follow, so that cleaning up ends."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def interrupt(number: int, _: object) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
+        _ignore_signals()
         raise _InterruptedError(number)
 
-    previous = {number: signal.signal(number, interrupt) for number in numbers}
+    previous = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     try:
         yield
     finally:
@@ -167,24 +166,43 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _ignore_signals() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def _nothing_left() -> Iterator[None]:
-    """Remove what earlier demos left, and at the end whatever this process still has."""
+    """Remove what earlier demos left, and at the end whatever this process still has.
+
+    At the end everything is looked for by its name: a signal comes between any two steps, so that what has
+    just been made may be known to nobody.
+    """
     removed = network.remove_leftovers()
-    for path in Path(tempfile.gettempdir()).glob(f"{network.PREFIX}*"):
-        if path.is_dir() and not path.is_symlink() and network.is_leftover(path.name):
-            shutil.rmtree(path, ignore_errors=True)
+    _remove_directories(network.is_leftover)
     if removed:
         say(f"Removed {len(removed)} network namespaces that a demo left when it was killed")
     try:
         yield
     finally:
+        _ignore_signals()
         network.remove_own()
+        _remove_directories(network.is_own)
+
+
+def _remove_directories(chosen: Callable[[str], bool]) -> None:
+    """Remove the demos' directories whose names are chosen."""
+    for path in Path(tempfile.gettempdir()).glob(f"{network.PREFIX}*"):
+        if path.is_dir() and not path.is_symlink() and chosen(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _directory(keep: Path | None) -> Iterator[Path]:
-    """Where database, configuration and logs go; on failure the logs' place is said."""
+    """Where database, configuration and logs go, for `_nothing_left` to remove unless it is to be kept.
+
+    On failure the logs' place is said.
+    """
     if keep is not None:
         try:
             keep.mkdir(parents=True, exist_ok=True)
@@ -203,5 +221,3 @@ def _directory(keep: Path | None) -> Iterator[Path]:
             path.rename(kept)
             say(f"The logs of the failed run are in {kept}")
         raise
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

@@ -21,6 +21,19 @@ pytestmark = [pytest.mark.root, pytest.mark.chdb, pytest.mark.timeout(240)]
 
 SUMS = re.compile(r"Bytes seen by the nodes' packet counters: (\d+) {2}in ClickHouse: (\d+) {2}equal")
 
+# A signal that comes when the directory is made and nobody has its name yet.
+INTERRUPTED_EARLY = """
+import os, signal, sys, tempfile
+from kubenetmon.__main__ import main
+make = tempfile.mkdtemp
+def interrupted(**options):
+    made = make(**options)
+    os.kill(os.getpid(), signal.SIGINT)
+    return made
+tempfile.mkdtemp = interrupted
+sys.exit(main(["demo"]))
+"""
+
 
 @contextmanager
 def demo(scratch: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
@@ -141,6 +154,20 @@ def test_a_signal_ends_it_and_nothing_is_left(tmp_path: Path, said: str, number:
     assert namespaces_of(process.pid) == []
     assert list(tmp_path.iterdir()) == []
     assert_gone(below)
+
+
+def test_a_signal_between_two_steps_leaves_nothing_either(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_EARLY],
+        env=python_environment({"TMPDIR": str(tmp_path)}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == 128 + signal.SIGINT, result.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_demo_left_is_removed_by_the_next(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import platform
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +32,14 @@ while not namespace.processes():
 print(namespace.name, flush=True)
 os._exit(1)
 """
+
+# exit(2), not exit_group(2): the thread that began ends, the process goes on.
+FIRST_THREAD_ENDS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(1000,)).start()
+ctypes.CDLL(None).syscall({number}, 0)
+"""
+EXIT_NUMBERS = {"x86_64": 60, "aarch64": 93}
 
 
 @pytest.fixture
@@ -68,6 +79,20 @@ def test_removing_twice_is_nothing(namespace: Namespace) -> None:
     namespace.delete()
     assert not namespace.exists()
     assert namespace.processes() == []
+
+
+def test_a_process_whose_first_thread_has_ended_is_seen_and_ended(namespace: Namespace) -> None:
+    script = FIRST_THREAD_ENDS.format(number=EXIT_NUMBERS[platform.machine()])
+    process = namespace.popen([sys.executable, "-c", script])
+    status = Path(f"/proc/{process.pid}/stat")
+    deadline = time.monotonic() + 30
+    while status.read_text().rpartition(") ")[2][0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert process.poll() is None
+    assert namespace.processes() == [process.pid]
+    namespace.delete()
+    assert process.wait(timeout=1) == -signal.SIGKILL
 
 
 def test_sockets_made_inside_stay_inside_and_counters_see_their_packets(namespace: Namespace) -> None:
