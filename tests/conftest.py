@@ -12,18 +12,37 @@ import logging
 import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.beds import side_by_side
 from tests.beds.shipped import hide_test_packages
 
 hide_test_packages()
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 BUILD_IMAGE = Path(__file__).parent / "beds" / "build-image.sh"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In the process that a run begins with."""
+    if not hasattr(config, "workerinput"):
+        side_by_side.begin()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Once all tests have ended."""
+    if not hasattr(config, "workerinput"):
+        side_by_side.end()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Whoever measures is alone; nobody's time runs while it waits for that."""
+    with side_by_side.turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(autouse=True)
@@ -131,19 +150,19 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def image() -> Iterator[Path]:
+def image() -> Path:
     """The image, built once from the Dockerfile without a container engine; with the marker `image`.
 
     A directory with its `root` and `config.json`; KUBENETMON_TEST_IMAGE names one made before.
     """
     if made := os.environ.get("KUBENETMON_TEST_IMAGE"):
-        yield Path(made)
-        return
-    directory = Path(tempfile.mkdtemp(prefix="kubenetmon-image-", dir="/var/tmp"))
-    try:
-        command = (BUILD_IMAGE, directory)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-        assert done.returncode == 0, done.stderr
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        return Path(made)
+    directory = side_by_side.directory() / "image"
+    with side_by_side.locked("image"):
+        if not directory.exists():
+            command = (BUILD_IMAGE, directory)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+            if done.returncode != 0:
+                shutil.rmtree(directory, ignore_errors=True)
+            assert done.returncode == 0, done.stderr
+    return directory

@@ -38,7 +38,8 @@ class _Api:
         try:
             with urllib.request.urlopen(request, timeout=5, context=self._tls) as answer:
                 return json.load(answer)
-        except urllib.error.HTTPError:
+        except urllib.error.HTTPError as error:
+            error.close()
             return None
 
 

@@ -13,14 +13,13 @@ import multiprocessing
 import os
 import signal
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.beds.pages import page
 from tests.beds.ports import free_port
 from tests.beds.server_process import RANGES
 
@@ -167,18 +166,14 @@ class Replica:
 
     def ready(self) -> dict[str, Any]:
         """The checks of /ready by name."""
-        try:
-            body = self._get("/ready")
-        except urllib.error.HTTPError as error:
-            with error:
-                body = error.read()
+        _, body = page(self.metrics_port, "/ready")
         checks: dict[str, Any] = json.loads(body)["checks"]
         return checks
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its name with labels."""
         samples: dict[str, float] = {}
-        for line in self._get("/metrics").decode().splitlines():
+        for line in page(self.metrics_port, "/metrics")[1].decode().splitlines():
             if line and not line.startswith("#"):
                 name, _, value = line.rpartition(" ")
                 samples[name] = float(value)
@@ -199,15 +194,9 @@ class Replica:
 
     def _is_ready(self) -> bool:
         try:
-            self._get("/ready")
+            return page(self.metrics_port, "/ready")[0] == 200
         except OSError:
             return False
-        return True
-
-    def _get(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}{path}", timeout=10) as answer:
-            body: bytes = answer.read()
-        return body
 
 
 def _forkserver() -> multiprocessing.context.ForkServerContext:

@@ -7,13 +7,12 @@ import os
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.beds.pages import page
 from tests.beds.ports import free_port
 
 RANGES = Path(__file__).resolve().parents[2] / "kubenetmon" / "demo" / "ranges"
@@ -93,12 +92,7 @@ class Server:
 
     def ready(self) -> bool:
         """Whether /ready says so."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/ready", timeout=5):
-                return True
-        except urllib.error.HTTPError as error:
-            error.close()
-            return False
+        return page(self.metrics_port, "/ready")[0] == 200
 
     def explain(self, *arguments: str) -> str:
         """What `kubenetmon explain` prints of an address that this server knows."""
@@ -121,11 +115,7 @@ class Server:
 
     def _ready(self) -> dict[str, Any]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/ready", timeout=5) as answer:
-                body = answer.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                body = error.read()
+            _, body = page(self.metrics_port, "/ready")
         except OSError:
             return {}
         checks: dict[str, Any] = json.loads(body)["checks"]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 from asynch.proto.block import RowOrientedBlock
 from asynch.proto.context import Context
 from asynch.proto.cs import ServerInfo
@@ -104,9 +105,14 @@ def asynch_rows(columns: Mapping[str, Column]) -> Callable[[], None]:
     return theirs
 
 
+@pytest.mark.alone
 def test_ten_times_as_fast_as_rows_of_python_values() -> None:
     columns, schema = realistic_columns(), table()
-    ours = cpu_seconds(lambda: encode(columns, schema, ROWS), 7)
-    ratio = cpu_seconds(asynch_rows(columns), 2) / ours
+    rows = asynch_rows(columns)
+    ours = theirs = float("inf")
+    for _ in range(5):  # in turns: a moment in which others use the memory hurts ours more
+        ours = min(ours, cpu_seconds(lambda: encode(columns, schema, ROWS), 7))
+        theirs = min(theirs, cpu_seconds(rows, 1))
+    ratio = theirs / ours
     print(f"{ROWS / ours:,.0f} rows a CPU second, {ratio:.1f} times asynch's row path")
     assert ratio >= 10

@@ -8,7 +8,6 @@ import socket
 import struct
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from clickhouse_cityhash.cityhash import CityHash128
 from kubenetmon.clickhouse.sinks import ClickHouseError, ClickHouseUnreachableError
 from kubenetmon.clickhouse.sinks_tcp import TcpConfig, TcpSink
 from kubenetmon.varint import varint
+from tests.beds.pages import page
 from tests.beds.server_process import Server
 
 REVISION = 54453
@@ -223,9 +223,8 @@ def _alive(port: int) -> None:
     deadline = time.monotonic() + 20
     while True:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/live", timeout=10) as page:
-                assert page.status == 200
-                return
+            assert page(port, "/live")[0] == 200
+            return
         except OSError:
             assert time.monotonic() < deadline
             time.sleep(0.1)

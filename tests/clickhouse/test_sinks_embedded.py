@@ -72,6 +72,7 @@ async def test_a_view_repeats_no_block_either(engine: EmbeddedSink, database: st
     assert await engine.query(f"SELECT sum(b) FROM {database}.daily") == [(20,)]
 
 
+@pytest.mark.alone
 async def test_the_event_loop_goes_on(engine: EmbeddedSink) -> None:
     longest, last, stop = 0.0, time.monotonic(), False
 

@@ -9,7 +9,13 @@ import pytest
 
 from kubenetmon.demo.actors import python_environment
 
-pytestmark = [pytest.mark.root, pytest.mark.chdb, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.root,
+    pytest.mark.chdb,
+    pytest.mark.slow,
+    pytest.mark.timeout(240),
+]
 
 
 def test_it_measures_and_no_byte_is_missed() -> None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 from kubenetmon.demo.actors import python_environment
 from kubenetmon.demo.network import Count
 from kubenetmon.demo.processes import GRPC_PORT, METRICS_PORT, Role
+from tests.beds.pages import page
 from tests.beds.router import CLIENT, CLIENT6, SERVER, SERVER6, SERVICE, SERVICE_PORT, RouterBed
 
 pytestmark = [pytest.mark.root, pytest.mark.chdb]
@@ -236,8 +236,7 @@ def _wait_until_reading(bed: RouterBed, agent: Role) -> None:
 
     def ready() -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{AGENT_METRICS_PORT}/ready", timeout=2) as answer:
-                return bool(json.load(answer)["ready"])
+            return page(AGENT_METRICS_PORT, "/ready")[0] == 200
         except OSError:
             return False
 

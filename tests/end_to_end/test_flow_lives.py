@@ -212,6 +212,7 @@ def test_flows_whose_end_is_booked_and_that_a_dump_still_shows_are_not_born_agai
     sums_are_equal(rig, 2)
 
 
+@pytest.mark.alone
 def test_the_hash_table_is_resized_while_the_agent_reads(rig: InjectedNode) -> None:
     flows, buckets = 10_000, int(HASH_SIZE.read_text())  # of the one table of the machine
     agent = rig.start_agent(OFTEN)

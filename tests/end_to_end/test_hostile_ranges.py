@@ -7,12 +7,12 @@ import os
 import re
 import shutil
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.beds.pages import page
 from tests.beds.server_process import RANGES, Server
 
 MEBIBYTE = 1 << 20
@@ -56,8 +56,7 @@ def test_each_is_refused_in_one_line_and_the_ranges_in_use_stay(tmp_path: Path) 
     base = server.metrics_port
 
     def get(path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{base}{path}", timeout=5) as answer:
-            return str(answer.read().decode())
+        return page(base, path)[1].decode()
 
     def failures() -> float:
         found = re.search(

@@ -9,26 +9,22 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 
+from tests.beds.pages import page
 from tests.beds.ports import free_port
 from tests.beds.server_process import PATIENCE, Server
 
 pytestmark = pytest.mark.chdb
 
 
-def _get(url: str) -> tuple[int, bytes]:
+def _get(port: int, path: str) -> tuple[int, bytes]:
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=20) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
+            return page(port, path, timeout=20)
         except OSError:
             if time.monotonic() > deadline:
                 raise
@@ -38,24 +34,22 @@ def _get(url: str) -> tuple[int, bytes]:
 def test_a_server_serves_the_page_on_a_port_of_its_own_and_no_page_on_the_others(tmp_path: Path) -> None:
     port = free_port()
     server = Server(tmp_path, clickhouse_endpoint=f"chdb:{tmp_path / 'engine'}", page_port=port)
-    page, metrics = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{server.metrics_port}"
+    metrics = server.metrics_port
     with server.running():
-        assert b"<h1>kubenetmon</h1>" in _get(f"{page}/")[1]
-        about = json.loads(_get(f"{page}/api/about")[1])["about"]
+        assert b"<h1>kubenetmon</h1>" in _get(port, "/")[1]
+        about = json.loads(_get(port, "/api/about")[1])["about"]
         assert about == {"environment": "development", "cluster": "test", "place": "aws us-west-2"}
-        status, body = _get(f"{page}/api/ask?question=classes")
+        status, body = _get(port, "/api/ask?question=classes")
         assert (status, json.loads(body)["rows"]) == (200, [])
-        assert json.loads(_get(f"{page}/api/health")[1])["identity"][0]["unaccounted"] == 0
-        assert json.loads(_get(f"{page}/rates")[1])["rows"] == []
+        assert json.loads(_get(port, "/api/health")[1])["identity"][0]["unaccounted"] == 0
+        assert json.loads(_get(port, "/rates")[1])["rows"] == []
         for path in ("/metrics", "/ready"):
-            assert _get(page + path)[0] == 404
+            assert _get(port, path)[0] == 404
         for path in ("/", "/api/ask?question=classes", "/api/health"):
-            assert _get(metrics + path)[0] == 404
-        foreign = urllib.request.Request(f"{page}/api/health", headers={"Host": "evil.example"})
-        with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(foreign, timeout=20)
+            assert _get(metrics, path)[0] == 404
+        assert page(port, "/api/health", host="evil.example")[0] == 403
         # The live view is on the metrics port for loopback, so that `top` needs no page.
-        assert json.loads(_get(f"{metrics}/rates")[1])["by"] == "app"
+        assert json.loads(_get(metrics, "/rates")[1])["by"] == "app"
         top = subprocess.run(
             [sys.executable, "-m", "kubenetmon", "top", "--server", f"127.0.0.1:{server.metrics_port}"],
             capture_output=True,
@@ -69,7 +63,7 @@ def test_a_server_serves_the_page_on_a_port_of_its_own_and_no_page_on_the_others
 def test_without_a_page_port_nothing_more_listens(tmp_path: Path) -> None:
     server = Server(tmp_path, clickhouse_endpoint=f"chdb:{tmp_path / 'engine'}")
     with server.running() as process:
-        _get(f"http://127.0.0.1:{server.metrics_port}/live")
+        _get(server.metrics_port, "/live")
         sockets = {
             os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir() if link.exists()
         } | {""}
@@ -103,12 +97,9 @@ def test_the_page_beside_a_server_and_by_itself(tmp_path: Path) -> None:
     def look() -> None:
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
-            status, body = _get(f"http://127.0.0.1:{port}/api/ask?question=classes")
+            status, body = _get(port, "/api/ask?question=classes")
             assert (status, json.loads(body)["rows"]) == (200, [])
-            assert (
-                "No server serves this page"
-                in json.loads(_get(f"http://127.0.0.1:{port}/api/health")[1])["absent"]
-            )
+            assert "No server serves this page" in json.loads(_get(port, "/api/health")[1])["absent"]
         finally:
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=PATIENCE)
@@ -117,6 +108,6 @@ def test_the_page_beside_a_server_and_by_itself(tmp_path: Path) -> None:
 
     server = Server(tmp_path, clickhouse_endpoint=f"chdb:{tmp_path / 'engine'}")
     with server.running():
-        assert _get(f"http://127.0.0.1:{server.metrics_port}/ready")[0] in (200, 503)
+        assert _get(server.metrics_port, "/ready")[0] in (200, 503)
         look()  # through the process that holds the engine
     look()  # and alone

@@ -9,7 +9,6 @@ import resource
 import socket
 import ssl
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from kubenetmon.proto import FlowCollectorStub, Outcome
 from kubenetmon.server import transport
 from kubenetmon.server.doorway import Certificates, Doorway, DoorwayLimits
 from kubenetmon.server.receiver import ReceiverConfig
+from tests.beds.pages import page
 from tests.beds.receiving import Rig, batch_message, running_receiver
 from tests.beds.server_process import Server
 
@@ -215,8 +215,7 @@ def resident(process: int) -> int:
 
 
 def metric(server: Server, name: str) -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
+    lines = page(server.metrics_port, "/metrics")[1].decode().splitlines()
     return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 

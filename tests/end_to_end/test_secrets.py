@@ -17,8 +17,6 @@ import struct
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from kubenetmon.proto import FlowCollectorStub
 from tests.beds.clickhouse_server import User, clickhouse_server
+from tests.beds.pages import page
 from tests.beds.ports import free_port
 from tests.beds.receiving import batch_message
 from tests.beds.server_process import PATIENCE, Server
@@ -94,13 +93,7 @@ def kubeconfig(directory: Path) -> Path:
 
 
 def fetch(port: int, path: str) -> str:
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Host": "localhost"})
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return str(answer.read().decode(errors="replace"))
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.read().decode(errors="replace")
+    return page(port, path)[1].decode(errors="replace")
 
 
 def every_page(port: int) -> str:
@@ -141,7 +134,7 @@ def secured(
     (directory / "username").write_text("metering")
     (directory / "password").write_text(PASSWORD + "\n")
     write_tls(directory)
-    page = free_port()
+    page_port = free_port()
     server = Server(
         directory,
         clickhouse_endpoint=endpoint,
@@ -152,7 +145,7 @@ def secured(
         tls_cert=str(directory / "server.pem"),
         tls_key=str(directory / "server.key"),
         tls_client_ca=str(directory / "ca.pem"),
-        page_port=page,
+        page_port=page_port,
         **changes,
     )
     log = directory / "log"
@@ -163,7 +156,7 @@ def secured(
             [*server.command, "--log-level", "debug"], stdout=output, stderr=output, env=environment
         )
         try:
-            yield server, page, log.read_text
+            yield server, page_port, log.read_text
         except BaseException:
             print(log.read_text())
             raise
@@ -178,12 +171,12 @@ def assert_keeps(said: str, secrets: list[str]) -> None:
         assert secret not in said, said[max(0, said.index(secret) - 300) : said.index(secret) + 100]
 
 
-async def go_through(server: Server, page: int, directory: Path, says: str) -> str:
+async def go_through(server: Server, page_port: int, directory: Path, says: str) -> str:
     """All that the server shows after it met everybody."""
     await asyncio.to_thread(server.reason, "clickhouse")
     await knock(server.grpc_port, directory)
     shown = await asyncio.to_thread(lambda: every_page(server.metrics_port) + every_page(page))
-    shown += await asyncio.to_thread(fetch, page, "/api/ask?question=top")
+    shown += await asyncio.to_thread(fetch, page_port, "/api/ask?question=top")
     assert says in shown, shown
     return shown
 
@@ -192,9 +185,9 @@ async def go_through(server: Server, page: int, directory: Path, says: str) -> s
 async def test_a_server_shows_no_secret_whatever_fails(tmp_path: Path) -> None:
     with (
         clickhouse_server(tmp_path / "clickhouse", users=[User("metering", "another")]) as clickhouse,
-        secured(tmp_path, clickhouse.endpoint, clickhouse_disable_tls=True) as (server, page, log),
+        secured(tmp_path, clickhouse.endpoint, clickhouse_disable_tls=True) as (server, page_port, log),
     ):
-        shown = await go_through(server, page, tmp_path, "metering")
+        shown = await go_through(server, page_port, tmp_path, "metering")
         deadline = time.monotonic() + PATIENCE
         while "cannot be read" not in log() and time.monotonic() < deadline:  # noqa: ASYNC110 - a process
             await asyncio.sleep(0.2)
@@ -209,8 +202,8 @@ async def test_a_clickhouse_that_says_the_password_aloud_is_not_quoted(tmp_path:
     refusal += text(f"metering: wrong password {PASSWORD}") + text("") + b"\x00"
     with hostile(lambda: b"", refusal) as port:
         endpoint = f"127.0.0.1:{port}"
-        with secured(tmp_path, endpoint, clickhouse_disable_tls=True) as (server, page, log):
-            shown = await go_through(server, page, tmp_path, "wrong password")
+        with secured(tmp_path, endpoint, clickhouse_disable_tls=True) as (server, page_port, log):
+            shown = await go_through(server, page_port, tmp_path, "wrong password")
     assert_keeps(shown + log(), secrets_of(tmp_path))
 
 
@@ -229,8 +222,8 @@ async def test_a_clickhouse_without_tls_gets_no_password(tmp_path: Path) -> None
 
     listener = await asyncio.start_server(listen, "127.0.0.1", 0)
     endpoint = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    with secured(tmp_path, endpoint, clickhouse_disable_tls=None) as (server, page, log):
-        shown = await go_through(server, page, tmp_path, "clickhouse")
+    with secured(tmp_path, endpoint, clickhouse_disable_tls=None) as (server, page_port, log):
+        shown = await go_through(server, page_port, tmp_path, "clickhouse")
     listener.close()
     await listener.wait_closed()
     await asyncio.gather(*filter(None, visits))  # the server that they came from is gone

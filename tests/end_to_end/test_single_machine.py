@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import pytest
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 from kubenetmon.demo.network import Namespace
 from tests.beds.machine import COUNTERS, PEER, TALK, machine_and_peer
+from tests.beds.pages import page
 
 pytestmark = [pytest.mark.root, pytest.mark.chdb]
 
@@ -92,8 +92,7 @@ def _wait_until_reading(machine: Namespace, process: subprocess.Popen[bytes]) ->
 
     def ready() -> bool:
         try:
-            with urllib.request.urlopen("http://127.0.0.1:8883/ready", timeout=2) as answer:
-                return bool(json.load(answer)["ready"])
+            return page(8883, "/ready")[0] == 200
         except OSError:
             return False
 

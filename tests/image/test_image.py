@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from kubenetmon.demo.network import Namespace
 from tests.beds.charts import release
 from tests.beds.machine import COUNTERS, TALK, machine_and_peer
 from tests.beds.manifests import ROOT, pick, render_chart
+from tests.beds.pages import page
 from tests.beds.server_process import RANGES
 
 pytestmark = [pytest.mark.root, pytest.mark.image, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -66,20 +65,16 @@ def environment(image: Path) -> dict[str, str]:
     return dict(entry.partition("=")[::2] for entry in config(image)["config"]["Env"])
 
 
-def page(namespace: Callable[[Callable[[], Any]], Any], port: int, path: str) -> str:
-    """A page of a process in a namespace, as soon as it answers with 200."""
-
-    def get() -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-            return str(answer.read().decode())
-
+def shown(machine: Namespace, path: str) -> str:
+    """A page of the process in a namespace, as soon as it answers with 200."""
     deadline = time.monotonic() + 60
     while True:
-        try:
-            return str(namespace(get))
-        except (OSError, urllib.error.HTTPError):
-            assert time.monotonic() < deadline, path
-            time.sleep(0.2)
+        with contextlib.suppress(OSError):
+            status, body = machine.call(lambda: page(8883, path))
+            if status == 200:
+                return body.decode()
+        assert time.monotonic() < deadline, path
+        time.sleep(0.2)
 
 
 def test_it_says_what_it_is_and_runs_as_nobody(image: Path) -> None:
@@ -146,7 +141,7 @@ def test_the_server_runs_in_it_as_the_deployment_runs_it(image: Path, tmp_path: 
             in_image(image, mounts, SERVER, command), environment=environment(image), stderr=subprocess.PIPE
         )
         try:
-            ready = json.loads(page(machine.call, 8883, "/ready"))
+            ready = json.loads(shown(machine, "/ready"))
             assert ready["ready"], ready
             status = next(
                 Path(f"/proc/{number}/status").read_text()
@@ -180,7 +175,7 @@ def test_the_agent_runs_in_it_with_net_admin_alone_and_meters(image: Path, tmp_p
             stderr=subprocess.PIPE,
         )
         try:
-            page(machine.call, 8883, "/live")
+            shown(machine, "/live")
             _wait_reading(machine)
             machine.run(["python3", "-c", TALK])
             seen = machine.counters()["seen"].bytes
@@ -197,7 +192,7 @@ def test_the_agent_runs_in_it_with_net_admin_alone_and_meters(image: Path, tmp_p
 
 
 def _observed(machine: Namespace) -> float:
-    text = page(machine.call, 8883, "/metrics")
+    text = shown(machine, "/metrics")
     return float(re.search(r'agent_observed_total\{unit="bytes"\} (\S+)', text)[1])  # type: ignore[index]
 
 
@@ -205,7 +200,7 @@ def _wait_reading(machine: Namespace) -> None:
     """Until the agent has read the table once: what is there before is its baseline."""
     deadline = time.monotonic() + 30
     pattern = r"last_successful_collection_timestamp_unix_seconds ([0-9.e+]+)"
-    while float(re.search(pattern, page(machine.call, 8883, "/metrics"))[1]) == 0:  # type: ignore[index]
+    while float(re.search(pattern, shown(machine, "/metrics"))[1]) == 0:  # type: ignore[index]
         assert time.monotonic() < deadline
         time.sleep(0.2)
 

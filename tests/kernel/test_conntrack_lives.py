@@ -221,6 +221,7 @@ def hash_size() -> Iterator[int]:
     HASH_SIZE.write_text(f"{size}\n")
 
 
+@pytest.mark.alone
 async def test_a_hash_table_resized_while_dumps_run_loses_and_doubles_nothing(
     injection: InjectionBed, hash_size: int
 ) -> None:

@@ -68,6 +68,7 @@ async def test_what_the_watch_has_not_brought_is_found_by_asking(cluster: Cluste
         assert follower.owner("10.1.0.5") == "ended"
 
 
+@pytest.mark.alone
 async def test_an_api_that_hangs_is_waited_for_in_bounded_time_and_the_loop_goes_on(
     cluster: Cluster, gate: Gate
 ) -> None:

@@ -29,6 +29,7 @@ REAL_PODS, REAL_NODES, VISITS = 3000, 150, 500
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_large_cluster_is_known_soon_and_followed_at_little_cost_without_a_mistake() -> None:
     with published(PODS, NODES, RATE) as port:
         measured = follow(port, PODS, NODES, 12.0)
@@ -71,6 +72,7 @@ async def read_all(cluster: Cluster) -> float:
 
 @pytest.mark.apiserver
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_thousands_of_pods_of_a_real_api_are_known_soon_and_followed_without_a_mistake(
     stored: tuple[Cluster, LargeCluster],
 ) -> None:

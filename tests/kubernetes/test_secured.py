@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import IO
@@ -25,6 +24,7 @@ from tests.beds.charts import environment
 from tests.beds.kubernetes import Cluster
 from tests.beds.machine import COUNTERS, MACHINE, TALK, machine_and_peer
 from tests.beds.manifests import BASE_VALUES, ROOT, pick, render_chart
+from tests.beds.pages import page
 from tests.beds.ports import free_port
 from tests.beds.server_process import RANGES
 
@@ -138,8 +138,7 @@ class Pods:
 
     def metric(self, name: str) -> float:
         """One of the server's."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
-            text = answer.read().decode()
+        text = page(self.metrics_port, "/metrics")[1].decode()
         found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
@@ -193,11 +192,6 @@ async def until(condition: Callable[[], bool], what: Callable[[], str], within: 
         await asyncio.sleep(0.2)
 
 
-def status_of(page: str) -> int:
-    with urllib.request.urlopen(page, timeout=5) as answer:
-        return int(answer.status)
-
-
 def end(process: subprocess.Popen[bytes]) -> int:
     process.send_signal(signal.SIGTERM)
     return process.wait(40)
@@ -229,8 +223,7 @@ async def test_an_agent_meters_its_node_and_is_refused_another(cluster: Cluster,
             machine.sysctl(f"net.netfilter.nf_conntrack_{name}", 1)
         server = pods.server()
         try:
-            ready = f"http://127.0.0.1:{pods.metrics_port}/ready"
-            await until(lambda: status_of(ready) == 200, lambda: pods.said("server"))
+            await until(lambda: page(pods.metrics_port, "/ready")[0] == 200, lambda: pods.said("server"))
             async with relay(machine, pods.grpc_port):
                 agent = pods.agent(machine, "node-a")
                 await until(

@@ -207,6 +207,7 @@ async def test_what_goes_wrong_is_said_of_the_object() -> None:
         assert (one["verdict"], words in one["because"]) == (verdict, True), one
 
 
+@pytest.mark.alone
 async def test_an_api_that_does_not_answer_is_waited_for_no_longer_than_said() -> None:
     async def never(kind: Kind, namespace: str, name: str) -> Current:
         await asyncio.sleep(60)

@@ -438,6 +438,7 @@ async def test_a_batch_waits_for_a_pod_that_the_api_shows_a_moment_later(build: 
     assert rig.count(catalogue.LATE_ADDRESSES, outcome="known") == 1
 
 
+@pytest.mark.alone
 async def test_who_stays_unknown_is_waited_for_once(build: Build) -> None:
     rig = build(patience=0.3)
     unknown = [flow("10.1.1.99", "203.0.113.9"), IPV6, STRANGERS]
@@ -453,6 +454,7 @@ async def test_who_stays_unknown_is_waited_for_once(build: Build) -> None:
     assert rig.count(catalogue.LATE_ADDRESSES, outcome="unknown") == 4
 
 
+@pytest.mark.alone
 async def test_only_so_many_batches_wait_and_only_so_much_is_remembered(build: Build) -> None:
     rig = build(patience=0.5)
     began = time.monotonic()

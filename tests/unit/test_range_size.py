@@ -28,6 +28,7 @@ def loaded(files: dict[str, bytes]) -> RangeTable:
     return RangeTable([parse(provider, content, provider) for provider, content in files.items()])
 
 
+@pytest.mark.alone
 def test_all_ranges_cost_little_more_time_than_their_json(files: dict[str, bytes]) -> None:
     ratios = []
     for _ in range(3):
@@ -59,6 +60,7 @@ def test_all_ranges_fit_in_ten_megabytes(files: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.alone
 def test_matching_a_prefix_costs_no_more_than_a_few_binary_searches(
     files: dict[str, bytes], family: int
 ) -> None:
@@ -81,6 +83,7 @@ def test_matching_a_prefix_costs_no_more_than_a_few_binary_searches(
     assert min(matches) < 4 * min(floors), "1 to 2 measured"
 
 
+@pytest.mark.alone
 async def test_reading_all_ranges_does_not_hold_the_event_loop(
     files: dict[str, bytes], tmp_path: Path
 ) -> None:
