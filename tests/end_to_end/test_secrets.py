@@ -175,7 +175,7 @@ async def go_through(server: Server, page_port: int, directory: Path, says: str)
     """All that the server shows after it met everybody."""
     await asyncio.to_thread(server.reason, "clickhouse")
     await knock(server.grpc_port, directory)
-    shown = await asyncio.to_thread(lambda: every_page(server.metrics_port) + every_page(page))
+    shown = await asyncio.to_thread(lambda: every_page(server.metrics_port) + every_page(page_port))
     shown += await asyncio.to_thread(fetch, page_port, "/api/ask?question=top")
     assert says in shown, shown
     return shown
