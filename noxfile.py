@@ -38,7 +38,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests, two files at a time: many of them wait. Arguments go to pytest (`-- -n 0`: one by one)."""
-    session.run("tests/beds/build-kubernetes.sh")
+    session.run("tests/beds/build-kubernetes.sh", "--wait")
     side_by_side = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
     session.run("python", "-m", "pytest", *side_by_side, *session.posargs)
 

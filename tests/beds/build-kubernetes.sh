@@ -2,6 +2,7 @@
 # Build Kubernetes' own programs once from Debian's source package and keep them in a cache outside the checkout.
 #
 #   tests/beds/build-kubernetes.sh [DIRECTORY]
+#   tests/beds/build-kubernetes.sh --wait        only until a build that is at work has ended
 #
 # DIRECTORY (default ${XDG_CACHE_HOME:-~/.cache}/kubenetmon/kubernetes-1.20.2) receives kube-apiserver, for the
 # tests that need an API, and kubelet, kube-proxy, kube-controller-manager and kube-scheduler, for those that
@@ -14,7 +15,12 @@ version=1.20.2
 programs=(kube-apiserver kubelet kube-proxy kube-controller-manager kube-scheduler)
 # shellcheck source=tests/beds/shared.sh
 . "$(dirname "$0")/shared.sh"
-target=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/kubenetmon/kubernetes-$version}
+target=${XDG_CACHE_HOME:-$HOME/.cache}/kubenetmon/kubernetes-$version
+if [ "${1:-}" = --wait ]; then
+    [ ! -e "$target/.lock" ] || flock "$target/.lock" true
+    exit 0
+fi
+target=${1:-$target}
 complete() {
     local program
     for program in "${programs[@]}"; do [ -x "$target/$program" ] || return 1; done
