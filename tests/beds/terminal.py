@@ -82,7 +82,9 @@ class Terminal:
         rows: int = 20,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        given = {**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", **(environment or {})}
+        # Whoever runs the tests may have said how large its own terminal is.
+        inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        given = {**inherited, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", **(environment or {})}
         self.screen = _Screen(columns, rows)
         self._stream = _Stream(self.screen)
         self.written = b""
