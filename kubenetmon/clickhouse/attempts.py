@@ -37,6 +37,8 @@ class Attempts:
     begun: float
     attempts: int = 0
     settings: Settings | None = None
+    tokens_spent: int = 0
+    """How many tokens of the block the table has kept without its rows."""
     outcome_unknown: bool = False
     needs_an_operator: bool = False
     """Whether the last attempt failed by what only an operator can mend."""
@@ -44,6 +46,12 @@ class Attempts:
     held_since: float | None = None
     absent_at: float | None = None
     """When a look at the table began that showed it not to be there."""
+
+    @property
+    def insert_token(self) -> str:
+        """The token that the table knows the block by: another where the table has one without the rows. The
+        same for every server that finds the same."""
+        return f"{self.token}{'+' * self.tokens_spent}"
 
     def __str__(self) -> str:
         return f"batch {self.token}, {self.block.rows} rows"

@@ -1,13 +1,15 @@
 """Brings blocks into the table, each once.
 
 Contract: `commit` settles once and never gives up in between. It returns COMMITTED after ClickHouse has said
-so, or after a look at the table has shown that the block is there; HANDED_BACK when the inserter stops first;
-UNDECIDED when the block is older than the table's memory of tokens and the table cannot tell; DROPPED only
-where the operator's settings say so. Attempts repeat the same block under the same token, so that an attempt
-whose outcome is unknown may be repeated. At most `workers` attempts run at once; an attempt that may pass
-later keeps its turn while it waits, which is the limit on a troubled server. What only an operator can help,
-and what ClickHouse has answered with errors for `held_delay`, steps aside and does not stand in the others'
-way: it is tried again every `held_delay`, and returns YIELDED after such a wait where others want its room.
+so, or after a look at the table has shown that the block is there; after an attempt whose outcome is unknown,
+ClickHouse's word is not taken where such a look shows that the rows are not. It returns HANDED_BACK when the
+inserter stops first; UNDECIDED when the block is older than the table's memory of tokens and the table cannot
+tell; DROPPED only where the operator's settings say so. Attempts repeat the same block under the same
+token, so that an attempt whose outcome is unknown may be repeated. At most `workers` attempts run at once; an
+attempt that may pass later keeps its turn while it waits, which is the limit on a troubled server. What only
+an operator can help, and what ClickHouse has answered with errors for `held_delay`, steps aside and does not
+stand in the others' way: it is tried again every `held_delay`, and returns YIELDED after such a wait where
+others want its room.
 
 `run` reads the table at start and again every now and then, keeps the readiness check `clickhouse` true to
 life and exports `exactly_once`. At shutdown `stop` waits `stop_grace` for attempts under way and hands the
@@ -254,18 +256,38 @@ class Inserter:
                     self._config.settings,
                     asynchronous=self._target.asynchronous,
                 )
-            try:
-                await self._sink.insert(
-                    self._config.database, self._config.table, batch.block, batch.token, batch.settings
-                )
-            except KubenetmonError as error:
-                batch.outcome_unknown |= may_have_stored(error, self._target.schema)
-                raise
+            await self._insert(batch, batch.settings)
+            if await self._only_the_token_is_there(batch):
+                logger.warning("ClickHouse was killed in an insert and has its token alone: %s, anew", batch)
+                self._metrics.add(catalogue.TOKENS_WITHOUT_ROWS)
+                batch.tokens_spent += 1
+                batch.outcome_unknown = False
+                await self._insert(batch, batch.settings)
         except KubenetmonError as error:
             self._metrics.add(catalogue.WORKER_ERRORS, type="flush_batch_failed")
             self._metrics.add(catalogue.CLICKHOUSE_ERRORS, code=str(code(error)))
             raise
         return CommitOutcome.COMMITTED
+
+    async def _insert(self, batch: Attempts, settings: Settings) -> None:
+        try:
+            await self._sink.insert(
+                self._config.database, self._config.table, batch.block, batch.insert_token, settings
+            )
+        except KubenetmonError as error:
+            batch.outcome_unknown |= may_have_stored(error, self._target.schema)
+            raise
+
+    async def _only_the_token_is_there(self, batch: Attempts) -> bool:
+        """Whether ClickHouse took an insert for a repetition of one that a kill has taken the rows of."""
+        if not batch.outcome_unknown or batch.tracer is None or not self._target.may_keep_tokens_alone:
+            return False
+        try:
+            return await self._target.look(batch.tracer) is Finding.ABSENT
+        except ClickHouseError as error:
+            if not needs_an_operator(error):
+                raise
+            return False  # Who may only insert has to take its word.
 
     def _attempt_failed(self, batch: Attempts, error: KubenetmonError) -> None:
         if batch.failing_since is None:
@@ -300,6 +322,7 @@ class Inserter:
         if self._target.remembers(max(0.0, age)):
             return Finding.ABSENT
         found = await self._target.look(batch.tracer)
+        self._metrics.add(catalogue.OLD_BATCHES, found=found.value)
         if found is Finding.UNDECIDED and not (self._target.promises or batch.outcome_unknown):
             return Finding.ABSENT  # The first attempt goes ahead.
         if found is Finding.ABSENT:

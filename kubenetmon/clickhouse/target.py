@@ -13,7 +13,7 @@ from kubenetmon.clickhouse import evidence, probe
 from kubenetmon.clickhouse.evidence import Finding, Tracer
 from kubenetmon.clickhouse.schema import read_table
 from kubenetmon.clickhouse.sinks import Sink
-from kubenetmon.clickhouse.table import TableSchema
+from kubenetmon.clickhouse.table import TableSchema, keeps_tokens_in_keeper
 from kubenetmon.clickhouse.window import WindowWatch, blocks_of_a_week
 from kubenetmon.clock import Clock
 from kubenetmon.metrics import catalogue
@@ -95,14 +95,22 @@ class Target:
         """False for a table that remembers no tokens at all."""
         return self.schema is None or self.schema.deduplication.blocks > 0
 
+    @property
+    def may_keep_tokens_alone(self) -> bool:
+        """Whether a server that is killed in an insert may know a token whose rows it does not have: a plain
+        MergeTree writes the token to its log, and only then gives the part its name (ClickHouse,
+        src/Storages/MergeTree/MergeTreeSink.cpp). Keeper takes both at once."""
+        schema = self.schema
+        if schema is None or not self.promises:
+            return False
+        return not keeps_tokens_in_keeper(schema.own_window.engine)
+
     async def look(self, tracer: Tracer) -> Finding:
         """Ask the table whether the block is there."""
         assert self.schema is not None
         trace = tracer.trace()
         answer = await self._sink.query(evidence.question(self.schema, trace), {"skip_unavailable_shards": 0})
-        found = evidence.judge(trace, answer)
-        self._metrics.add(catalogue.OLD_BATCHES, found=found.value)
-        return found
+        return evidence.judge(trace, answer)
 
     async def _choose_way(self, schema: TableSchema) -> None:
         """Asynchronous only where wished for and seen to be exact on this table as it is now."""

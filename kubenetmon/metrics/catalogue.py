@@ -391,6 +391,11 @@ HELD_BATCHES = MetricSpec(
     Kind.GAUGE,
     "Batches held because ClickHouse refuses them until an operator mends something.",
 )
+TOKENS_WITHOUT_ROWS = MetricSpec(
+    "kubenetmon_server_tokens_without_rows_total",
+    Kind.COUNTER,
+    "Batches that ClickHouse, killed in their insert, knew by their token and did not have; inserted anew.",
+)
 OLD_BATCHES = MetricSpec(
     "kubenetmon_server_old_batches_total",
     Kind.COUNTER,
@@ -474,6 +479,7 @@ SERVER_METRICS = (
     CLICKHOUSE_ERRORS,
     HELD_BATCHES,
     OLD_BATCHES,
+    TOKENS_WITHOUT_ROWS,
     EXACTLY_ONCE,
 )
 COMMON_METRICS = (LOOP_LAG,)

@@ -25,6 +25,8 @@ from tests.beds.engine_internals import Engine
 from tests.beds.proxy import TcpProxy
 from tests.clickhouse.conftest import make_block
 from tests.clickhouse.test_inserter import Running, quick
+from tests.clickhouse.test_old_batches import ROWS as REPORT_ROWS
+from tests.clickhouse.test_old_batches import SUM, a_report
 
 pytestmark = [pytest.mark.chdb, pytest.mark.whole]
 
@@ -330,6 +332,7 @@ async def test_killed_at_random_neither_loses_nor_doubles(tmp_path: Path, opened
         await asyncio.to_thread(server.start)
         async with opened(server) as queue:
             running = await queue.inserter()
+            table = await running.inserter.wait_schema()
             chance = random.Random(7)
             begun = 0
 
@@ -337,7 +340,9 @@ async def test_killed_at_random_neither_loses_nor_doubles(tmp_path: Path, opened
                 nonlocal begun
                 while not over.is_set():
                     begun += 1
-                    await running.commit(f"batch-{begun}", ROWS)
+                    block, tracer = a_report(table, begun * REPORT_ROWS, 5)
+                    outcome = await running.inserter.commit(block, f"batch-{begun}", tracer)
+                    assert outcome is CommitOutcome.COMMITTED
 
             over = asyncio.Event()
             workers = [asyncio.create_task(work()) for _ in range(16)]
@@ -346,7 +351,7 @@ async def test_killed_at_random_neither_loses_nor_doubles(tmp_path: Path, opened
                 await queue.restart(server.kill)
             over.set()
             await asyncio.gather(*workers)
-            assert await queue.total() == begun * ROWS
+            assert await queue.total() == begun * SUM
             assert running.metrics.value(catalogue.INSERT_RETRIES) >= 5
     finally:
         server.kill()

@@ -30,6 +30,7 @@ CLIENT = 50_000
 LIVES = 1_000
 HASH_SIZE = Path("/sys/module/nf_conntrack/parameters/hashsize")
 OFTEN = {"COLLECTION_INTERVAL": "100ms"}
+"""So that an event which the kernel sends again has less than a second before its flow counts as vanished."""
 NEVER = {"COLLECTION_INTERVAL": "1h", "KUBENETMON_REPORT_INTERVAL": "1h"}
 """Reads at the start and at the end only."""
 ZONES = """
@@ -68,6 +69,7 @@ def sums_are_equal(rig: InjectedNode, clients: int) -> None:
     assert rig.stored() == truth
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("reads", [OFTEN, NEVER], ids=["amid dumps", "between two dumps"])
 def test_short_lives_the_same_tuple_again_and_natural_ends(rig: InjectedNode, reads: dict[str, str]) -> None:
     agent = rig.start_agent(reads)
@@ -167,6 +169,7 @@ def test_a_hundred_thousand_flows_end_at_once_behind_a_small_event_buffer(rig: I
     sums_are_equal(rig, 1)
 
 
+@pytest.mark.alone
 def test_flows_that_end_within_a_dump_are_booked_once(rig: InjectedNode) -> None:
     flows = 10_000
     agent = rig.start_agent(OFTEN)
@@ -189,6 +192,7 @@ def test_flows_that_end_within_a_dump_are_booked_once(rig: InjectedNode) -> None
     sums_are_equal(rig, 2)
 
 
+@pytest.mark.alone
 def test_flows_whose_end_is_booked_and_that_a_dump_still_shows_are_not_born_again(
     rig: InjectedNode, tmp_path: Path
 ) -> None:
