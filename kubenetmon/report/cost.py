@@ -18,8 +18,7 @@ from kubenetmon.clock import SYSTEM_CLOCK, Clock
 from kubenetmon.report.allowances import Allowance
 from kubenetmon.report.answers import Answer, Column
 from kubenetmon.report.bill import NO_PRICE, Bill, Charge, Line, decimal, month_name
-from kubenetmon.report.flows import Flows, Source, Span
-from kubenetmon.report.names import name_of
+from kubenetmon.report.flows import Flows, Source, Span, name_of
 from kubenetmon.report.prices import Price, PriceList, Transfer
 from kubenetmon.report.questions import OBSERVATION
 from kubenetmon.report.scope import KEYS, Scope, month_start, next_month

@@ -46,7 +46,54 @@ from kubenetmon.clickhouse.rollups import (
 from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clickhouse.table import literal
 from kubenetmon.errors import SchemaError
-from kubenetmon.report.names import SIDE_COLUMNS, shared, with_cluster
+
+SIDE_COLUMNS = {
+    "app": "App",
+    "pod": "Pod",
+    "namespace": "Namespace",
+    "node": "Node",
+    "zone": "AvailabilityZone",
+    "cloud": "Cloud",
+    "region": "Region",
+    "cluster": "Cluster",
+}
+"""Word to the column's name behind `local` or `remote`."""
+
+
+def name_of(key: str, prefix: str = "") -> str:
+    """The expression that names an end by one of `SIDE_COLUMNS`; `prefix` begins its columns, without one
+    they are the words themselves. A pod is `namespace/pod`: its name is its own within a namespace only. A
+    node is `cluster/node` where the span has that name in several clusters; `define` is told of the key."""
+    if key == "node":
+        node = _column(key, prefix)
+        # No IN: what a key of GROUP BY is made of may hold no set (NOT_FOUND_COLUMN_IN_BLOCK).
+        return f"if(has((SELECT nodes FROM shared), {node}), {in_cluster(prefix)}, {node})"
+    return in_namespace(key, prefix) if key == "pod" else _column(key, prefix)
+
+
+def in_cluster(prefix: str = "") -> str:
+    """A node's name with its cluster before it, where it is known."""
+    cluster, node = _column("cluster", prefix), _column("node", prefix)
+    return f"if({node} = '', '', concat({cluster}, '/', {node}))"
+
+
+def in_namespace(key: str, prefix: str = "") -> str:
+    """The same with the namespace before it, where there is a name and a namespace."""
+    name, namespace = _column(key, prefix), _column("namespace", prefix)
+    return f"if({name} = '' OR {namespace} = '', {name}, concat({namespace}, '/', {name}))"
+
+
+def _with_cluster(key: str) -> str:
+    return in_cluster() if key == "node" else name_of(key)
+
+
+def named_by(key: str) -> tuple[str, ...]:
+    """The words of `SIDE_COLUMNS` that `name_of` needs."""
+    return {"pod": (key, "namespace"), "node": (key, "cluster")}.get(key, (key,))
+
+
+def _column(key: str, prefix: str) -> str:
+    return f"{prefix}{SIDE_COLUMNS[key]}" if prefix else key
 
 
 def _remote(name: str) -> str:
@@ -70,6 +117,13 @@ _REPORTED_ELSEWHERE = (
     "      FROM flows WHERE remoteAddress != toIPv6('::'))))"
 )
 """True where the remote end's own node reports this connection too."""
+_SHARED_NODES = (
+    "  SELECT groupArray(node) AS nodes FROM (\n"
+    "    SELECT end.1 AS node\n"
+    f"    FROM (SELECT DISTINCT localNode, localCluster, remoteNode, {REMOTE_CLUSTER} AS other FROM flows)\n"
+    "    ARRAY JOIN [(localNode, localCluster), (remoteNode, other)] AS end\n"
+    "    WHERE node != '' GROUP BY node HAVING uniqExact(end.2) > 1)"
+)
 _NEEDED = frozenset(
     f"{side}{name}" for side in ("local", "remote") for name in (*SIDE_COLUMNS.values(), "IPv4", "Port")
 ) | {"date", "intervalStartTime", "direction", "connectionClass", "connectionFlags", "bytes", "packets"}
@@ -156,12 +210,12 @@ class Flows:
         ]
         self.from_rollups = any(grain for grain, _ in self._segments)
 
-    def define(self, *named: str) -> str:
-        """The rows as `flows`, with the columns of the rollups: how a statement over relations begins.
-        `named`: the keys that it names ends by (`kubenetmon.report.names`)."""
+    def define(self, by: str = "") -> str:
+        """The rows as `flows`, with the columns of the rollups: how a statement over relations begins. `by`
+        is the key that it names ends by; for nodes `shared` has the names that several clusters have."""
         parts = "\n  UNION ALL\n".join(self._part(grain, span) for grain, span in self._segments)
-        names = shared(*named)
-        return f"WITH flows AS (\n{parts}\n)" + (f",\nshared AS (\n{names}\n)\n" if names else "\n")
+        shared = f",\nshared AS (\n{_SHARED_NODES}\n)" if by == "node" else ""
+        return f"WITH flows AS (\n{parts}\n){shared}\n"
 
     def connections(self) -> str:
         """How many connections."""
@@ -203,9 +257,9 @@ class Flows:
         return f"SELECT * FROM (\n  {inner}\n)" + (f" WHERE {where}" if where else "")
 
     def hours_of_minutes(self, key: str, where: str) -> str:
-        """Each hour's minutes, `name` being `with_cluster` of the end's `key`: name, sending (1: the end
-        sent), intervalStartTime (the hour), `minutes` (the bytes of its 60 minutes). `where` is a condition
-        on the end's columns `app`, `pod`, `namespace`, `node`, `zone`, `cluster`."""
+        """Each hour's minutes, `name` being the end's `key`, a node's with its cluster: name, sending (1 the
+        end sent), intervalStartTime (the hour), `minutes` (the bytes of its 60 minutes). `where` is a
+        condition on the end's columns `app`, `pod`, `namespace`, `node`, `zone`, `cluster`."""
         conditions = [*([where] if where else []), *(["withinNode = 0"] if key in ("node", "zone") else [])]
         rolled = self._rolled_minutes()
         if not rolled:
@@ -239,7 +293,7 @@ class Flows:
     def _hours_of_rollup(self, span: Span, key: str, conditions: Sequence[str], *, whole: bool) -> str:
         names = RollupNames(self.source.table)
         condition = " AND ".join((f"({span.condition()})", *conditions))
-        name = with_cluster(key)
+        name = _with_cluster(key)
         minutes = "sumForEachMerge(minutes)"
         if not whole:
             at = "toUnixTimestamp(intervalStartTime) + 60 * (at - 1)"
@@ -266,7 +320,7 @@ class Flows:
         )
         condition = " AND ".join((f"minute >= {span.since}", f"minute < {span.until}", *conditions))
         by_minute = (
-            f"SELECT {with_cluster(key)} AS name, sending, minute, sum(share) AS total "
+            f"SELECT {_with_cluster(key)} AS name, sending, minute, sum(share) AS total "
             f"FROM ({minutes_of_rows(self.source.name, rows)}) WHERE {condition} "
             "GROUP BY name, sending, minute"
         )

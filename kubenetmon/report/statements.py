@@ -9,9 +9,17 @@ from __future__ import annotations
 import dataclasses
 
 from kubenetmon.clickhouse.table import literal
-from kubenetmon.report.flows import Flows
-from kubenetmon.report.names import SIDE_COLUMNS, name_of, needed_by, where_shared
+from kubenetmon.report.flows import SIDE_COLUMNS, Flows, in_namespace, name_of, named_by
 from kubenetmon.report.scope import Scope
+
+
+def shared_nodes_only(relation: str, column: str) -> str:
+    """A relation of a row for each node, with the cluster before a name only where two rows have that name.
+    `column` has the cluster before every name; a node's own has no slash."""
+    named = f"SELECT *, splitByChar('/', {column})[-1] AS bare FROM (\n{relation}\n)"
+    counted = f"SELECT *, count() OVER (PARTITION BY bare) AS namesakes FROM (\n{named}\n)"
+    shown = f"if(namesakes > 1, {column}, bare) AS {column}"
+    return f"SELECT * EXCEPT ({column}, bare, namesakes), {shown}\nFROM (\n{counted}\n)"
 
 
 def _limited(scope: Scope) -> str:
@@ -19,7 +27,7 @@ def _limited(scope: Scope) -> str:
 
 
 def _ends(scope: Scope) -> tuple[str, ...]:
-    return (*needed_by(scope.by or "app"), *scope.filters)
+    return (*named_by(scope.by or "app"), *scope.filters)
 
 
 def end_filter(scope: Scope, prefix: str) -> str:
@@ -91,14 +99,14 @@ def openers(flows: Flows, scope: Scope) -> str:
 
 def balance(flows: Flows, scope: Scope) -> str:
     """Each client's share on each replica of the server apps; `filters` are the server's, `scope.client` is
-    an app's name, with or without its namespace. Apps of one name in two namespaces or clusters are two."""
-    opened_by_source, ends = "opener = 1", ("source", "destination")
+    an app's name, with or without its namespace. Apps of one name in two namespaces are two."""
+    opened_by_source = "opener = 1"
     picked = {
         word: f"if({opened_by_source}, {first}, {second})"
         for word, first, second in (
-            ("other_names", *(f"[{end}App, concat({end}Namespace, '/', {end}App)]" for end in ends)),
-            ("client", name_of("own_app", "source"), name_of("own_app", "destination")),
-            ("server", name_of("own_app", "destination"), name_of("own_app", "source")),
+            ("client_app", "sourceApp", "destinationApp"),
+            ("client", in_namespace("app", "source"), in_namespace("app", "destination")),
+            ("server", in_namespace("app", "destination"), in_namespace("app", "source")),
             ("replica", name_of("pod", "destination"), name_of("pod", "source")),
         )
     }
@@ -109,20 +117,20 @@ def balance(flows: Flows, scope: Scope) -> str:
     )
     conditions = ["opener != 0", "replica != ''", "server != ''"] + ([server] if server else [])
     pairs = (
-        f"SELECT {picked['client']} AS client, any({picked['other_names']}) AS names, "
+        f"SELECT {picked['client_app']} AS client_app, {picked['client']} AS client, "
         f"{picked['server']} AS server, {picked['replica']} AS replica, "
         f"{flows.connections()} AS links, sum(bytes) AS volume\n"
-        f"FROM (\n{flows.transfers(*needed_by('own_app'), 'pod', *scope.filters, opener=True)}\n)\n"
-        f"WHERE {' AND '.join(conditions)}\nGROUP BY client, server, replica"
+        f"FROM (\n{flows.transfers('app', 'pod', 'namespace', *scope.filters, opener=True)}\n)\n"
+        f"WHERE {' AND '.join(conditions)}\nGROUP BY client_app, client, server, replica"
     )
     every = (
-        "SELECT client, any(names) AS other_names, server, groupArray((replica, links, volume)) AS served, "
+        "SELECT client_app, client, server, groupArray((replica, links, volume)) AS served, "
         "arrayMap(one -> one.1, served) AS known, "
         "groupUniqArrayArray(known) OVER (PARTITION BY server) AS replicas\n"
-        f"FROM (\n{pairs}\n)\nGROUP BY client, server"
+        f"FROM (\n{pairs}\n)\nGROUP BY client_app, client, server"
     )
     spread = (
-        "SELECT client, other_names, server, length(replicas) AS replica_count, each AS replica, "
+        "SELECT client_app, client, server, length(replicas) AS replica_count, each AS replica, "
         "indexOf(known, each) AS at, if(at = 0, 0, served[at].2) AS links, "
         "if(at = 0, 0, served[at].3) AS volume, "
         "arraySum(arrayMap(one -> one.2, served)) AS all_links, "
@@ -137,9 +145,9 @@ def balance(flows: Flows, scope: Scope) -> str:
         "(abs(links - expected) > 3 * sqrt(expected) AND (links_ratio > 1.5 OR links_ratio < 0.5)) "
         "AS odd_links, (volume_ratio > 1.5 OR volume_ratio < 0.5) AS odd_volume\n"
         f"FROM (\n{spread}\n)\nWHERE replica_count > 1"
-        + (f" AND has(arrayPushBack(other_names, client), {literal(scope.client)})" if scope.client else "")
+        + (f" AND {literal(scope.client)} IN (client_app, client)" if scope.client else "")
     )
-    return flows.define("own_app", "pod") + (
+    return flows.define() + (
         "SELECT client, server, replica, links AS connections, links_share, volume AS total, volume_share, "
         "max(volume_ratio) OVER (PARTITION BY client, server) AS spread, "
         "multiIf(links = 0 AND volume = 0, 'idle', odd_links AND odd_volume, 'connections and bytes', "
@@ -238,8 +246,8 @@ def throughput(flows: Flows, scope: Scope) -> str:
         "arrayReverseSort(anyIf(each, NOT sending))[rank] AS high_in\n"
         f"FROM (\n{ends}\n)\nGROUP BY name"
     )
-    if key in ("node", "pod"):
-        together = where_shared(together, "name")
+    if key == "node":
+        together = shared_nodes_only(together, "name")
     return (
         "SELECT name, if(peak_out >= peak_in, at_out, at_in) AS peak_minute, "
         "peak_out * 8 / 60 AS peak_sent, peak_in * 8 / 60 AS peak_received, "

@@ -23,14 +23,20 @@ from tests.beds.injected_node import InjectedNode, until
 from tests.beds.injector import MAX_PAYLOAD, TCP, UDP
 from tests.beds.interpose import ShownLate, stopped_at
 
-pytestmark = [pytest.mark.root, pytest.mark.chdb, pytest.mark.slow, pytest.mark.timeout(300)]
+# The kernel sends again what found no room, and has a second or less here before a flow counts as vanished.
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.root,
+    pytest.mark.chdb,
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
 
 CLIENT = 50_000
 """Flows from a multiple of this number on are another client's, and so other rows."""
 LIVES = 1_000
 HASH_SIZE = Path("/sys/module/nf_conntrack/parameters/hashsize")
 OFTEN = {"COLLECTION_INTERVAL": "100ms"}
-"""So that an event which the kernel sends again has less than a second before its flow counts as vanished."""
 NEVER = {"COLLECTION_INTERVAL": "1h", "KUBENETMON_REPORT_INTERVAL": "1h"}
 """Reads at the start and at the end only."""
 ZONES = """
@@ -69,7 +75,6 @@ def sums_are_equal(rig: InjectedNode, clients: int) -> None:
     assert rig.stored() == truth
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("reads", [OFTEN, NEVER], ids=["amid dumps", "between two dumps"])
 def test_short_lives_the_same_tuple_again_and_natural_ends(rig: InjectedNode, reads: dict[str, str]) -> None:
     agent = rig.start_agent(reads)
@@ -169,7 +174,6 @@ def test_a_hundred_thousand_flows_end_at_once_behind_a_small_event_buffer(rig: I
     sums_are_equal(rig, 1)
 
 
-@pytest.mark.alone
 def test_flows_that_end_within_a_dump_are_booked_once(rig: InjectedNode) -> None:
     flows = 10_000
     agent = rig.start_agent(OFTEN)
@@ -192,7 +196,6 @@ def test_flows_that_end_within_a_dump_are_booked_once(rig: InjectedNode) -> None
     sums_are_equal(rig, 2)
 
 
-@pytest.mark.alone
 def test_flows_whose_end_is_booked_and_that_a_dump_still_shows_are_not_born_again(
     rig: InjectedNode, tmp_path: Path
 ) -> None:
@@ -216,7 +219,6 @@ def test_flows_whose_end_is_booked_and_that_a_dump_still_shows_are_not_born_agai
     sums_are_equal(rig, 2)
 
 
-@pytest.mark.alone
 def test_the_hash_table_is_resized_while_the_agent_reads(rig: InjectedNode) -> None:
     flows, buckets = 10_000, int(HASH_SIZE.read_text())  # of the one table of the machine
     agent = rig.start_agent(OFTEN)

@@ -134,6 +134,16 @@ async def eventually(condition: Callable[[], bool], within: float = 10.0) -> flo
     return time.monotonic() - began
 
 
+@pytest.fixture(autouse=True)
+async def no_connection_outlives_its_test() -> AsyncIterator[None]:
+    """Who cancels over TLS says goodbye for as long as the other side takes; the loop ends before that."""
+    yield
+    loop: Any = asyncio.get_running_loop()
+    for transport in list(loop._transports.values()):
+        transport.abort()
+    await asyncio.sleep(0)
+
+
 @asynccontextmanager
 async def following(kubeconfig: Path, config: WatcherConfig = IMPATIENT) -> AsyncIterator[Follower]:
     """A watcher with that kubeconfig, running and not yet synced."""

@@ -1,4 +1,4 @@
-"""One table for two clusters that have nodes and pods of the same names: each is one, and none two."""
+"""One table for two clusters that have nodes of the same names: each node is one, and none two."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ async def source(request: pytest.FixtureRequest, sink: EmbeddedSink) -> AsyncIte
 
 
 async def asked(
-    sink: EmbeddedSink, source: Source, question: str, *columns: str, by: str = "node", **scope: Any
+    sink: EmbeddedSink, source: Source, question: str, *columns: str, **scope: Any
 ) -> set[tuple[Any, ...]]:
-    """Some columns of an answer."""
-    given = Scope(since=BEGIN, until=BEGIN + DAY, by=by, limit=0, **scope)
+    """Some columns of an answer by node."""
+    given = Scope(since=BEGIN, until=BEGIN + DAY, by="node", limit=0, **scope)
     records = (await ask(sink, QUESTIONS[question], given, source)).records()
     found = [tuple(row[name] for name in columns) for row in records]
     assert len(found) == len(set(found))
@@ -96,29 +96,6 @@ async def test_who_sends_to_whom(sink: EmbeddedSink, source: Source) -> None:
     assert await asked(sink, source, "top", "source", "destination", "bytes") == TOP
     crossing = {row for row in TOP if row[1]}
     assert await asked(sink, source, "cross-zone", "source", "destination", "bytes") == crossing
-
-
-async def test_pods_of_one_name_are_two(sink: EmbeddedSink, source: Source) -> None:
-    assert await asked(sink, source, "top", "source", "destination", "bytes", by="pod") == {
-        ("east/shop/web-0", "east/shop/api-0", 1000), ("east/shop/api-0", "east/shop/web-0", 100),
-        ("west/shop/web-0", "west/shop/api-0", 5000), ("west/shop/api-0", "west/shop/web-0", 500),
-        ("shop/lone-0", "west/shop/api-0", 11), ("shop/lone-0", "", 7), ("west/shop/web-0", "", 3),
-    }  # fmt: skip
-    assert await asked(sink, source, "openers", "end", "opened", "accepted", by="pod") == {
-        ("east/shop/web-0", 1, 0), ("east/shop/api-0", 0, 1), ("west/shop/web-0", 2, 0),
-        ("west/shop/api-0", 0, 2), ("shop/lone-0", 2, 0),
-    }  # fmt: skip
-    peaks = await asked(sink, source, "throughput", "name", "peak_sent", by="pod")
-    assert {(name, round(sent * 7.5)) for name, sent in peaks} == {
-        ("east/shop/web-0", 1000), ("east/shop/api-0", 100), ("west/shop/web-0", 5003),
-        ("west/shop/api-0", 500), ("shop/lone-0", 18),
-    }  # fmt: skip
-
-
-async def test_apps_are_one_in_all_clusters(sink: EmbeddedSink, source: Source) -> None:
-    assert await asked(sink, source, "top", "source", "destination", "bytes", by="app") == {
-        ("web", "api", 6000), ("api", "web", 600), ("lone", "api", 11), ("lone", "", 7), ("web", "", 3)
-    }  # fmt: skip
 
 
 async def test_ends_of_one_name_are_two(sink: EmbeddedSink, source: Source) -> None:
@@ -156,10 +133,6 @@ async def test_each_pays_for_its_own(sink: EmbeddedSink, source: Source) -> None
     assert paid["east/node-1", "aws/cross-zone-out"] == 1000
     assert paid["west/node-1", "aws/cross-zone-out"] == 5000
     assert paid["west/node-2", "aws/cross-zone-in"] == 5011
-    answer = await cost(sink, source, scope, "pod", read_prices())
-    paid = {(row["name"], row["entry"]): row["bytes"] for row in answer.records()}
-    assert paid["east/shop/web-0", "aws/cross-zone-out"] == 1000
-    assert paid["west/shop/web-0", "aws/cross-zone-out"] == 5000
 
 
 async def test_the_page_says_the_same_and_when_each_reported(sink: EmbeddedSink, source: Source) -> None:
@@ -179,12 +152,7 @@ async def test_the_live_view_of_the_table_tells_them_apart(sink: DescribedSink, 
     clock = VirtualClock(float(BEGIN + 150))
     sink.strict = False  # Over the embedded engine it may read arrays.
     view = await TableSource(sink, source.database, "network_flows_0", clock=clock).fetch("node")
-    pods = await TableSource(sink, source.database, "network_flows_0", clock=clock).fetch("pod")
     sink.strict = True
-    apart = {(row.namespace, row.name, row.path): round(row.sent * 60) for row in pods.rows}
-    assert apart["east/shop", "web-0", "cross-zone"] == 1000
-    assert apart["west/shop", "web-0", "cross-zone"] == 5000
-    assert apart["shop", "lone-0", "region-service"] == 7
     sums = {(row.name, row.path): round(row.sent * 60) for row in view.rows}
     assert sums["east/node-1", "cross-zone"] == 1000
     assert sums["west/node-1", "cross-zone"] == 5000

@@ -14,10 +14,10 @@ from kubenetmon.clickhouse.table import literal
 from kubenetmon.metrics import Metrics, catalogue
 from kubenetmon.readiness import Readiness
 from kubenetmon.report.answers import Answer, Column, render
-from kubenetmon.report.flows import Flows
-from kubenetmon.report.names import SIDE_COLUMNS, where_shared
+from kubenetmon.report.flows import SIDE_COLUMNS, Flows
 from kubenetmon.report.questions import Question
 from kubenetmon.report.scope import Scope
+from kubenetmon.report.statements import shared_nodes_only
 
 GAP_SECONDS = 120
 """The shortest time without rows that counts as a gap: reports come once a minute."""
@@ -135,7 +135,7 @@ def _nodes(flows: Flows, scope: Scope) -> str:
     )
     return (
         "SELECT node, last_report, rows_stored, total, longest_gap, gaps, gap_count\n"
-        f"FROM (\n{where_shared(reports, 'node')}\n)\n"
+        f"FROM (\n{shared_nodes_only(reports, 'node')}\n)\n"
         f"ORDER BY last_report, node{f' LIMIT {scope.limit}' if scope.limit else ''}"
     )
 

@@ -18,8 +18,7 @@ from kubenetmon.clickhouse.sinks import Sink
 from kubenetmon.clock import Clock
 from kubenetmon.errors import MachineError
 from kubenetmon.report.cost import PATH_OF_TRANSFER
-from kubenetmon.report.flows import Flows, Span, read_source
-from kubenetmon.report.names import SIDE_COLUMNS, name_of, space_of_pod
+from kubenetmon.report.flows import SIDE_COLUMNS, Flows, Span, name_of, read_source
 from kubenetmon.report.scope import KEYS
 from kubenetmon.report.top.view import TopRow, TopView, merged
 
@@ -198,14 +197,12 @@ def _statement(flows: Flows, by: str, first: int, last: int) -> str:
         column = SIDE_COLUMNS[key]
         return f"if(sending, source{column}, destination{column})"
 
-    name, space = end(by), "''"
+    name = end(by)
     if by == "node":
         name = f"if(sending, {name_of('node', 'source')}, {name_of('node', 'destination')})"
-    elif by == "pod":
-        name = f"if({end('pod')} != '', {end('pod')}, {end('app')})"
-        space = f"if(sending, {space_of_pod('source')}, {space_of_pod('destination')})"
-    elif by == "app":
-        name, space = f"if({end('app')} != '', {end('app')}, {end('pod')})", end("namespace")
+    space = end("namespace") if by in ("app", "pod") else "''"
+    if by in ("app", "pod"):
+        name = f"if({end(by)} != '', {end(by)}, {end('pod' if by == 'app' else 'app')})"
     minute = f"intDiv(toUnixTimestamp(intervalStartTime) - {first}, {_MINUTE})"
     count = (last - first) // _MINUTE + 1
     return flows.define(by) + (
