@@ -83,6 +83,7 @@ def test_an_agent_killed_at_each_step_of_a_batch(tmp_path: Path) -> None:
         assert not list((tmp_path / f"state-{NODE}").glob("aside-*"))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
 def test_a_new_agent_takes_over_while_connections_come_and_go(tmp_path: Path, end: str) -> None:
     with MeteredWorld(tmp_path, QUICK, state=True) as metered:

@@ -21,7 +21,13 @@ from tests.beds.injector import MAX_PAYLOAD, TCP, UDP
 from tests.beds.interpose import LoopWatch
 from tests.bench.accounting import memory_bytes
 
-pytestmark = [pytest.mark.root, pytest.mark.chdb, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.root,
+    pytest.mark.chdb,
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
 
 FLOWS = 10_000
 BURSTS = 20

@@ -18,7 +18,7 @@ from tests.beds.injector import TCP, UDP, InjectionBed
 from tests.beds.router import CLIENT, RouterBed
 from tests.kernel.metered import Life, metering, records_of, sums_of
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 
 HASH_SIZE = Path("/sys/module/nf_conntrack/parameters/hashsize")
 
@@ -221,7 +221,6 @@ def hash_size() -> Iterator[int]:
     HASH_SIZE.write_text(f"{size}\n")
 
 
-@pytest.mark.alone
 async def test_a_hash_table_resized_while_dumps_run_loses_and_doubles_nothing(
     injection: InjectionBed, hash_size: int
 ) -> None:
