@@ -261,7 +261,6 @@ class Inserter:
                 logger.warning("ClickHouse was killed in an insert and has its token alone: %s, anew", batch)
                 self._metrics.add(catalogue.TOKENS_WITHOUT_ROWS)
                 batch.tokens_spent += 1
-                batch.outcome_unknown = False
                 await self._insert(batch, batch.settings)
         except KubenetmonError as error:
             self._metrics.add(catalogue.WORKER_ERRORS, type="flush_batch_failed")

@@ -23,6 +23,7 @@ from tests.clickhouse.test_old_batches import SUM, a_report
 pytestmark = pytest.mark.chdb
 
 TORN, WHOLE, WELL = "killed before the part is there", "killed after that", "not killed"
+REFUSED = "not taken"
 
 
 class Killed(TcpSink):
@@ -34,9 +35,11 @@ class Killed(TcpSink):
         self.tokens: list[str] = []
 
     async def insert(self, *arguments: Any) -> None:
-        await super().insert(*arguments)
-        self.tokens.append(arguments[3])
         how = self._ends.pop(0) if self._ends else WELL
+        self.tokens.append(arguments[3])
+        if how == REFUSED:
+            raise ClickHouseError(497, "Not enough privileges")
+        await super().insert(*arguments)
         if how != WELL:
             await asyncio.to_thread(self._kill, how)
             raise ClickHouseUnreachableError("the connection ended")
@@ -87,6 +90,28 @@ async def test_the_batch_is_there_once(server: ClickHouseServer, ends: list[str]
     assert await commit(server, *ends) == (tokens, ends.count(TORN), SUM)
     # And by way of another server, which knows of no kill.
     assert await commit(server) == (["token"], 0, SUM)
+
+
+class Wanted:
+    """A place that others wait for."""
+
+    wanted = True
+
+    def step_aside(self) -> None:
+        pass
+
+
+async def test_a_batch_that_goes_back_in_between_is_there_once_it_comes_again(
+    server: ClickHouseServer,
+) -> None:
+    running = Running(quick("default"), Killed(server, [TORN, WELL, REFUSED]))
+    try:
+        block, tracer = a_report(await running.inserter.wait_schema(), 0, 5)
+        assert await running.inserter.commit(block, "token", tracer, Wanted()) is CommitOutcome.YIELDED
+        assert await running.inserter.commit(block, "token", tracer, Wanted()) is CommitOutcome.COMMITTED
+        assert await running.total() == SUM
+    finally:
+        await running.end()
 
 
 async def test_without_a_look_it_would_be_lost(server: ClickHouseServer) -> None:
