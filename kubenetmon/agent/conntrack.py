@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 from kubenetmon.agent.metered import AccountingState, ReadResult, Resumed, SealedRecords, StoredBatch, Totals
 from kubenetmon.agent.state import EVENTS, LEDGER, SENT_OFFSET, Files, StateDirectory, batch_name
+from kubenetmon.agent.waiting import retrieved
 from kubenetmon.errors import KubenetmonError, MachineError
 from kubenetmon.proto import EPOCH_BYTES, MAX_BATCH_BYTES, FlowArrays
 
@@ -319,7 +320,7 @@ class Conntrack:
         assert self._worker is not None
         future: Future[T] = self._worker.submit(call, meter)
         # The thread goes on when the caller is cancelled: the pool of one thread is what keeps dumps apart.
-        return await asyncio.shield(asyncio.wrap_future(future))
+        return await asyncio.shield(retrieved(asyncio.wrap_future(future)))
 
     @staticmethod
     def _dump(function: Callable[[Any, Any], int], meter: Any) -> ReadResult:

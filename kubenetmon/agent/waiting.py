@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from kubenetmon.clock import Clock
 
 _Result = TypeVar("_Result")
+_Future = TypeVar("_Future", bound=asyncio.Future[Any])
 
 
 async def first_of(clock: Clock, seconds: float | None, *waits: asyncio.Future[Any] | asyncio.Event) -> None:
@@ -49,12 +50,21 @@ async def within(clock: Clock, seconds: float, work: Coroutine[Any, Any, _Result
 
 async def to_the_end(work: Coroutine[Any, Any, _Result]) -> _Result:
     """What `work` returns or raises; who is cancelled meanwhile is so only when it has ended."""
-    task = asyncio.create_task(work)
+    task = retrieved(asyncio.create_task(work))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+
+
+def retrieved(future: _Future) -> _Future:
+    """`future`, whose error is for those who await it and, where nobody does any more, no news.
+
+    Without this asyncio logs a traceback when the one who waited behind a shield was cancelled.
+    """
+    future.add_done_callback(_retrieve)
+    return future
 
 
 async def cancel_all(*tasks: asyncio.Task[Any]) -> None:
@@ -66,3 +76,8 @@ async def cancel_all(*tasks: asyncio.Task[Any]) -> None:
 
 async def _wait_for(event: asyncio.Event) -> None:
     await event.wait()
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -221,6 +222,23 @@ async def test_closing_while_a_read_runs_breaks_it_off(injection: InjectionBed) 
     outcomes = await asyncio.gather(*readings, return_exceptions=True)
     assert isinstance(outcomes[-1], ConntrackError)
     conntrack.close()
+
+
+async def test_a_read_that_its_owner_left_is_broken_off_without_a_word(injection: InjectionBed) -> None:
+    await asyncio.to_thread(burst, injection)
+    conntrack = Conntrack(ConntrackConfig())
+    injection.node.call(conntrack.open)
+    said: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    readings = [asyncio.create_task(conntrack.read()) for _ in range(3)]
+    await asyncio.sleep(0.003)
+    while readings:
+        readings.pop().cancel()
+        await asyncio.sleep(0)
+    conntrack.close()
+    await asyncio.sleep(0.01)  # the thread hands over how its reads ended
+    gc.collect()
+    assert said == []
 
 
 async def test_reading_leaves_the_event_loop_free(injection: InjectionBed) -> None:
