@@ -434,7 +434,8 @@ void ledger_end_dump(struct ledger *ledger, bool complete)
 	ledger->header->full_dumps++;
 	ledger->header->totals.dumps++;
 	ledger_commit(ledger);
-	expire_tombstones(ledger);
+	if (!ledger->tombstones_stay)
+		expire_tombstones(ledger);
 }
 
 uint32_t ledger_next_absent(struct ledger *ledger, uint32_t *number)

@@ -139,6 +139,7 @@ int ledger_open_file(struct ledger *ledger, int descriptor, bool count_existing,
 		error = make_empty(ledger, count_existing, identity);
 	else if (!error)
 		*fault = state_take_up(ledger, identity, &error);
+	ledger->tombstones_stay = !blank;
 	if (error || *fault) {
 		ledger_close(ledger);
 		return error ? error : -EUCLEAN;

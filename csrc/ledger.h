@@ -7,7 +7,7 @@
  *   what it counts from then on is. Where the kernel gives start times they decide, in whatever message the
  *   flow turns up first; where not, what comes before the first full dump has ended is baseline.
  * - A DESTROY event carries final counters: what they have above the last ones is booked, and a tombstone stays
- *   for two full dumps and for as long as dumps show the flow or the kernel will send the event again, so
+ *   for two full dumps and for as long as dumps show the flow or the kernel may send the event again, so
  *   that neither is taken for another life. Where a dump overtook the event the higher counters stand.
  * - A flow that two full dumps in a row did not show is asked for by its tuple, which also makes the kernel
  *   end it if it had expired. One that is not there becomes a tombstone; if no event comes while that
@@ -147,6 +147,7 @@ struct ledger {
 	struct index index;
 	uint32_t previous; /* the entry of the message before, while a dump runs */
 	bool dumping;
+	bool tombstones_stay; /* what the kernel will send again is not known since the last full dump */
 	struct waiting_limits limits;
 };
 

@@ -288,14 +288,18 @@ static int renew_tombstone(void *context, const struct nlmsghdr *message)
 }
 
 /* What a dump that reached its end proves: flows that it did not show are asked for, and tombstones are kept
- * for those whose DESTROY event the kernel will send again because another listener could not take it. */
+ * for those whose DESTROY event the kernel will send again because a listener could not take it. */
 static int settle_dump(struct meter *meter)
 {
+	bool whole;
+	meter->ledger.tombstones_stay = true;
 	int error = settle_absent(meter);
 	if (error)
 		return error;
-	error = requests_dump_dying(&meter->requests, &meter->stop, renew_tombstone, meter);
-	return error == -EINVAL || error == -EOPNOTSUPP ? 0 : error; /* a kernel without such a list */
+	error = requests_dump_dying(&meter->requests, &meter->stop, renew_tombstone, meter, &whole);
+	bool no_list = error == -EINVAL || error == -EOPNOTSUPP; /* the kernel has none */
+	meter->ledger.tombstones_stay = !whole && !no_list;
+	return no_list ? 0 : error;
 }
 
 static void start_clocks(struct meter_read_result *result)

@@ -12,7 +12,10 @@
 
 #include "message.h"
 
-enum { ANSWER_SECONDS = 10 }; /* the kernel answers at once, or never: then the request has failed */
+enum {
+	ANSWER_SECONDS = 10, /* the kernel answers at once, or never: then the request has failed */
+	FULL_BYTES = 2048,   /* a datagram with less room than that may have had none for another flow */
+};
 
 int requests_open(struct requests *requests)
 {
@@ -130,6 +133,7 @@ static int dump(struct requests *requests, uint8_t type, const atomic_bool *stop
 				consistent = false;
 			if (is_flow(message)) {
 				size->messages++;
+				size->last = length;
 				if (flow && (error = flow(context, message)))
 					return error;
 			} else if (message->nlmsg_type == NLMSG_DONE) {
@@ -151,10 +155,27 @@ int requests_dump(struct requests *requests, const atomic_bool *stop, netlink_fl
 	return dump(requests, IPCTNL_MSG_CT_GET, stop, flow, context, size);
 }
 
-int requests_dump_dying(struct requests *requests, const atomic_bool *stop, netlink_flow flow, void *context)
+/* The kernel fills a datagram up to the first flow that has no room in it, and begins the next one at that flow. Of the
+ * list of dying flows it finds nothing more from 5.19 on when that flow's event was delivered in between
+ * (ctnetlink_dump_dying): the dump then ends as if the list did. A list that is whole ends anywhere; one that was cut
+ * ends behind a full datagram: less than the largest flow (1 KiB) and what an skb takes for itself short of what the
+ * reader offers or, where memory is short, of a page, which counts for 8 KiB at most (netlink_dump). */
+static bool may_be_cut(size_t last)
+{
+	static const size_t rooms[] = {4096, 8192, DUMP_BUFFER_BYTES};
+	for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++)
+		if (last > rooms[i] - FULL_BYTES && last <= rooms[i])
+			return true;
+	return false;
+}
+
+int requests_dump_dying(struct requests *requests, const atomic_bool *stop, netlink_flow flow, void *context,
+			bool *whole)
 {
 	struct dump_size size;
-	return dump(requests, IPCTNL_MSG_CT_GET_DYING, stop, flow, context, &size);
+	int error = dump(requests, IPCTNL_MSG_CT_GET_DYING, stop, flow, context, &size);
+	*whole = !error && !may_be_cut(size.last);
+	return error;
 }
 
 static void set_addresses(struct nf_conntrack *tuple, const struct flow_key *key)

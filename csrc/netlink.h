@@ -32,6 +32,7 @@ void requests_close(struct requests *requests);
 
 struct dump_size {
 	uint64_t messages, bytes;
+	size_t last; /* bytes of the last datagram that has flows */
 };
 
 /* Dumps all flows of both families with their counters left alone (IPCTNL_MSG_CT_GET). -ECANCELED when *stop
@@ -40,8 +41,10 @@ int requests_dump(struct requests *requests, const atomic_bool *stop, netlink_fl
 		  struct dump_size *size);
 
 /* Dumps the flows that have ended and whose DESTROY event some listener on this machine could not take: each
- * will be sent to all listeners again. */
-int requests_dump_dying(struct requests *requests, const atomic_bool *stop, netlink_flow flow, void *context);
+ * will be sent to all listeners again. *whole: false where the kernel may have left some out, as it does while it
+ * sends such events. */
+int requests_dump_dying(struct requests *requests, const atomic_bool *stop, netlink_flow flow, void *context,
+			bool *whole);
 
 /* Asks for the one flow that has this original tuple now; `flow` is called if there is one, whichever life
  * it is in. -ENOENT when there is none. Looking an expired flow up makes the kernel end it, event included. */

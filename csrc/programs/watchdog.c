@@ -16,7 +16,10 @@
 #include "../netlink.h"
 #include "../watchdog.h"
 
-enum { LOOK_MILLISECONDS = 100 };
+enum {
+	LOOK_MILLISECONDS = 100,
+	ATTEMPTS = 5, /* to read the list of dying flows to its end */
+};
 
 /* SO_MEMINFO: sk_get_meminfo() of the kernel, since 4.12. */
 static bool is_half_full(void)
@@ -45,11 +48,15 @@ static void let_go(struct watch *watch)
 {
 	struct requests requests = {0};
 	atomic_bool stop = false;
+	bool whole = false;
 	int group = NFNLGRP_CONNTRACK_DESTROY;
 	atomic_store(&watch->let_go, nanoseconds(CLOCK_BOOTTIME));
 	atomic_store(&watch->state, LETTING_GO);
-	if (requests_open(&requests) == 0)
-		(void)requests_dump_dying(&requests, &stop, save, watch);
+	int error = requests_open(&requests);
+	for (int i = 0; i < ATTEMPTS && !error && !whole; i++) {
+		watch->saved_bytes = 0; /* what was delivered since is in the queue */
+		error = requests_dump_dying(&requests, &stop, save, watch, &whole);
+	}
 	(void)setsockopt(WATCHDOG_SOCKET, SOL_NETLINK, NETLINK_DROP_MEMBERSHIP, &group, sizeof group);
 	atomic_store(&watch->state, LET_GO);
 	requests_close(&requests);

@@ -232,6 +232,26 @@ static void test_a_tombstone_stays_while_the_event_will_come_again(void)
 	end();
 }
 
+static void test_tombstones_stay_while_it_is_not_known_whose_events_will_come_again(void)
+{
+	begin(false);
+	empty_dump();
+	struct test_flow flow = born(with(TCP_FLOW, 160, 70), now());
+	destroy(flow);
+	seal_all();
+	ledger.tombstones_stay = true;
+	for (int i = 0; i < 10; i++)
+		empty_dump();
+	destroy(flow);
+	CHECK(totals()->entries == 1 && totals()->observed_bytes == 230);
+	ledger.tombstones_stay = false;
+	empty_dump();
+	CHECK(totals()->entries == 1);
+	empty_dump();
+	CHECK(totals()->entries == 0 && totals()->observed_bytes == 230);
+	end();
+}
+
 static void test_lives_of_one_tuple_are_told_apart_by_start(void)
 {
 	begin(false);
@@ -546,6 +566,7 @@ int main(void)
 	test_a_destroy_event_books_what_was_not_reported();
 	test_an_ended_flow_stays_until_it_is_sealed();
 	test_a_tombstone_stays_while_the_event_will_come_again();
+	test_tombstones_stay_while_it_is_not_known_whose_events_will_come_again();
 	test_lives_of_one_tuple_are_told_apart_by_start();
 	test_lives_without_start_are_told_apart_by_order();
 	test_a_fall_without_start_is_a_new_life_and_the_old_one_still_ends();

@@ -22,6 +22,9 @@
  * the end before it asked for the dump: so a dump shows what the kernel has told the end of and not unlinked yet.
  * The file counts them.
  *
+ * SLOW_DYING: a file of 8 bytes. Before each further datagram of a dump of dying flows the process waits for
+ * 20 ms, in which the kernel may deliver events; the file counts the waits.
+ *
  * BOOT_ID: the file that is opened in place of the kernel's boot_id. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -59,7 +62,8 @@ static volatile int64_t *clock_offset;
 static volatile int64_t *loop_longest;
 static uint32_t id_mask;
 static const char *boot_id;
-static volatile int64_t *shown_late;
+static volatile int64_t *shown_late, *slow_dying;
+static int dying_datagrams; /* received of a dump of dying flows that runs; -1: none does */
 
 static volatile int64_t *map_file(const char *path, size_t size)
 {
@@ -89,6 +93,7 @@ __attribute__((constructor)) static void prepare(void)
 	boot_id = getenv("BOOT_ID");
 	loop_longest = map_file(getenv("LOOP_LONGEST"), 3 * sizeof *loop_longest);
 	shown_late = map_file(getenv("SHOWN_LATE"), sizeof *shown_late);
+	slow_dying = map_file(getenv("SLOW_DYING"), sizeof *slow_dying);
 }
 
 static void protect(const struct step *step)
@@ -254,10 +259,12 @@ ON_DESCRIPTOR(ssize_t, recvmsg, "recv", (int descriptor, struct msghdr *message,
 ssize_t sendto(int descriptor, const void *bytes, size_t size, int flags, const struct sockaddr *to, socklen_t length)
 {
 	char path[PATH];
-	const char *where = step_next < step_count || shown_late ? name_of(descriptor, path) : "";
+	const char *where = step_next < step_count || shown_late || slow_dying ? name_of(descriptor, path) : "";
 	reach("write", "before", where);
 	if (shown_late && strcmp(where, "requests") == 0)
 		begin_dump(bytes);
+	if (slow_dying && strcmp(where, "requests") == 0)
+		dying_datagrams = (((const struct nlmsghdr *)bytes)->nlmsg_type & 0xff) == IPCTNL_MSG_CT_GET_DYING ? 0 : -1;
 	ssize_t result = ORIGINAL(sendto)(descriptor, bytes, size, flags, to, length);
 	if (result > 0)
 		reach("write", "after", where);
@@ -267,8 +274,13 @@ ssize_t sendto(int descriptor, const void *bytes, size_t size, int flags, const 
 ssize_t recv(int descriptor, void *bytes, size_t size, int flags)
 {
 	char path[PATH];
-	const char *where = step_next < step_count || id_mask || shown_late ? name_of(descriptor, path) : "";
+	bool looks = step_next < step_count || id_mask || shown_late || slow_dying;
+	const char *where = looks ? name_of(descriptor, path) : "";
 	reach("recv", "before", where);
+	if (slow_dying && strcmp(where, "requests") == 0 && dying_datagrams >= 0 && dying_datagrams++ > 0) {
+		usleep(20000);
+		++*slow_dying;
+	}
 	ssize_t result = shown_late && strcmp(where, "requests") == 0 ? (ssize_t)show_late(bytes, size) : 0;
 	if (result == 0)
 		result = ORIGINAL(recv)(descriptor, bytes, size, flags);

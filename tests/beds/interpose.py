@@ -53,8 +53,10 @@ def another_boot(boot_id: Path) -> dict[str, str]:
     return {"LD_PRELOAD": str(library()), "BOOT_ID": str(boot_id)}
 
 
-class ShownLate:
-    """A process whose dumps still show what has ended since the dump before; `path` is its file."""
+class _Counted:
+    """What a process under test counts in a file, `path`."""
+
+    variable: str
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,11 +64,23 @@ class ShownLate:
 
     def environment(self) -> dict[str, str]:
         """For the process."""
-        return {"LD_PRELOAD": str(library()), "SHOWN_LATE": str(self.path)}
+        return {"LD_PRELOAD": str(library()), self.variable: str(self.path)}
 
-    def flows(self) -> int:
-        """How many were shown so."""
+    def count(self) -> int:
+        """Up to now."""
         return int.from_bytes(self.path.read_bytes(), sys.byteorder)
+
+
+class ShownLate(_Counted):
+    """A process whose dumps still show what has ended since the dump before; counted are such flows."""
+
+    variable = "SHOWN_LATE"
+
+
+class SlowDying(_Counted):
+    """A process that reads the list of dying flows slowly; counted are the times that it waited."""
+
+    variable = "SLOW_DYING"
 
 
 class WallClock:
