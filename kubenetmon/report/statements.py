@@ -99,13 +99,16 @@ def openers(flows: Flows, scope: Scope) -> str:
 
 def balance(flows: Flows, scope: Scope) -> str:
     """Each client's share on each replica of the server apps; `filters` are the server's, `scope.client` is
-    an app's name, with or without its namespace. Apps of one name in two namespaces are two."""
+    an app's name, with or without its namespace. Apps of one name in two namespaces or clusters are two;
+    the cluster stands before a name that several have."""
     opened_by_source = "opener = 1"
     picked = {
         word: f"if({opened_by_source}, {first}, {second})"
         for word, first, second in (
+            ("client_cluster", "sourceCluster", "destinationCluster"),
             ("client_app", "sourceApp", "destinationApp"),
             ("client", in_namespace("app", "source"), in_namespace("app", "destination")),
+            ("server_cluster", "destinationCluster", "sourceCluster"),
             ("server", in_namespace("app", "destination"), in_namespace("app", "source")),
             ("replica", name_of("pod", "destination"), name_of("pod", "source")),
         )
@@ -116,26 +119,39 @@ def balance(flows: Flows, scope: Scope) -> str:
         for key, value in scope.filters.items()
     )
     conditions = ["opener != 0", "replica != ''", "server != ''"] + ([server] if server else [])
+    ends = "client_cluster, client_app, client, server_cluster, server"
+    transfers = flows.transfers("app", "pod", "namespace", "cluster", *scope.filters, opener=True)
     pairs = (
-        f"SELECT {picked['client_app']} AS client_app, {picked['client']} AS client, "
-        f"{picked['server']} AS server, {picked['replica']} AS replica, "
+        f"SELECT {', '.join(f'{expression} AS {word}' for word, expression in picked.items())}, "
         f"{flows.connections()} AS links, sum(bytes) AS volume\n"
-        f"FROM (\n{flows.transfers('app', 'pod', 'namespace', *scope.filters, opener=True)}\n)\n"
-        f"WHERE {' AND '.join(conditions)}\nGROUP BY client_app, client, server, replica"
+        f"FROM (\n{transfers}\n)\n"
+        f"WHERE {' AND '.join(conditions)}\nGROUP BY {ends}, replica"
     )
     every = (
-        "SELECT client_app, client, server, groupArray((replica, links, volume)) AS served, "
+        f"SELECT {ends}, groupArray((replica, links, volume)) AS served, "
         "arrayMap(one -> one.1, served) AS known, "
-        "groupUniqArrayArray(known) OVER (PARTITION BY server) AS replicas\n"
-        f"FROM (\n{pairs}\n)\nGROUP BY client_app, client, server"
+        "groupUniqArrayArray(known) OVER (PARTITION BY server_cluster, server) AS replicas\n"
+        f"FROM (\n{pairs}\n)\nGROUP BY {ends}"
     )
     spread = (
-        "SELECT client_app, client, server, length(replicas) AS replica_count, each AS replica, "
+        f"SELECT {ends}, length(replicas) AS replica_count, each AS replica, "
         "indexOf(known, each) AS at, if(at = 0, 0, served[at].2) AS links, "
         "if(at = 0, 0, served[at].3) AS volume, "
         "arraySum(arrayMap(one -> one.2, served)) AS all_links, "
         "arraySum(arrayMap(one -> one.3, served)) AS all_volume\n"
         f"FROM (\n{every}\n)\nARRAY JOIN replicas AS each"
+    )
+    counted = (
+        "SELECT *, [client_app, client, concat(client_cluster, '/', client)] AS client_names, "
+        "uniqExact(client_cluster) OVER (PARTITION BY client) > 1 AS client_has_namesakes, "
+        "uniqExact(server_cluster) OVER (PARTITION BY server) > 1 AS server_has_namesakes\n"
+        f"FROM (\n{spread}\n)"
+    )
+    named = (
+        "SELECT * EXCEPT (client, server), "
+        "if(client_has_namesakes, concat(client_cluster, '/', client), client) AS client, "
+        "if(server_has_namesakes, concat(server_cluster, '/', server), server) AS server\n"
+        f"FROM (\n{counted}\n)"
     )
     judged = (
         "SELECT *, if(all_links = 0, 0, links / all_links) AS links_share, "
@@ -144,8 +160,8 @@ def balance(flows: Flows, scope: Scope) -> str:
         "all_links / replica_count AS expected, "
         "(abs(links - expected) > 3 * sqrt(expected) AND (links_ratio > 1.5 OR links_ratio < 0.5)) "
         "AS odd_links, (volume_ratio > 1.5 OR volume_ratio < 0.5) AS odd_volume\n"
-        f"FROM (\n{spread}\n)\nWHERE replica_count > 1"
-        + (f" AND {literal(scope.client)} IN (client_app, client)" if scope.client else "")
+        f"FROM (\n{named}\n)\nWHERE replica_count > 1"
+        + (f" AND has(client_names, {literal(scope.client)})" if scope.client else "")
     )
     return flows.define() + (
         "SELECT client, server, replica, links AS connections, links_share, volume AS total, volume_share, "

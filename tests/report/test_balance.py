@@ -31,10 +31,10 @@ def sink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedSink]:
     asyncio.run(opened.close())
 
 
-def _pod(namespace: str, app: str, name: str) -> End:
+def _pod(namespace: str, app: str, name: str, cluster: str = "main") -> End:
     """A pod on a node of its own."""
     number = next(_numbers)
-    return End(f"10.0.{number}.1", f"node-{number}", "a", name, app, namespace)
+    return End(f"10.0.{number}.1", f"node-{number}", "a", name, app, namespace, cluster=cluster)
 
 
 def _calls(client: End, server: End, connections: int, each: int) -> list[Flow]:
@@ -55,6 +55,11 @@ async def _asked(sink: EmbeddedSink, flows: list[Flow], **scope: Any) -> list[di
         await sink.query("DROP DATABASE balance SYNC")
 
 
+def _shown(records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    columns = ("client", "server", "replica", "connections", "bytes", "spread", "odd", "replicas")
+    return sorted(tuple(record[name] for name in columns) for record in records)
+
+
 @pytest.mark.parametrize("names", [("redis-a", "redis-b"), ("redis", "redis")], ids=["deployments", "sets"])
 async def test_apps_of_one_name_in_two_namespaces_are_two(sink: EmbeddedSink, names: tuple[str, str]) -> None:
     flows: list[Flow] = []
@@ -67,16 +72,31 @@ async def test_apps_of_one_name_in_two_namespaces_are_two(sink: EmbeddedSink, na
         for team, client, name in (("team-a", "web", names[0]), ("team-b", "front", names[1]))
         for replica in range(2)
     ]
-    columns = ("client", "server", "replica", "connections", "bytes", "spread", "odd", "replicas")
-
-    def shown(records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-        return sorted(tuple(record[name] for name in columns) for record in records)
-
-    assert shown(await _asked(sink, flows)) == wanted
-    assert shown(await _asked(sink, flows, namespace="team-a")) == wanted[:2]
-    assert shown(await _asked(sink, flows, app="redis")) == wanted
+    assert _shown(await _asked(sink, flows)) == wanted
+    assert _shown(await _asked(sink, flows, namespace="team-a")) == wanted[:2]
+    assert _shown(await _asked(sink, flows, app="redis")) == wanted
     for client in ("front", "team-b/front"):
-        assert shown(await _asked(sink, flows, client=client)) == wanted[2:]
+        assert _shown(await _asked(sink, flows, client=client)) == wanted[2:]
+
+
+async def test_apps_of_one_name_in_two_clusters_are_two(sink: EmbeddedSink) -> None:
+    flows: list[Flow] = []
+    for cluster, connections in (("east", 40), ("west", 90)):
+        callers = [_pod("shop", "web", "web-0", cluster), _pod("shop", cluster, f"{cluster}-0", cluster)]
+        for replica in range(2):
+            for caller in callers:
+                flows += _calls(caller, _pod("shop", "redis", f"redis-{replica}", cluster), connections, 1000)
+    wanted = [
+        (client, f"{cluster}/shop/redis", f"shop/redis-{replica}", n, n * 1000, 1.0, "", 2)
+        for cluster, n in (("east", 40), ("west", 90))
+        for client in (f"{cluster}/shop/web", f"shop/{cluster}")
+        for replica in range(2)
+    ]
+    assert _shown(await _asked(sink, flows)) == sorted(wanted)
+    for client in ("web", "shop/web"):
+        found = _shown(await _asked(sink, flows, client=client))
+        assert found == [row for row in sorted(wanted) if row[0].endswith("/web")]
+    assert _shown(await _asked(sink, flows, client="east/shop/web")) == sorted(wanted)[:2]
 
 
 IDLE = (0, 0)
