@@ -160,6 +160,7 @@ class Conntrack:
             self._start_with_state(self._state)
         self._started = True
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="conntrack")
+        self._worker.submit(int).result()  # its thread begins, and with it in the namespace of this one
         self._buffer = ffi.new("uint8_t[]", MAX_BATCH_BYTES)
 
     def _start_with_state(self, state: StateDirectory) -> None:

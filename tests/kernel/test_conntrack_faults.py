@@ -136,6 +136,35 @@ async def test_events_that_come_again_after_the_neighbour_is_gone_count_once(bed
         assert totals.entries == 0
 
 
+async def test_many_ends_that_a_stalled_neighbour_holds_back_cost_little_and_count_once(
+    injection: InjectionBed,
+) -> None:
+    flows = 40_000  # to list so many takes the kernel 15 times as long as to show them in a dump
+    with ctnetlink.stalled_listener(injection.node) as neighbour, metering(injection.node) as conntrack:
+        await conntrack.read()
+        await asyncio.to_thread(injection.send, UDP, 0, flows, payload=100)
+        alive = await conntrack.read()
+        injection.node.run(["conntrack", "-F"])
+        sealed, costs = [], []
+        for _ in range(6):
+            await asyncio.sleep(0.1)
+            result = await conntrack.read()
+            sealed += conntrack.seal()
+            costs.append(result.cpu)
+        totals = conntrack.totals()
+        assert alive.flows > flows * 0.9
+        assert result.flows == 0
+        assert totals.entries > alive.flows - 10, "tombstones were given up while events can come again"
+        assert min(costs) < 3 * alive.cpu
+        neighbour.close()
+        while conntrack.totals().entries > 0:
+            await asyncio.sleep(0.3)
+            await conntrack.read()
+            sealed += conntrack.seal()
+        assert total_bytes(sealed) == injection.tracked_bytes()
+        assert conntrack.totals().vanished == 0
+
+
 async def test_flows_that_end_unheard_are_asked_for_and_counted(bed: RouterBed) -> None:
     bed.node.sysctl("net.netfilter.nf_conntrack_events", 0)
     with metering(bed.node) as conntrack:
