@@ -101,11 +101,12 @@ def balance(flows: Flows, scope: Scope) -> str:
     """Each client's share on each replica of the server apps; `filters` are the server's, `scope.client` is
     an app's name, with or without its namespace. Apps of one name in two namespaces or clusters are two;
     the cluster stands before a name that several have."""
-    opened_by_source = "opener = 1"
+    opened_by_source, sides = "opener = 1", ("source", "destination")
     picked = {
         word: f"if({opened_by_source}, {first}, {second})"
         for word, first, second in (
-            ("client_cluster", "sourceCluster", "destinationCluster"),
+            # What has no name is one client, wherever it is.
+            ("client_cluster", *(f"if({end}App = '', '', {end}Cluster)" for end in sides)),
             ("client_app", "sourceApp", "destinationApp"),
             ("client", in_namespace("app", "source"), in_namespace("app", "destination")),
             ("server_cluster", "destinationCluster", "sourceCluster"),

@@ -139,7 +139,7 @@ async def test_events_that_come_again_after_the_neighbour_is_gone_count_once(bed
 async def test_many_ends_that_a_stalled_neighbour_holds_back_cost_little_and_count_once(
     injection: InjectionBed,
 ) -> None:
-    flows = 40_000  # to list so many takes the kernel 15 times as long as to show them in a dump
+    flows = 40_000  # the kernel lists held back flows in a time that grows with the square of their number
     with ctnetlink.stalled_listener(injection.node) as neighbour, metering(injection.node) as conntrack:
         await conntrack.read()
         await asyncio.to_thread(injection.send, UDP, 0, flows, payload=100)

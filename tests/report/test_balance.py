@@ -82,21 +82,25 @@ async def test_apps_of_one_name_in_two_namespaces_are_two(sink: EmbeddedSink, na
 async def test_apps_of_one_name_in_two_clusters_are_two(sink: EmbeddedSink) -> None:
     flows: list[Flow] = []
     for cluster, connections in (("east", 40), ("west", 90)):
-        callers = [_pod("shop", "web", "web-0", cluster), _pod("shop", cluster, f"{cluster}-0", cluster)]
+        callers = [
+            _pod("shop", "web", "web-0", cluster),
+            _pod("shop", cluster, f"{cluster}-0", cluster),
+            _pod("shop", "", f"of-no-app-{cluster}", cluster),
+        ]
         for replica in range(2):
             for caller in callers:
                 flows += _calls(caller, _pod("shop", "redis", f"redis-{replica}", cluster), connections, 1000)
     wanted = [
         (client, f"{cluster}/shop/redis", f"shop/redis-{replica}", n, n * 1000, 1.0, "", 2)
         for cluster, n in (("east", 40), ("west", 90))
-        for client in (f"{cluster}/shop/web", f"shop/{cluster}")
+        for client in (f"{cluster}/shop/web", f"shop/{cluster}", "")
         for replica in range(2)
     ]
     assert _shown(await _asked(sink, flows)) == sorted(wanted)
     for client in ("web", "shop/web"):
         found = _shown(await _asked(sink, flows, client=client))
         assert found == [row for row in sorted(wanted) if row[0].endswith("/web")]
-    assert _shown(await _asked(sink, flows, client="east/shop/web")) == sorted(wanted)[:2]
+    assert _shown(await _asked(sink, flows, client="east/shop/web")) == wanted[:2]
 
 
 IDLE = (0, 0)
