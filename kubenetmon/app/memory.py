@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import ctypes
 
-_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3
+_M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -3, -1
 """mallopt(3), malloc.h."""
 
 _ARENAS = 2
 _LISTING_MAPPING_BYTES, _BATCH_MAPPING_BYTES = 512 * 1024, 4096 * 1024
 """From how many bytes on a block is a mapping of its own: while lists are read, and from then on, because the
 arrays of a batch would be mapped anew in every batch."""
+
+_KEPT_FREE_BYTES = 8192 * 1024
+"""What an arena may keep free at its top: about the blocks of a batch, which with glibc's 128 KiB go back to the
+kernel after each step and come back page by page, four microseconds each."""
 
 
 def expect_lists() -> None:
@@ -29,6 +33,7 @@ def expect_lists() -> None:
 def expect_batches() -> None:
     """Call once the cluster is known."""
     _set(_M_MMAP_THRESHOLD, _BATCH_MAPPING_BYTES)
+    _set(_M_TRIM_THRESHOLD, _KEPT_FREE_BYTES)
 
 
 def _set(parameter: int, value: int) -> None:

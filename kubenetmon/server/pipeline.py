@@ -191,11 +191,11 @@ class Pipeline:
         What is returned is inert until called, and keeps no hold of the batch: during an outage agents send
         the same batches again and again, and only one copy of each may stay in memory.
         """
-        token, amounts = batch.identity.token, _amounts(batch)
+        token = batch.identity.token
         first = self._in_flight.get(token)
         if first is None and token not in self._committed:
             return None
-        return partial(self._joined, first, amounts)
+        return partial(self._joined, first, _amounts(batch))
 
     def close(self) -> None:
         """End the worker thread once it has finished what it is at."""
@@ -210,8 +210,9 @@ class Pipeline:
         return verdict
 
     async def _settle(self, batch: FlowBatch, received_at: float, sender_keeps: bool) -> Verdict:
-        self._count(catalogue.SERVER_RECEIVED, batch)
-        self._pend(batch, 1)
+        amounts = _amounts(batch)
+        self._count(catalogue.SERVER_RECEIVED, amounts)
+        self._pend(amounts, 1)
         leftover = _Leftover()
         verdict = Verdict(Outcome.RETRY_LATER, "the server is stopping")
         try:
@@ -236,11 +237,11 @@ class Pipeline:
             self._metrics.add(catalogue.SERVER_ERRORS, type="labeling_failed")
             verdict = Verdict(Outcome.RETRY_LATER, "the server failed to process it; its log says why")
         finally:
-            self._pend(batch, -1)
+            self._pend(amounts, -1)
             if verdict.outcome is Outcome.RETRY_LATER:
-                self._count(catalogue.SERVER_HANDED_BACK, batch)
+                self._count(catalogue.SERVER_HANDED_BACK, amounts)
             else:
-                self._count_settled(batch, leftover)
+                self._count_settled(batch, amounts, leftover)
             if verdict.outcome is Outcome.COMMITTED:
                 self._remember(batch.identity.token)
         return verdict
@@ -359,12 +360,12 @@ class Pipeline:
         if len(self._committed) > _REMEMBERED:
             self._committed.popitem(last=False)
 
-    def _count_settled(self, batch: FlowBatch, leftover: _Leftover) -> None:
+    def _count_settled(self, batch: FlowBatch, amounts: Mapping[str, int], leftover: _Leftover) -> None:
         """What became of a settled batch's bytes and packets: committed = all - ignored."""
         self._unattributed.record(batch.identity.node_name, batch.interval_end, leftover.no_side)
         for unit, amount in (("bytes", leftover.ambiguous.bytes), ("packets", leftover.ambiguous.packets)):
             self._metrics.add(catalogue.AMBIGUOUS_OWNER, amount, unit=unit)
-        committed = _amounts(batch)
+        committed = dict(amounts)
         for reason, part in leftover.ignored.items():
             for unit, amount in (("bytes", part.bytes), ("packets", part.packets)):
                 self._metrics.add(catalogue.SERVER_IGNORED, amount, reason=reason, unit=unit)
@@ -372,12 +373,12 @@ class Pipeline:
         for unit, amount in committed.items():
             self._metrics.add(catalogue.SERVER_COMMITTED, amount, unit=unit)
 
-    def _count(self, spec: MetricSpec, batch: FlowBatch) -> None:
-        for unit, amount in _amounts(batch).items():
+    def _count(self, spec: MetricSpec, amounts: Mapping[str, int]) -> None:
+        for unit, amount in amounts.items():
             self._metrics.add(spec, amount, unit=unit)
 
-    def _pend(self, batch: FlowBatch, sign: int) -> None:
-        for unit, amount in _amounts(batch).items():
+    def _pend(self, amounts: Mapping[str, int], sign: int) -> None:
+        for unit, amount in amounts.items():
             self._pending[unit] += sign * amount
             self._metrics.set(catalogue.SERVER_PENDING, self._pending[unit], unit=unit)
 
