@@ -32,5 +32,6 @@ setup(
     cffi_modules=[
         "csrc/build_conntrack.py:ffibuilder",
         "csrc/build_observations.py:ffibuilder",
+        "csrc/build_gather.py:ffibuilder",
     ],
 )

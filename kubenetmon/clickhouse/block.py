@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kubenetmon.clickhouse.frames import Piece
 from kubenetmon.clickhouse.native import (
     LOW_CARDINALITY_VERSION,
     ColumnType,
@@ -52,6 +53,27 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
+class Words:
+    """A dictionary in which many entries share a string: entry i is `strings[codes[i]]`; shape (entries,).
+
+    There may be strings that no entry has, and a string twice.
+    """
+
+    codes: NDArray[np.integer[Any]]
+    strings: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, entry: int) -> str:
+        return self.strings[int(self.codes[entry])]
+
+    def each(self) -> list[str]:
+        """Entry by entry."""
+        return [self.strings[code] for code in self.codes.tolist()]
+
+
+@dataclass(frozen=True, slots=True)
 class Coded:
     """A string (or the name of an Enum's value) a row, by its index in `dictionary`; shape (n,).
 
@@ -59,7 +81,7 @@ class Coded:
     """
 
     codes: NDArray[np.integer[Any]]
-    dictionary: Sequence[str]
+    dictionary: Sequence[str] | Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +112,7 @@ def encode(columns: Mapping[str, Column], schema: TableSchema, rows: int) -> Blo
     """
     encoder = _Encoder(rows)
     names: list[str] = []
-    parts: list[bytes] = []
+    parts: list[Piece] = []
     for name, column in columns.items():
         type_name = schema.columns.get(name)
         if type_name is None:
@@ -118,7 +140,7 @@ class _Encoder:
         self._used: dict[tuple[int, int], UsedEntries] = {}
         self._nothing_coded = np.zeros(rows, np.uint8)
 
-    def data(self, column: Column, column_type: ColumnType) -> bytes:
+    def data(self, column: Column, column_type: ColumnType) -> Piece:
         """The column's data; raises `UnsupportedTypeError` where the type cannot take it."""
         if isinstance(column, Values):
             return self._values(column.array, column_type)
@@ -129,7 +151,7 @@ class _Encoder:
         if column_type.kind != "map":
             raise UnsupportedTypeError("cannot hold a map of flags")
         used = self._entries(column.codes, len(column.dictionary))
-        maps = [column.dictionary[i] for i in used.ids]
+        maps = [column.dictionary[i] for i in used.ids.tolist()]
         return flag_maps(maps, used.inverse, column_type.low_cardinality_keys)
 
     def _values(self, array: NDArray[np.integer[Any]], column_type: ColumnType) -> bytes:
@@ -159,15 +181,19 @@ class _Encoder:
             raise UnsupportedTypeError(f"is too narrow for {value}")
         return np.array([value], column_type.dtype).tobytes() * self._rows
 
-    def _coded(self, column: Coded, column_type: ColumnType) -> bytes:
+    def _coded(self, column: Coded, column_type: ColumnType) -> Piece:
         used = self._entries(column.codes, len(column.dictionary))
-        values = [column.dictionary[i] for i in used.ids]
+        strings_of, ids, inverse = column.dictionary, used.ids, used.inverse
+        if isinstance(strings_of, Words):
+            words = used_entries(strings_of.codes.take(ids), len(strings_of.strings))
+            strings_of, ids, inverse = strings_of.strings, words.ids, words.inverse.take(inverse)
+        values = [strings_of[i] for i in ids.tolist()]
         if column_type.kind == "low_cardinality":
-            return LOW_CARDINALITY_VERSION + low_cardinality(values, used.inverse)
+            return LOW_CARDINALITY_VERSION + low_cardinality(values, inverse)
         if column_type.kind == "string":
-            return strings(values, used.inverse)
+            return strings(values, inverse)
         numbers = np.array([_member(value, column_type) for value in values], column_type.dtype)
-        return bytes(numbers[used.inverse].tobytes())
+        return bytes(numbers.take(inverse).tobytes())
 
     def _entries(self, codes: NDArray[np.integer[Any]], entries: int) -> UsedEntries:
         if len(codes) != self._rows:

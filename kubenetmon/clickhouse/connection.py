@@ -25,6 +25,7 @@ from asynch.errors import ServerException
 from asynch.proto import connection as asynch_connection
 from asynch.proto.protocol import ServerPacket
 
+from kubenetmon.clickhouse.frames import Piece
 from kubenetmon.clickhouse.received import (
     Allowance,
     BoundedBlocks,
@@ -142,7 +143,7 @@ class ServerConnection(_AsynchConnection):  # type: ignore[misc]
         self.make_query_settings(settings)
         await self.send_query(sql)
 
-    async def write(self, pieces: list[bytes]) -> None:
+    async def write(self, pieces: list[Piece]) -> None:
         """Write pieces no faster than the peer takes them."""
         stream = self.writer.writer
         for piece in pieces:
@@ -177,7 +178,7 @@ class ServerConnection(_AsynchConnection):  # type: ignore[misc]
                 raise packet.exception
             take(packet)
 
-    async def write_and_read_to_end(self, pieces: list[bytes]) -> None:
+    async def write_and_read_to_end(self, pieces: list[Piece]) -> None:
         """Listen while writing: a server that refuses in the middle of the data says why, then may close."""
         reading = asyncio.create_task(self.read_to_end())
         writing = asyncio.create_task(self.write(pieces))

@@ -18,12 +18,13 @@ from clickhouse_cityhash.cityhash import CityHash128
 from kubenetmon.varint import varint
 
 Compression = Literal["none", "lz4", "zstd"]
+Piece = bytes | memoryview
 
 FRAME_BYTES = 1 << 20
 _HEADER = struct.Struct("<BII")
 _HASH = struct.Struct("<QQ")
 HEAD_BYTES = _HASH.size + _HEADER.size
-_METHODS: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
+_METHODS: dict[str, tuple[int, Callable[[Piece], bytes]]] = {
     "lz4": (0x82, lambda data: lz4.block.compress(data, store_size=False)),
     "zstd": (0x90, lambda data: zstandard.ZstdCompressor(level=1).compress(data)),
 }
@@ -42,13 +43,14 @@ _BLOCK_INFO = b"\x01\x00\x02\xff\xff\xff\xff\x00"
 """Field 1 (overflows): no; field 2 (bucket): -1; end."""
 
 
-def data_packet(columns: int, rows: int, body: bytes, compression: Compression) -> list[bytes]:
+def data_packet(columns: int, rows: int, body: bytes, compression: Compression) -> list[Piece]:
     """One Data packet in pieces of about a mebibyte; `data_packet(0, 0, b"", …)` ends the data."""
     head = _BLOCK_INFO + varint(columns) + varint(rows)
     if compression == "none":
-        return [CLIENT_DATA + head, *_pieces(body)]
+        return [CLIENT_DATA + head, *_pieces(memoryview(body))]
     method, compress = _METHODS[compression]
-    return [CLIENT_DATA, *(_frame(piece, method, compress) for piece in _pieces(head + body))]
+    pieces: list[Piece] = [head + body[:FRAME_BYTES], *_pieces(memoryview(body)[FRAME_BYTES:])]
+    return [CLIENT_DATA, *(_frame(piece, method, compress) for piece in pieces)]
 
 
 def frame_sizes(head: bytes) -> tuple[int, int]:
@@ -84,12 +86,12 @@ def _unzstd(data: bytes, size: int) -> bytes:
     return zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
 
 
-def _pieces(data: bytes) -> Iterator[bytes]:
+def _pieces(data: memoryview) -> Iterator[memoryview]:
     for start in range(0, len(data), FRAME_BYTES):
         yield data[start : start + FRAME_BYTES]
 
 
-def _frame(data: bytes, method: int, compress: Callable[[bytes], bytes]) -> bytes:
+def _frame(data: Piece, method: int, compress: Callable[[Piece], bytes]) -> bytes:
     compressed = compress(data)
     content = _HEADER.pack(method, len(compressed) + _HEADER.size, len(data)) + compressed
     # clickhouse_cityhash gives the first half of the checksum in the high 64 bits.

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kubenetmon._gather import ffi, lib
 from kubenetmon.varint import varint
 
 LOW_CARDINALITY_VERSION = (1).to_bytes(8, "little")  # SharedDictionariesWithAdditionalKeys
@@ -98,7 +99,7 @@ def text(value: str) -> bytes:
 class UsedEntries:
     """The entries of a dictionary that rows use: `dictionary[ids[inverse]]` equals `dictionary[codes]`."""
 
-    ids: list[int]
+    ids: NDArray[np.intp]
     inverse: NDArray[np.unsignedinteger[Any]]
 
 
@@ -111,13 +112,13 @@ def used_entries(codes: NDArray[np.integer[Any]], entries: int) -> UsedEntries:
         raise ValueError(f"a code lies outside its dictionary of {entries} entries")
     if entries > 16 * len(codes):  # a large dictionary and few rows: do not touch all of it
         ids, inverse = np.unique(codes, return_inverse=True)
-        return UsedEntries(ids.tolist(), inverse.astype(index_dtype(len(ids))))
+        return UsedEntries(ids.astype(np.intp), inverse.astype(index_dtype(len(ids))))
     used = np.zeros(entries, np.bool_)
     used[codes] = True
     ids = np.flatnonzero(used)
     position = np.empty(entries, index_dtype(len(ids)))
     position[ids] = np.arange(len(ids))
-    return UsedEntries(ids.tolist(), position[codes])
+    return UsedEntries(ids, position.take(codes))
 
 
 def index_dtype(entries: int) -> np.dtype[Any]:
@@ -137,11 +138,45 @@ def integers(array: NDArray[np.integer[Any]], dtype: np.dtype[Any]) -> bytes:
     return array.tobytes()
 
 
-def strings(values: Sequence[str], inverse: NDArray[np.unsignedinteger[Any]]) -> bytes:
-    """A String column: the row i holds `values[inverse[i]]`."""
-    encoded = np.empty(len(values), object)
-    encoded[:] = list(map(text, values))
-    return b"".join(encoded[inverse].tolist())
+def strings(values: Sequence[str], inverse: NDArray[np.unsignedinteger[Any]]) -> bytes | memoryview:
+    """A String column: the row i holds `values[inverse[i]]`. Raises `ValueError` where there is none such."""
+    if len(values) == 1:
+        return text(values[0]) * len(inverse)
+    entries, sizes = _end_to_end(values)
+    numbers = inverse.astype(np.uint32)
+    column = np.empty(int((sizes + _length_bytes(sizes)).take(numbers).sum()), np.uint8)
+    written = lib.gather_strings(
+        ffi.from_buffer(entries),
+        ffi.from_buffer("uint64_t[]", np.cumsum(sizes)),
+        len(values),
+        ffi.from_buffer("uint32_t[]", numbers),
+        len(numbers),
+        ffi.from_buffer(column),
+        len(column),
+    )
+    if written != len(column):
+        raise ValueError("a code lies outside its dictionary")
+    return column.data
+
+
+def _length_bytes(sizes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """How many bytes each of those numbers takes as a varint."""
+    count = np.ones(len(sizes), np.uint64)
+    rest = sizes >> np.uint64(7)
+    while rest.any():
+        count += rest != 0
+        rest >>= np.uint64(7)
+    return count
+
+
+def _end_to_end(values: Sequence[str]) -> tuple[bytes, NDArray[np.uint64]]:
+    """All strings one behind the other, encoded as `text` does, and the bytes of each."""
+    encoded = "".join(values).encode("utf-8", "replace")
+    sizes = np.fromiter(map(len, values), np.uint64, len(values))
+    if int(sizes.sum()) != len(encoded):  # some character takes more than a byte
+        each = [value.encode("utf-8", "replace") for value in values]
+        encoded, sizes = b"".join(each), np.fromiter(map(len, each), np.uint64, len(each))
+    return encoded, sizes
 
 
 def low_cardinality(values: Sequence[str], inverse: NDArray[np.unsignedinteger[Any]]) -> bytes:
@@ -151,7 +186,9 @@ def low_cardinality(values: Sequence[str], inverse: NDArray[np.unsignedinteger[A
     number: dict[str, int] = {}
     renumbered = [number.setdefault(value, len(number)) for value in values]
     dtype = index_dtype(len(number))
-    indexes = np.array(renumbered, dtype)[inverse] if len(number) < len(values) else inverse.astype(dtype)
+    indexes = inverse.astype(dtype)
+    if len(number) < len(values):
+        indexes = np.array(renumbered, dtype).take(inverse)
     flags = _HAS_ADDITIONAL_KEYS | _NEED_UPDATE_DICTIONARY | _INDEX_DTYPES.index(dtype)
     return b"".join(
         (
@@ -178,8 +215,12 @@ def flag_maps(
     row_sizes = sizes[inverse].astype(np.int64)
     first_of_row = np.repeat(ends.astype(np.int64) - row_sizes, row_sizes)
     entries = np.repeat(starts[inverse], row_sizes) + (np.arange(total) - first_of_row)
-    used = used_entries(entries, len(names)) if total else UsedEntries([], np.empty(0, np.uint8))
-    key_values = [names[i] for i in used.ids]
+    used = (
+        used_entries(entries, len(names))
+        if total
+        else UsedEntries(np.empty(0, np.intp), np.empty(0, np.uint8))
+    )
+    key_values = [names[i] for i in used.ids.tolist()]
     return b"".join(
         (
             LOW_CARDINALITY_VERSION if low_cardinality_keys else b"",

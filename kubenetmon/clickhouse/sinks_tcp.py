@@ -25,7 +25,7 @@ from asynch.proto.protocol import ServerPacket
 from kubenetmon.clickhouse.block import Block
 from kubenetmon.clickhouse.connection import ServerConnection, TlsConfig, reason, tls_context
 from kubenetmon.clickhouse.failures import needs_an_operator
-from kubenetmon.clickhouse.frames import FRAME_BYTES, Compression, data_packet
+from kubenetmon.clickhouse.frames import FRAME_BYTES, Compression, Piece, data_packet
 from kubenetmon.clickhouse.sinks import (
     ClickHouseError,
     ClickHouseUnreachableError,
@@ -118,7 +118,7 @@ class TcpSink:
         compression = self._config.compression
         end = data_packet(0, 0, b"", compression)
 
-        def encoded() -> list[bytes]:
+        def encoded() -> list[Piece]:
             return data_packet(len(block.columns), block.rows, block.body, compression)
 
         # Compression releases the interpreter lock: a large block does not hold up the event loop.

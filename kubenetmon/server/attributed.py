@@ -7,14 +7,14 @@ table describes: `GONE_POD`, and the named networks of the configuration.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kubenetmon.server.endpoints import Description
+from kubenetmon.clickhouse.block import Words
 from kubenetmon.server.ranges.parse import Label
 from kubenetmon.server.ranges.table import Network
 from kubenetmon.server.snapshot import Addresses, EndpointTable, Family, Snapshot
@@ -191,32 +191,39 @@ class World:
         """The id that a peer's endpoint 0 has here; peers count from 0."""
         return self._tables[1 + number][0]
 
-    def columns(self, ids: Sequence[int]) -> dict[str, list[str]]:
-        """The fields of `Description`, and `cluster`, for ids in ascending order."""
-        below = bisect_left(ids, 0)
-        special = [self._special(endpoint) for endpoint in ids[:below]]
-        found = {
-            name: [getattr(description, name) for description, _ in special] for name in Description._fields
-        }
-        clusters = [cluster for _, cluster in special]
+    def column(self, field: str, ids: NDArray[np.integer[Any]]) -> Words:
+        """A field of `Description`, or "cluster", for ids of shape (n,) in ascending order."""
+        below = int(np.searchsorted(ids, 0))
+        strings = [self._special(field, endpoint) for endpoint in ids[:below].tolist()]
+        codes: list[NDArray[Any]] = [np.arange(below)]
         at = below
         for first, table, cluster in self._tables:
-            until = bisect_left(ids, first + len(table.node_id), at)
-            own_ids = ids[at:until] if first == 0 else [endpoint - first for endpoint in ids[at:until]]
-            for name, values in found.items():
-                column: Sequence[str] = getattr(table, name)
-                values += [column[endpoint] for endpoint in own_ids]
-            clusters += [cluster if endpoint else UNKNOWN_CLUSTER for endpoint in own_ids]
+            until = int(np.searchsorted(ids, first + len(table.node_id)))
+            if until == at:
+                continue
+            own = ids[at:until] - first
+            part = (
+                Words((own != 0).astype(np.uint8), (UNKNOWN_CLUSTER, cluster))
+                if field == "cluster"
+                else table.column(field, own)
+            )
+            codes.append(part.codes + np.int64(len(strings)))
+            strings += part.strings
             at = until
-        found["cluster"] = clusters
-        return found
+        return Words(np.concatenate(codes), strings)
 
-    def _special(self, endpoint: int) -> tuple[Description, str]:
+    def _special(self, field: str, endpoint: int) -> str:
+        """Of an id that no table describes."""
         if endpoint == GONE_POD:
-            zone = self._cluster.node_zone(self._node_name)
-            return Description(node=self._node_name, zone=zone), self._cluster_name
-        network = self._networks[FIRST_NETWORK - endpoint]
-        return Description(zone=network.zone), network.cluster or UNKNOWN_CLUSTER
+            known = {
+                "node": self._node_name,
+                "zone": self._cluster.node_zone(self._node_name),
+                "cluster": self._cluster_name,
+            }
+        else:
+            network = self._networks[FIRST_NETWORK - endpoint]
+            known = {"zone": network.zone, "cluster": network.cluster or UNKNOWN_CLUSTER}
+        return known.get(field, "")
 
 
 @dataclass(frozen=True, slots=True)

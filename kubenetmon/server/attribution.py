@@ -155,7 +155,11 @@ class Attributor:
         self._classifier.classify(
             part, cluster=cluster, world=world, peers=peers, ranges=ranges, placed=placed
         )
-        strings = world.columns([int(part["remote_endpoint"][0])])
+        endpoint = part["remote_endpoint"]
+
+        def known(field: str) -> str:
+            return world.column(field, endpoint)[0]
+
         label = int(part["label"][0])
         place = Label(self._config.cloud, self._config.region, "") if label < 0 else placed.labels[label]
         code, flags = self._flag_codes([part])
@@ -163,12 +167,12 @@ class Attributor:
             cloud=place.cloud,
             region=place.region,
             service=place.service,
-            zone=strings["zone"][0],
-            cluster=strings["cluster"][0],
-            node=strings["node"][0],
-            namespace=strings["namespace"][0],
-            pod=strings["pod"][0],
-            app=strings["app"][0],
+            zone=known("zone"),
+            cluster=known("cluster"),
+            node=known("node"),
+            namespace=known("namespace"),
+            pod=known("pod"),
+            app=known("app"),
             connection_class=placed.classes[int(part["class"][0])],
             flags=tuple(flags[int(code[0])]),
             rule=int(part["rule"][0]),

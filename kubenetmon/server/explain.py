@@ -153,7 +153,7 @@ class Explainer:
             node = snapshot.nodes(family, one_address(family, address))[0]
             return {
                 "ignored": "node",
-                "node": snapshot.table.node[node],
+                "node": snapshot.table.describe(int(node)).node,
                 "because": "it is a node's InternalIP and meter_host_network is off",
             }
         return {

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from kubenetmon.server.attributed import GONE_POD, INTRA_VPC, Attributed, World
 from kubenetmon.server.snapshot import Snapshot
 
+_SHOWN = ("namespace", "app", "pod", "node", "zone")
+
 _PATH_OF_CLASS = {
     "INTRA_VPC": "unknown-zone",
     "INTRA_REGION": "region-service",
@@ -82,18 +84,12 @@ class _Places:
             present[side.endpoint - self._lowest] = True
         ids = np.flatnonzero(present) + self._lowest
         own = ids[(ids >= 0) & (ids < len(table.node_id))]
-        nodes = table.node_id[own]
-        self._node[own - self._lowest] = nodes
+        self._node[own - self._lowest] = table.node_id[own]
         self._node[GONE_POD - self._lowest] = cluster.node_id(node_name)
         numbers = {"": 0}
-        # A node's endpoints share its zone: one of them is asked.
-        example = np.zeros(int(nodes.max(initial=0)) + 1, np.int64)
-        example[nodes] = own
-        zones = [numbers.setdefault(table.zone[one], len(numbers)) for one in example.tolist()]
-        self._zone[own - self._lowest] = np.where(nodes != 0, np.array(zones)[nodes], 0)
-        others = ids[(ids < 0) | (ids >= len(table.node_id))]
-        for one, zone in zip(others, world.columns(others.tolist())["zone"], strict=True):
-            self._zone[one - self._lowest] = numbers.setdefault(zone, len(numbers))
+        zones = world.column("zone", ids)
+        each = [numbers.setdefault(zone, len(numbers)) for zone in zones.strings]
+        self._zone[ids - self._lowest] = np.array(each, np.int64)[zones.codes]
 
     def zone(self, endpoint: NDArray[np.int32]) -> NDArray[np.int64]:
         """The number of each endpoint's zone."""
@@ -123,19 +119,16 @@ class _Sums:
         code = (endpoint.astype(np.int64) - lowest) * width + path
         sums = [np.bincount(code, weights=counter) for counter in (sent, received)]
         found = np.flatnonzero(sums[0] + sums[1])
-        ids = (np.unique(found // width) + lowest).tolist()
-        columns = self._world.columns(ids)
-        position = {one: at for at, one in enumerate(ids)}
-        for each in found.tolist():
-            number, of_path = divmod(each, width)
-            at = position[number + lowest]
-            key = Workload(
-                columns["namespace"][at],
-                columns["app"][at],
-                columns["pod"][at],
-                columns["node"][at] or self._node_name,
-                columns["zone"][at],
-                self._paths[of_path],
-            )
+        ids, position = np.unique(found // width + lowest, return_inverse=True)
+        endpoints = list(zip(*(self._world.column(field, ids).each() for field in _SHOWN), strict=True))
+        for at, of_path, *both in zip(
+            position.tolist(),
+            (found % width).tolist(),
+            sums[0][found].tolist(),
+            sums[1][found].tolist(),
+            strict=True,
+        ):
+            namespace, app, pod, node, zone = endpoints[at]
+            key = Workload(namespace, app, pod, node or self._node_name, zone, self._paths[of_path])
             before = self.amounts.get(key, (0.0, 0.0))
-            self.amounts[key] = (before[0] + float(sums[0][each]), before[1] + float(sums[1][each]))
+            self.amounts[key] = (before[0] + both[0], before[1] + both[1])

@@ -153,7 +153,7 @@ def _share(counter: NDArray[np.uint64], piece: int, piece_count: int) -> NDArray
 def _label_columns(attributed: Attributed, rows: _Rows, config: RowsConfig) -> dict[str, Column]:
     used = used_entries(attributed.label - OWN_LABEL, len(attributed.labels) + 1)
     own = Label(config.cloud, config.region, "")
-    labels = [attributed.labels[i + OWN_LABEL] if i + OWN_LABEL >= 0 else own for i in used.ids]
+    labels = [attributed.labels[i + OWN_LABEL] if i + OWN_LABEL >= 0 else own for i in used.ids.tolist()]
     code = rows.spread(used.inverse)
     return {
         "remoteCloud": Coded(code, [label.cloud for label in labels]),
@@ -167,11 +167,13 @@ def _side(prefix: str, side: Side, attributed: Attributed, rows: _Rows) -> dict[
     world = attributed.world
     lowest = world.lowest
     used = used_entries(side.endpoint - lowest, world.end - lowest)
-    strings = world.columns([entry + lowest for entry in used.ids])
+    ids = used.ids + lowest
     code = rows.spread(used.inverse)
-    found: dict[str, Column] = {name: Coded(code, strings[of]) for name, of in _COLUMNS_OF_SIDE.items()}
+    found: dict[str, Column] = {
+        name: Coded(code, world.column(field, ids)) for name, field in _COLUMNS_OF_SIDE.items()
+    }
     if prefix == "remote":
-        found["Cluster"] = Coded(code, strings["cluster"])
+        found["Cluster"] = Coded(code, world.column("cluster", ids))
     found["IPv4"] = Values(rows.spread(side.ipv4))
     found["Port"] = Values(rows.spread(side.port))
     if side.ipv6 is not None:

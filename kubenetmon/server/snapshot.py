@@ -8,11 +8,13 @@ nothing to shut down. Addresses are as in `kubenetmon.model`: uint32 of shape (n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kubenetmon.clickhouse.block import Words
+from kubenetmon.server.endpoints import Description
 
 Family = Literal[4, 6]
 Addresses = NDArray[np.uint32] | NDArray[np.uint64]
@@ -28,20 +30,13 @@ class EndpointTable(Protocol):
     unchanged, for the life of the `Snapshot` that holds the table.
     """
 
-    @property
-    def pod(self) -> Sequence[str]: ...
-    @property
-    def namespace(self) -> Sequence[str]: ...
-    @property
-    def node(self) -> Sequence[str]: ...
-    @property
-    def zone(self) -> Sequence[str]: ...
-    @property
-    def app(self) -> Sequence[str]: ...
-    @property
-    def instance_id(self) -> Sequence[str]: ...
-    @property
-    def cell(self) -> Sequence[str]: ...
+    def describe(self, endpoint: int) -> Description:
+        """What an id stands for."""
+        ...
+
+    def column(self, field: str, ids: NDArray[np.integer[Any]]) -> Words:
+        """One field of `Description` for some ids of shape (m,)."""
+        ...
 
     @property
     def node_id(self) -> NDArray[np.int32]:

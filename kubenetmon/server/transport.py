@@ -37,7 +37,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, UnknownFrameReceived
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes
-from hyperframe.frame import DataFrame, GoAwayFrame, SettingsFrame
+from hyperframe.frame import DataFrame, Frame, GoAwayFrame, SettingsFrame
 
 from kubenetmon._observations import ffi, lib
 from kubenetmon.clock import Clock
@@ -67,12 +67,12 @@ ABORT_AFTER = 60.0
 """Seconds after which a connection that was asked to end is cut."""
 
 
-def _size(frame: DataFrame) -> str:
-    return f"{len(frame.data)} bytes"
+def _size_in_words(self: Frame) -> str:
+    return f"{self.body_len} bytes"
 
 
-# h2 4.4 puts each frame that comes into words for a log that nobody keeps, all of its data in hexadecimal digits.
-DataFrame._body_repr = _size  # type: ignore[method-assign]
+# h2 4.4 puts each frame that comes into words for a log that nobody keeps, its data in hexadecimal digits.
+DataFrame._body_repr = _size_in_words  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,13 +54,13 @@ class Follower:
         else:
             halves = [[int(parsed) >> 64, int(parsed) & (2**64 - 1)]]
             endpoint = known.pods(6, np.array(halves, np.uint64), moment)[0]
-        return str(known.table.pod[endpoint])
+        return str(known.table.describe(endpoint).pod)
 
     def zone(self, address: str) -> str:
         """The zone of the pod at that address."""
         known = self.inventory.snapshot()
         endpoint = known.pods(4, np.array([int(ipaddress.IPv4Address(address))], np.uint32), int(time.time()))
-        return str(known.table.zone[endpoint[0]])
+        return str(known.table.describe(endpoint[0]).zone)
 
     def check(self) -> dict[str, Any]:
         """The check "kubernetes" of /ready."""

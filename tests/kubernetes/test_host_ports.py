@@ -35,7 +35,7 @@ def owner(follower: Follower, address: str, protocol: int, port: int) -> str:
         np.array([port], np.uint16),
         int(time.time()) + 1,
     )[0]
-    return str(known.table.pod[number])
+    return str(known.table.describe(number).pod)
 
 
 async def test_a_port_is_the_pods_that_alone_declares_it(cluster: Cluster) -> None:

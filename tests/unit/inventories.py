@@ -43,8 +43,8 @@ def endpoint(known: ClusterSnapshot, address: int, at: int, family: Literal[4, 6
 
 
 def owner(known: ClusterSnapshot, address: int, at: int, family: Literal[4, 6] = 4) -> str:
-    return known.table.pod[endpoint(known, address, at, family)]
+    return known.table.describe(endpoint(known, address, at, family)).pod
 
 
 def node_at(known: ClusterSnapshot, address: int) -> str:
-    return str(known.table.node[known.nodes(4, np.array([address], np.uint32))[0]])
+    return str(known.table.describe(known.nodes(4, np.array([address], np.uint32))[0]).node)

@@ -53,7 +53,7 @@ def test_port_of_the_host_is_a_pods_where_one_alone_has_it() -> None:
     def on(protocol: int, port: int, at: int) -> str:
         known = inventory.snapshot()
         wanted = (np.array([50], np.uint32), np.array([protocol], np.uint8), np.array([port], np.uint16))
-        return known.table.pod[known.host_pods(4, *wanted, at)[0]]
+        return known.table.describe(known.host_pods(4, *wanted, at)[0]).pod
 
     assert owner(inventory.snapshot(), 50, 30) == "", "the address itself is the node's"
     assert [on(6, 9100, 30), on(6, 80, 30), on(17, 9100, 30), on(6, 9101, 30)] == ["one", "", "", ""]
@@ -62,7 +62,7 @@ def test_port_of_the_host_is_a_pods_where_one_alone_has_it() -> None:
     assert [on(6, 80, 45), on(6, 9100, 45), on(6, 9100, 40 + GRACE)] == ["two", "one", ""]
     known = inventory.snapshot()
     number = known.ownership[7].endpoints[-1]
-    assert known.table.app[number] == "host", "an app of its own it has not"
+    assert known.table.describe(number).app == "host", "an app of its own it has not"
 
 
 def test_grace_ends_and_is_cut_short_by_the_next_owner() -> None:
@@ -84,7 +84,7 @@ def test_snapshot_stays_as_it_was() -> None:
     after = inventory.snapshot()
     assert (owner(before, 7, 25), owner(after, 7, 25)) == ("one", "two")
     number = endpoint(before, 7, 25)
-    assert (before.table.app[number], before.table.zone[number]) == ("shop", "z1")
+    assert (before.table.describe(number).app, before.table.describe(number).zone) == ("shop", "z1")
     assert (node_at(before, 50), node_at(before, 51)) == ("node-a", "")
     assert (node_at(after, 50), node_at(after, 51)) == ("", "node-a")
 
@@ -130,7 +130,8 @@ def test_node_is_an_endpoint_of_its_own() -> None:
     known = inventory.snapshot()
     number = int(known.nodes(4, np.array([50], np.uint32))[0])
     table = known.table
-    assert (table.pod[number], table.app[number], table.node[number], table.zone[number]) == (
+    host = table.describe(number)
+    assert (host.pod, host.app, host.node, host.zone) == (
         "",
         "host",
         "node-a",
@@ -159,14 +160,14 @@ def test_pods_take_zone_and_cell_of_a_node_that_comes_later_or_changes() -> None
     inventory.put_pod(pod("one", 7), 10)
     inventory.put_pod(replace(pod("celled", 8), cell="own"), 10)
     first = inventory.snapshot()
-    assert first.table.zone[endpoint(first, 7, 10)] == first.node_zone("node-a") == ""
+    assert first.table.describe(endpoint(first, 7, 10)).zone == first.node_zone("node-a") == ""
     for place in ("1", "2"):
         inventory.put_node(node("node-a", 50, zone=place)._replace(cell=f"cell-{place}"))
         known = inventory.snapshot()
         number = endpoint(known, 7, 10)
-        assert known.table.zone[number] == known.node_zone("node-a") == place
-        assert known.table.cell[number] == f"cell-{place}"
-        assert known.table.cell[endpoint(known, 8, 10)] == "own"
+        assert known.table.describe(number).zone == known.node_zone("node-a") == place
+        assert known.table.describe(number).cell == f"cell-{place}"
+        assert known.table.describe(endpoint(known, 8, 10)).cell == "own"
     assert first.node_zone("node-a") == ""
 
 
@@ -197,7 +198,7 @@ def test_what_is_no_longer_used_is_let_go() -> None:
         if number % 1000 == 0:
             held.append(inventory.snapshot())
     known = inventory.snapshot()
-    assert len(known.table.pod) < 1.5 * inventory_module.COMPACT_ABOVE
+    assert len(known.table.pods) < 1.5 * inventory_module.COMPACT_ABOVE
     assert len(known.node_numbers) < 1.5 * inventory_module.COMPACT_ABOVE
     assert owner(known, 7, 5) == "stays"
     assert node_at(known, 50) == "node-a"
@@ -295,7 +296,7 @@ def test_what_ended_is_kept_within_bounds_whatever_the_churn(monkeypatch: pytest
             inventory.remove_pod(f"pod-{number - 50}", number)
         inventory.expire(number)
     known = inventory.snapshot()
-    owners = [known.table.pod[endpoint(known, 1 + number % 50, 1000)] for number in range(950, 1000)]
+    owners = [known.table.describe(endpoint(known, 1 + number % 50, 1000)).pod for number in range(950, 1000)]
     assert owners == [f"pod-{number}" for number in range(950, 1000)]
     assert sum(len(inventory.tenures(4, 1 + address)) for address in range(50)) <= 150
 

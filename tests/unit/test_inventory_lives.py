@@ -200,7 +200,7 @@ class PodLives(RuleBasedStateMachine):
             moments = self._edges(keys)
             asked = [(key, at) for key in keys for at in moments]
             for (key, at), number in zip(asked, self._ask(known, asked), strict=True):
-                assert known.table.pod[number] == self.truth.owner(key, at), (key, at)
+                assert known.table.describe(number).pod == self.truth.owner(key, at), (key, at)
 
     def _edges(self, keys: list[Key]) -> list[int]:
         """Around every moment at which the owner of one of these may change, and now."""
@@ -233,11 +233,11 @@ class PodLives(RuleBasedStateMachine):
         known = self.inventory.snapshot()
         for address in ADDRESSES:
             number = endpoint(known, address, self.now)
-            current = self.alive.get(known.table.pod[number])
+            current = self.alive.get(known.table.describe(number).pod)
             if current is not None and current.owns_addresses and address in current.ipv4:
-                assert known.table.app[number] == current.app
-                assert known.table.node[number] == current.node
-                assert known.table.zone[number] == self.zones.get(current.node, "")
+                assert known.table.describe(number).app == current.app
+                assert known.table.describe(number).node == current.node
+                assert known.table.describe(number).zone == self.zones.get(current.node, "")
                 assert known.table.node_id[number] == known.node_id(current.node)
 
     @invariant()

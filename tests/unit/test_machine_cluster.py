@@ -20,7 +20,7 @@ def of(text: str) -> int:
 
 def node_at(cluster: MachineCluster, address: str) -> str:
     known = cluster.snapshot()
-    return str(known.table.node[known.nodes(4, np.array([of(address)], np.uint32))[0]])
+    return str(known.table.describe(known.nodes(4, np.array([of(address)], np.uint32))[0]).node)
 
 
 def test_addresses_are_the_interfaces_own_without_loopback() -> None:
@@ -59,6 +59,6 @@ async def test_addresses_are_read_again_and_a_failed_look_takes_nothing_away() -
     assert node_at(cluster, "192.0.2.1") == ""
     known = cluster.snapshot()
     assert known.node_id("me") == 1
-    assert known.table.zone[1] == "zone"
+    assert known.table.describe(1).zone == "zone"
     await cluster.stop()
     task.cancel()

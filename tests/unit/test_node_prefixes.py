@@ -112,7 +112,7 @@ class NodeLives(RuleBasedStateMachine):
 
 def _answers(snapshot: ClusterSnapshot) -> list[list[tuple[tuple[str, str], tuple[str, str]]]]:
     def named(ids: Any) -> list[tuple[str, str]]:
-        return [(snapshot.table.node[id], snapshot.table.zone[id]) for id in ids.tolist()]
+        return [(snapshot.table.describe(id).node, snapshot.table.describe(id).zone) for id in ids.tolist()]
 
     found = []
     for family in FAMILIES:

@@ -41,7 +41,7 @@ async def test_a_peer_is_read_and_counted_beside_our_own(tmp_path: Path) -> None
     assert (now.name, now.region, now.connection_class) == ("green", "us-east-1", "INTER_REGION")
     address = np.array([cluster.pod_address(3, 4)], np.uint32)
     number = now.snapshot.pods(4, address, 2_000_000_000)[0]
-    assert now.snapshot.table.node[number] == cluster.node_name(3)
+    assert now.snapshot.table.describe(number).node == cluster.node_name(3)
     rendered = metrics.render()
     assert b'kubenetmon_server_peer_objects{cluster="green",kind="pods"} 5000' in rendered
     assert b'kubenetmon_server_peer_followed{cluster="green"} 1' in rendered
