@@ -20,8 +20,8 @@ _LISTING_MAPPING_BYTES, _BATCH_MAPPING_BYTES = 512 * 1024, 4096 * 1024
 arrays of a batch would be mapped anew in every batch."""
 
 _KEPT_FREE_BYTES = 8192 * 1024
-"""What an arena may keep free at its top: about the blocks of a batch. With glibc's 128 KiB they go back to the
-kernel after each step and come back page by page, microseconds each."""
+"""What an arena may keep free at its top: about the blocks of a batch. With glibc's 128 KiB they go back to
+the kernel after each step and come back page by page, microseconds each."""
 
 
 def expect_lists() -> None:

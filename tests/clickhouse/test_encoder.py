@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kubenetmon.clickhouse.block import Coded, Column, Constant, FlagMaps, Values, encode
+from kubenetmon.clickhouse.block import Coded, Column, Constant, FlagMaps, Values, Words, encode
 from kubenetmon.clickhouse.sinks_embedded import EmbeddedSink
 from kubenetmon.clickhouse.table import TableSchema
 from kubenetmon.errors import SchemaError
@@ -25,6 +25,9 @@ TYPES = {
     "n": "UInt32",
     "low": "LowCardinality(String)",
     "plain": "String",
+    "shared_low": "LowCardinality(String)",
+    "shared_plain": "String",
+    "shared_enum": ENUM,
     "enum": ENUM,
     "flags": "Map(LowCardinality(String), Bool)",
     "plain_flags": "Map(String, UInt8)",
@@ -58,11 +61,17 @@ def rows_and_columns(draw: st.DrawFn) -> tuple[int, dict[str, Column]]:
     strings = draw(st.lists(STRINGS, min_size=1, max_size=12))
     maps = draw(st.lists(FLAGS, min_size=1, max_size=5))
     shared = codes(len(strings))
+    entries = draw(st.lists(st.integers(0, len(strings) - 1), min_size=1, max_size=20))
+    words = Words(np.array(entries), strings)
+    by_entry = codes(len(entries))
     addresses = draw(st.binary(min_size=16 * rows, max_size=16 * rows))
     return rows, {
         "n": Values(np.arange(rows)),
         "low": Coded(shared, strings),
         "plain": Coded(shared, list(reversed(strings))),
+        "shared_low": Coded(by_entry, words),
+        "shared_plain": Coded(by_entry, words),
+        "shared_enum": Coded(codes(4), Words(np.array([2, 0, 2, 1]), ["in", "it's", "out"])),
         "enum": Coded(codes(3), ["in", "it's", "out"]),
         "flags": FlagMaps(codes(len(maps)), maps),
         "plain_flags": FlagMaps(codes(len(maps)), maps),

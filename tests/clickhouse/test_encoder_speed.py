@@ -16,7 +16,7 @@ from asynch.proto.cs import ServerInfo
 from asynch.proto.streams.block import BlockWriter
 from asynch.proto.streams.buffered import BufferedWriter
 
-from kubenetmon.clickhouse.block import Coded, Column, Constant, FlagMaps, Values, encode
+from kubenetmon.clickhouse.block import Coded, Column, Constant, FlagMaps, Values, Words, encode
 from kubenetmon.clickhouse.columns import COLUMNS
 from kubenetmon.clickhouse.table import TableSchema
 
@@ -25,11 +25,12 @@ ENDPOINTS = 2_000
 
 
 def realistic_columns() -> dict[str, Column]:
-    """Rows as the server makes them: every endpoint's labels coded by the endpoint, few constants."""
+    """Rows as the server makes them: by endpoint, and endpoints by the strings they share; few constants."""
     random = np.random.default_rng(1)
 
-    def per_endpoint(pattern: str, different: int) -> list[str]:
-        return ["", *(pattern.format(i % different) for i in range(ENDPOINTS))]
+    def per_endpoint(pattern: str, different: int) -> Words:
+        strings = ["", *(pattern.format(number) for number in range(different))]
+        return Words(np.array([0, *(1 + number % different for number in range(ENDPOINTS))]), strings)
 
     local = random.integers(1, 40, ROWS).astype(np.int32)
     remote = random.integers(0, ENDPOINTS, ROWS).astype(np.int32)
