@@ -186,9 +186,8 @@ def low_cardinality(values: Sequence[str], inverse: NDArray[np.unsignedinteger[A
     number: dict[str, int] = {}
     renumbered = [number.setdefault(value, len(number)) for value in values]
     dtype = index_dtype(len(number))
-    indexes = inverse.astype(dtype)
-    if len(number) < len(values):
-        indexes = np.array(renumbered, dtype).take(inverse)
+    several = len(number) < len(values)
+    indexes = np.array(renumbered, dtype).take(inverse) if several else inverse.astype(dtype)
     flags = _HAS_ADDITIONAL_KEYS | _NEED_UPDATE_DICTIONARY | _INDEX_DTYPES.index(dtype)
     return b"".join(
         (
@@ -215,11 +214,7 @@ def flag_maps(
     row_sizes = sizes[inverse].astype(np.int64)
     first_of_row = np.repeat(ends.astype(np.int64) - row_sizes, row_sizes)
     entries = np.repeat(starts[inverse], row_sizes) + (np.arange(total) - first_of_row)
-    used = (
-        used_entries(entries, len(names))
-        if total
-        else UsedEntries(np.empty(0, np.intp), np.empty(0, np.uint8))
-    )
+    used = used_entries(entries, len(names))
     key_values = [names[i] for i in used.ids.tolist()]
     return b"".join(
         (

@@ -121,14 +121,9 @@ class _Sums:
         found = np.flatnonzero(sums[0] + sums[1])
         ids, position = np.unique(found // width + lowest, return_inverse=True)
         endpoints = list(zip(*(self._world.column(field, ids).each() for field in _SHOWN), strict=True))
-        for at, of_path, *both in zip(
-            position.tolist(),
-            (found % width).tolist(),
-            sums[0][found].tolist(),
-            sums[1][found].tolist(),
-            strict=True,
-        ):
+        columns = (position, found % width, sums[0][found], sums[1][found])
+        for at, of_path, more_sent, more_received in zip(*(one.tolist() for one in columns), strict=True):
             namespace, app, pod, node, zone = endpoints[at]
             key = Workload(namespace, app, pod, node or self._node_name, zone, self._paths[of_path])
             before = self.amounts.get(key, (0.0, 0.0))
-            self.amounts[key] = (before[0] + both[0], before[1] + both[1])
+            self.amounts[key] = (before[0] + more_sent, before[1] + more_received)
