@@ -11,8 +11,8 @@ import asyncio
 import random
 import socket
 
-from kubenetmon.agent.waiting import within
 from kubenetmon.clock import Clock
+from kubenetmon.waiting import within
 
 _RESOLVE_SECONDS = 10.0
 

@@ -20,7 +20,6 @@ from typing import Protocol
 
 from kubenetmon.agent.metered import ReadResult, SealedRecords, Totals
 from kubenetmon.agent.outbox import Outbox
-from kubenetmon.agent.waiting import first_of
 from kubenetmon.clock import Clock
 from kubenetmon.errors import KubenetmonError, MachineError
 from kubenetmon.metrics import Metrics
@@ -47,6 +46,7 @@ from kubenetmon.metrics.catalogue import (
     LAST_COLLECTION,
 )
 from kubenetmon.readiness import Readiness
+from kubenetmon.waiting import first_of
 
 logger = logging.getLogger(__name__)
 

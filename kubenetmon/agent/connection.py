@@ -29,9 +29,9 @@ from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError
 from h2.events import PingAckReceived
 
-from kubenetmon.agent.waiting import within
 from kubenetmon.clock import Clock
 from kubenetmon.proto import EPOCH_BYTES, PUSH_METHOD, SUBMIT_METHOD, BatchAck, ObservationSummary
+from kubenetmon.waiting import within
 
 _Result = TypeVar("_Result")
 

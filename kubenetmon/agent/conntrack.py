@@ -27,9 +27,9 @@ from typing import Any, TypeVar
 
 from kubenetmon.agent.metered import AccountingState, ReadResult, Resumed, SealedRecords, StoredBatch, Totals
 from kubenetmon.agent.state import EVENTS, LEDGER, SENT_OFFSET, Files, StateDirectory, batch_name
-from kubenetmon.agent.waiting import retrieved
 from kubenetmon.errors import KubenetmonError, MachineError
 from kubenetmon.proto import EPOCH_BYTES, MAX_BATCH_BYTES, FlowArrays
+from kubenetmon.waiting import retrieved
 
 try:
     from kubenetmon import _conntrack

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from kubenetmon.agent.connection import ConnectionFailedError, PushStream
 from kubenetmon.agent.outbox import Outbox
 from kubenetmon.agent.schedule import Schedule
-from kubenetmon.agent.waiting import cancel_all, first_of
 from kubenetmon.clock import Clock
 from kubenetmon.proto import BatchAck, Outcome
+from kubenetmon.waiting import cancel_all, first_of
 
 logger = logging.getLogger(__name__)
 

@@ -27,13 +27,13 @@ from kubenetmon.agent.observations import frames
 from kubenetmon.agent.outbox import Outbox, SealedBatch
 from kubenetmon.agent.push import PushConfig, PushSession
 from kubenetmon.agent.schedule import Backoff, Schedule
-from kubenetmon.agent.waiting import first_of
 from kubenetmon.clock import Clock
 from kubenetmon.config.agent import AgentConfig
 from kubenetmon.metrics import Metrics
 from kubenetmon.metrics.catalogue import COLLECTOR_ERRORS
 from kubenetmon.proto import BatchAck, Outcome
 from kubenetmon.readiness import Readiness
+from kubenetmon.waiting import first_of
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from kubenetmon.agent.guard import NodeGuard
 from kubenetmon.agent.metered import StoredBatch
 from kubenetmon.agent.outbox import Outbox, SealedBatch
 from kubenetmon.agent.state import SENT_BY_PUSH, SENT_BY_SUBMIT
-from kubenetmon.agent.waiting import to_the_end
+from kubenetmon.waiting import to_the_end
 
 logger = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from grpclib.exceptions import GRPCError
 
 from kubenetmon.clock import Clock
 from kubenetmon.server.refusals import Reason, Refusals
+from kubenetmon.waiting import retrieved
 
 MAX_TOKEN_BYTES = 16 * 1024
 _EXPIRY_LEEWAY = 60.0
@@ -188,9 +189,10 @@ class TokenAccess:
                 self._refuse("flood", peer, "too many tokens from its address were not accepted")
             if len(self._asking) >= self._config.most_waiting:
                 self._later("unreviewed", peer, "too many tokens wait to be looked at; try again")
-            task = asyncio.create_task(self._review(token, digest, expires, address))
+            # Whose answer all who waited may have stopped waiting for.
+            task = retrieved(asyncio.create_task(self._review(token, digest, expires, address)))
             self._asking[digest] = task
-            task.add_done_callback(lambda done: self._answered(digest, done))
+            task.add_done_callback(lambda _: self._asking.pop(digest, None))
         try:
             return await asyncio.shield(task)
         except ReviewFailedError as error:
@@ -206,11 +208,6 @@ class TokenAccess:
         else:
             self._remember(digest, reviewed, min(now + self._config.remember, max(expires, now)))
         return reviewed
-
-    def _answered(self, digest: bytes, task: asyncio.Task[Reviewed | None]) -> None:
-        self._asking.pop(digest, None)
-        if not task.cancelled():
-            task.exception()  # seen, even where all who waited are gone
 
     def _remember(self, digest: bytes, reviewed: Reviewed | None, until: float) -> None:
         self._known[digest] = (reviewed, until)

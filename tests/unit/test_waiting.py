@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from kubenetmon.agent.waiting import to_the_end
+from kubenetmon.waiting import to_the_end
 
 
 async def test_who_is_cancelled_while_work_must_end_is_so_only_afterwards() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from kubenetmon.clock import Clock
 from kubenetmon.errors import KubenetmonError
+from kubenetmon.waiting import retrieved
 
 
 class BusyError(KubenetmonError):
@@ -64,9 +65,10 @@ class Answering:
         if running is None:
             if len(self._running) >= self._config.at_once + self._config.waiting:
                 raise BusyError("too many questions are being answered; ask again in a moment")
-            running = asyncio.create_task(self._run(key, keep, work), name=f"answer {key}")
+            # Whoever still waits gets its error; where nobody does it is no news.
+            running = retrieved(asyncio.create_task(self._run(key, keep, work), name=f"answer {key}"))
             self._running[key] = running
-            running.add_done_callback(lambda task: self._ended(key, task))
+            running.add_done_callback(lambda _: self._running.pop(key, None))
         return await asyncio.shield(running)
 
     async def close(self) -> None:
@@ -89,8 +91,3 @@ class Answering:
         while len(self._kept) > self._config.entries:
             self._kept.popitem(last=False)
         return body
-
-    def _ended(self, key: Hashable, task: asyncio.Task[bytes]) -> None:
-        self._running.pop(key, None)
-        if not task.cancelled():
-            task.exception()  # whoever still waits gets it; where nobody does it is no news
