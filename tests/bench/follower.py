@@ -129,10 +129,10 @@ class _Checker:
     def _compare(self, numbers: np.ndarray, changes: int, at: int) -> None:
         snapshot = self._follower.inventory.snapshot()
         addresses = (self._cluster.address(0) + numbers).astype(np.uint32)
-        pods = snapshot.table.pod
-        for number, endpoint in zip(numbers.tolist(), snapshot.pods(4, addresses, at).tolist(), strict=True):
+        owners = snapshot.table.column("pod", snapshot.pods(4, addresses, at)).each()
+        for number, owner in zip(numbers.tolist(), owners, strict=True):
             self._measured.checked += 1
-            self._measured.wrong += pods[endpoint] != self._cluster.owner(number, changes)
+            self._measured.wrong += owner != self._cluster.owner(number, changes)
 
 
 async def _measure(port: int, cluster: LargeCluster, seconds: float) -> Measured:
