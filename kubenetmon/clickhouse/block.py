@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kubenetmon.clickhouse.frames import Piece
 from kubenetmon.clickhouse.native import (
     LOW_CARDINALITY_VERSION,
     ColumnType,
+    Piece,
     UnsupportedTypeError,
     UsedEntries,
     flag_maps,

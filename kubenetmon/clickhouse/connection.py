@@ -25,7 +25,7 @@ from asynch.errors import ServerException
 from asynch.proto import connection as asynch_connection
 from asynch.proto.protocol import ServerPacket
 
-from kubenetmon.clickhouse.frames import Piece
+from kubenetmon.clickhouse.native import Piece
 from kubenetmon.clickhouse.received import (
     Allowance,
     BoundedBlocks,

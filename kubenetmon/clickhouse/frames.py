@@ -15,10 +15,10 @@ import lz4.block
 import zstandard
 from clickhouse_cityhash.cityhash import CityHash128
 
+from kubenetmon.clickhouse.native import Piece
 from kubenetmon.varint import varint
 
 Compression = Literal["none", "lz4", "zstd"]
-Piece = bytes | memoryview
 
 FRAME_BYTES = 1 << 20
 _HEADER = struct.Struct("<BII")

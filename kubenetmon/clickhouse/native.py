@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 from kubenetmon._gather import ffi, lib
 from kubenetmon.varint import varint
 
+Piece = bytes | memoryview
+"""A part of what is sent, copied as seldom as can be."""
+
 LOW_CARDINALITY_VERSION = (1).to_bytes(8, "little")  # SharedDictionariesWithAdditionalKeys
 _HAS_ADDITIONAL_KEYS = 1 << 9
 _NEED_UPDATE_DICTIONARY = 1 << 10
@@ -138,7 +141,7 @@ def integers(array: NDArray[np.integer[Any]], dtype: np.dtype[Any]) -> bytes:
     return array.tobytes()
 
 
-def strings(values: Sequence[str], inverse: NDArray[np.unsignedinteger[Any]]) -> bytes | memoryview:
+def strings(values: Sequence[str], inverse: NDArray[np.unsignedinteger[Any]]) -> Piece:
     """A String column: the row i holds `values[inverse[i]]`. Raises `ValueError` where there is none such."""
     if len(values) == 1:
         return text(values[0]) * len(inverse)

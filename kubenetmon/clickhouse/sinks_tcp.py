@@ -25,7 +25,8 @@ from asynch.proto.protocol import ServerPacket
 from kubenetmon.clickhouse.block import Block
 from kubenetmon.clickhouse.connection import ServerConnection, TlsConfig, reason, tls_context
 from kubenetmon.clickhouse.failures import needs_an_operator
-from kubenetmon.clickhouse.frames import FRAME_BYTES, Compression, Piece, data_packet
+from kubenetmon.clickhouse.frames import FRAME_BYTES, Compression, data_packet
+from kubenetmon.clickhouse.native import Piece
 from kubenetmon.clickhouse.sinks import (
     ClickHouseError,
     ClickHouseUnreachableError,

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from kubenetmon.server.attributed import GONE_POD, INTRA_VPC, Attributed, World
 from kubenetmon.server.snapshot import Snapshot
 
-_SHOWN = ("namespace", "app", "pod", "node", "zone")
-
 _PATH_OF_CLASS = {
     "INTRA_VPC": "unknown-zone",
     "INTRA_REGION": "region-service",
@@ -120,7 +118,8 @@ class _Sums:
         sums = [np.bincount(code, weights=counter) for counter in (sent, received)]
         found = np.flatnonzero(sums[0] + sums[1])
         ids, position = np.unique(found // width + lowest, return_inverse=True)
-        endpoints = list(zip(*(self._world.column(field, ids).each() for field in _SHOWN), strict=True))
+        fields = (self._world.column(field, ids).each() for field in Workload._fields[:-1])
+        endpoints = list(zip(*fields, strict=True))
         columns = (position, found % width, sums[0][found], sums[1][found])
         for at, of_path, more_sent, more_received in zip(*(one.tolist() for one in columns), strict=True):
             namespace, app, pod, node, zone = endpoints[at]
